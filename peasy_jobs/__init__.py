@@ -1,0 +1,3 @@
+"""A job queue for Django that lives in the site's own database."""
+
+__version__ = "1.0.0"

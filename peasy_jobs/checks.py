@@ -1,0 +1,45 @@
+"""System checks: what is wrong with the settings, with the value found and what to do."""
+
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning, register
+from django.db import connections, router
+
+from peasy_jobs import conf
+
+
+@register("peasy_jobs")
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
+    return [Error(problem.message, hint=problem.hint, id=f"peasy_jobs.{problem.id}") for problem in conf.problems()]
+
+
+@register("peasy_jobs")
+def check_database(**kwargs: Any) -> list[CheckMessage]:
+    from peasy_jobs.models import PeasyJobQueue  # late: checks are registered before models are loaded
+
+    alias = router.db_for_write(PeasyJobQueue)
+    messages: list[CheckMessage] = []
+    if is_in_memory(alias):
+        messages.append(
+            Warning(
+                f"The jobs are in an in-memory database ({alias!r}).",
+                hint="run_peasy is another process and cannot see them; give DATABASES a file or a server.",
+                id="peasy_jobs.W001",
+            )
+        )
+    if alias != "default":
+        messages.append(
+            Warning(
+                f"A database router puts the jobs into {alias!r}, apart from the data in 'default'.",
+                hint="A job is then not enqueued in the transaction of that data: enqueue in transaction.on_commit(), "
+                "or let the jobs live where the data is.",
+                id="peasy_jobs.W002",
+            )
+        )
+    return messages
+
+
+def is_in_memory(alias: str) -> bool:
+    connection = connections[alias]
+    name = str(connection.settings_dict["NAME"])
+    return connection.vendor == "sqlite" and (name == ":memory:" or "mode=memory" in name)

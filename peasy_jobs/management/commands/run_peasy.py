@@ -1,0 +1,67 @@
+"""`manage.py run_peasy`: options in, `Runner` out."""
+
+import logging
+import os
+import sys
+from argparse import ArgumentTypeError
+from dataclasses import replace
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import router
+
+from peasy_jobs import conf
+from peasy_jobs.checks import is_in_memory
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.runner import Runner
+
+
+class Command(BaseCommand):
+    help = "Runs jobs until it is stopped with Ctrl-C (SIGINT) or SIGTERM."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--concurrency", type=_concurrency, help="How many workers (default: PEASY_CONCURRENCY).")
+        parser.add_argument(
+            "--worker-type", choices=("process", "thread"), help="What a worker is (default: PEASY_WORKER_TYPE)."
+        )
+        parser.add_argument(
+            "--queue", action="append", default=[], help="Run only jobs of this queue; may be given several times."
+        )
+        parser.add_argument("--exit-on-empty", action="store_true", help="Exit when no job may run now.")
+
+    def handle(self, **options: Any) -> None:
+        given = {name: options[name] for name in ("concurrency", "worker_type") if options[name] is not None}
+        if is_in_memory(alias := router.db_for_write(PeasyJobQueue)):
+            raise CommandError(
+                f"The jobs are in an in-memory database ({alias!r}), which run_peasy cannot see from its own process. "
+                "Give DATABASES a file or a server."
+            )
+        _log_somewhere(options["verbosity"])
+        runner = Runner(
+            replace(conf.get(), **given), self._say, queues=options["queue"], exit_on_empty=options["exit_on_empty"]
+        )
+        if not runner.run():
+            # Threads still run jobs that are back in the queue, and only the end of the process ends them.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    def _say(self, line: str) -> None:
+        self.stdout.write(line)
+        self.stdout.flush()
+
+
+def _concurrency(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ArgumentTypeError(f"{value!r} is not a number of workers: give a whole number, 1 or more.")
+    return int(value)
+
+
+def _log_somewhere(verbosity: int) -> None:
+    """Show the log on the terminal where the project's LOGGING sends it nowhere."""
+    logger = logging.getLogger("peasy_jobs")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel((logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)[verbosity])

@@ -1,0 +1,303 @@
+"""What a site imports: `peasy`, and the `Job` that `@peasy.job` makes of a function. Runs nothing itself."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from datetime import datetime, timedelta
+from functools import update_wrapper
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from django.db import connections, router
+from django.utils import timezone
+
+from peasy_jobs import conf, execution, payloads, queue
+
+if TYPE_CHECKING:
+    from peasy_jobs.models import PeasyJobQueue
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TITLE_LIMIT, NAME_LIMIT, QUEUE_NAME_LIMIT = 255, 255, 64  # characters, as the columns are wide
+TRACK_EVERY = 0.1  # seconds
+ADVICE = {
+    "generator": "Pass a list of plain values.",
+    "function": "Pass the name of what to do, and look it up in the job.",
+    "a model instance": "Pass its primary key and load it in the job, which then sees it as it is by then.",
+}
+
+
+def _models() -> type[PeasyJobQueue]:
+    from peasy_jobs.models import PeasyJobQueue  # late: decorating must not need the app registry
+
+    return PeasyJobQueue
+
+
+class Job(Generic[P, R]):
+    """A job function: calling it enqueues.
+
+    `job_pk` is filled in with the job's primary key if the function has that parameter and the caller gave none.
+    """
+
+    __wrapped__: Callable[P, R]
+
+    def __init__(self, function: Callable[P, R], title: str, *, priority: int, queue_name: str) -> None:
+        self.function, self.title = function, title
+        self.job_name = f"{function.__module__}.{function.__qualname__}"
+        self.signature = inspect.signature(function)
+        self.takes_pk = "job_pk" in self.signature.parameters
+        self.options: dict[str, Any] = {}
+        self._set(priority=priority, queue_name=queue_name)
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PeasyJobQueue:
+        """Enqueue a call with these arguments, in the caller's own transaction. Returns the job.
+
+        Raises `TypeError` when the function does not take these arguments, and `PayloadError` (a `ValueError`) when
+        one of them cannot be stored.
+        """
+        if args or kwargs or self.signature.parameters:
+            self._check_call(args, kwargs)
+        return _models().objects.enqueue(
+            title=self.title,
+            job_name=self.job_name,
+            args_data=self._dumps(list(args), payloads.ARGS, args, kwargs) if args else None,
+            kwargs_data=self._dumps(kwargs, payloads.KWARGS, args, kwargs) if kwargs else None,
+            **self.options,
+        )
+
+    def call(self, *args: Any, **kwargs: Any) -> R:
+        """Run the function here and now, without the queue. A `job_pk` that is not given is None."""
+        return self.call_with_pk(None, args, kwargs)
+
+    def call_with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> R:
+        """Run the function here and now, as the job with this primary key."""
+        return self.function(*args, **self._with_pk(pk, args, kwargs))
+
+    def using(
+        self,
+        *,
+        user: Any = None,
+        priority: int | None = None,
+        queue_name: str | None = None,
+        run_after: datetime | timedelta | None = None,
+    ) -> Job[P, R]:
+        """The same job function with other options for its calls; `None` leaves an option as it is.
+
+        user: who asks for the job; an anonymous user counts as none.
+        priority: −100 to 100, higher first.
+        queue_name: the queue whose runners run it.
+        run_after: not before this time, or this long from now.
+        Raises `TypeError` or `ValueError` for a value that is none of these.
+        """
+        job = copy.copy(self)
+        job.options = dict(self.options)
+        job._set(user=user, priority=priority, queue_name=queue_name, run_after=run_after)
+        return job
+
+    def _set(
+        self,
+        *,
+        priority: int | None,
+        queue_name: str | None,
+        user: Any = None,
+        run_after: datetime | timedelta | None = None,
+    ) -> None:
+        if priority is not None:
+            if type(priority) is not int or not -100 <= priority <= 100:
+                raise ValueError(f"priority is {priority!r}. Give a whole number from -100 to 100.")
+            self.options["priority"] = priority
+        if queue_name is not None:
+            if not isinstance(queue_name, str) or not 0 < len(queue_name) <= QUEUE_NAME_LIMIT or "\0" in queue_name:
+                raise ValueError(f"queue_name is {queue_name!r}. Give a name of 1 to {QUEUE_NAME_LIMIT} characters.")
+            self.options["queue_name"] = queue_name
+        if user is not None:
+            if not hasattr(user, "pk"):
+                raise TypeError(f"user is {user!r}. Give a user, such as request.user.")
+            self.options["user_id"] = user.pk
+        if run_after is not None:
+            self.options["run_after"] = _due(run_after)
+
+    def _with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.takes_pk and "job_pk" not in self.signature.bind_partial(*args, **kwargs).arguments:
+            return {**kwargs, "job_pk": pk}
+        return kwargs
+
+    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self.signature.bind(*args, **self._with_pk(None, args, kwargs))
+        except TypeError as error:
+            raise TypeError(f'Cannot enqueue "{self.title}": {error}.') from None
+
+    def _dumps(self, value: Any, column: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        settings = conf.get()
+        try:
+            return payloads.dumps(
+                value,
+                job_name=self.job_name,
+                column=column,
+                max_bytes=settings.max_payload,
+                serializer=settings.serializer,
+            )
+        except payloads.PayloadError as error:
+            raise self._cannot_enqueue(error, args, kwargs) from error
+
+    def _cannot_enqueue(
+        self, error: payloads.PayloadError, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> payloads.PayloadError:
+        """The same error, naming the argument that is to blame."""
+        names = list(self.signature.parameters)
+        named = [(names[n] if n < len(names) else f"number {n + 1}", value) for n, value in enumerate(args)]
+        settings = conf.get()
+        for name, value in [*named, *kwargs.items()]:
+            try:
+                payloads.dumps(
+                    value,
+                    job_name=self.job_name,
+                    column=payloads.ARGS,
+                    max_bytes=settings.max_payload,
+                    serializer=settings.serializer,
+                )
+            except payloads.PayloadError as blamed:
+                reason, kind = str(blamed), type(value).__name__
+                advice = ADVICE.get(reason) or ADVICE.get(kind) or "Pass plain values, such as a primary key."
+                if "PEASY_MAX_PAYLOAD" in reason:
+                    advice = "Store the data first, in a file or a row, and pass its path or primary key."
+                return payloads.PayloadError(
+                    f"Cannot enqueue \"{self.title}\": argument '{name}' ({kind}) cannot be stored: {reason}. {advice}"
+                )
+        return payloads.PayloadError(f'Cannot enqueue "{self.title}": its arguments cannot be stored: {error}.')
+
+
+def _due(run_after: datetime | timedelta) -> datetime:
+    if isinstance(run_after, timedelta):
+        alias = router.db_for_write(_models())
+        return queue.as_field(queue.database_now(connections[alias]) + run_after)
+    if not isinstance(run_after, datetime):
+        raise TypeError(f"run_after is {run_after!r}. Give a datetime, or a timedelta from now.")
+    if timezone.is_aware(run_after):
+        return queue.as_field(run_after)
+    if conf.uses_time_zones():
+        raise ValueError(f"run_after is {run_after!r}, which has no time zone. Give an aware datetime, or a timedelta.")
+    return run_after
+
+
+class Peasy:
+    """The job queue as seen from a site's code. There is one, `peasy`."""
+
+    def job(
+        self, title: str, *, priority: int = 0, queue_name: str = "default"
+    ) -> Callable[[Callable[P, R]], Job[P, R]]:
+        """Decorate a module-level function: calling it then enqueues, and `run_peasy` runs it.
+
+        title: what people see.
+        priority: −100 to 100, higher first.
+        queue_name: the queue whose runners run it.
+        Raises `TypeError` or `ValueError` when the function could not be found again by its name.
+        """
+        if callable(title):
+            raise TypeError('@peasy.job needs a title: write @peasy.job("export data"), not @peasy.job.')
+        if not isinstance(title, str) or not 0 < len(title) <= TITLE_LIMIT or "\0" in title:
+            raise TypeError(f"@peasy.job needs a title of 1 to {TITLE_LIMIT} characters, not {title!r}.")
+
+        def decorate(function: Callable[P, R]) -> Job[P, R]:
+            _check_findable(function)
+            return Job(function, title, priority=priority, queue_name=queue_name)
+
+        return decorate
+
+    def update_status(
+        self, job_pk: int | None, status_msg: str | None = None, extra: dict[str, Any] | None = None
+    ) -> None:
+        """Show how far a job is. What is left out stays; `extra` replaces the stored dictionary.
+
+        status_msg: cut to 255 characters.
+        extra: a dictionary of JSON values; `extra["progress"]`, 0 to 100, is what progress bars show.
+        Does nothing when `job_pk` is None, as under `.call()`. Raises `TypeError` or `ValueError` when `extra` is not
+        a dictionary of JSON values.
+        """
+        if job_pk is None:
+            return
+        message = None if status_msg is None else payloads.text(status_msg, queue.STATUS_MSG_LIMIT)
+        text = None if extra is None else _extra_text(extra)
+        running = execution.current(job_pk)
+        if running is None:
+            _models().objects.report(job_pk, message, text)
+            return
+        if text is not None:
+            running.extra = json.loads(text)
+            running.knows_extra = True
+        running.report(message, text)
+
+    def track(self, job_pk: int | None, items: Iterable[R], message: str = "", total: int | None = None) -> Iterator[R]:
+        """Go through `items` and show how far it is, a few times a second.
+
+        Sets `extra["progress"]` (0 to 100) where the number of items is known, and leaves the rest of `extra`.
+        message: what is being done; the count is added.
+        total: how many items there are, if `items` has no length.
+        """
+        if total is None and isinstance(items, Sized):
+            total = len(items)
+        shown, number = float("-inf"), 0
+        for number, item in enumerate(items):
+            if job_pk is not None and monotonic() - shown >= TRACK_EVERY:
+                self._show(job_pk, message, number, total)
+                shown = monotonic()
+            yield item
+            number += 1
+        if job_pk is not None:
+            self._show(job_pk, message, number, total)
+
+    def _show(self, job_pk: int, message: str, number: int, total: int | None) -> None:
+        count = f"{number:,}" if total is None else f"{number:,} of {total:,}"
+        text = f"{message}: {count}" if message else count
+        if total is None:
+            self.update_status(job_pk, text)
+            return
+        running = execution.current(job_pk)
+        if running is not None and running.knows_extra:
+            extra = running.extra
+        else:
+            extra = _models().objects.filter(pk=job_pk).values_list("extra", flat=True).first()
+        progress = min(100, 100 * number // total) if total else 100
+        self.update_status(job_pk, text, {**(extra or {}), "progress": progress})
+
+
+def _extra_text(extra: dict[str, Any]) -> str:
+    if not isinstance(extra, dict):
+        raise TypeError(f"extra is {extra!r}. Give a dictionary of JSON values.")
+    try:
+        return payloads.json_text(extra)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise type(error)(f"extra cannot be stored as JSON: {error}. Give a dictionary of JSON values.") from None
+
+
+def _check_findable(function: Callable[..., Any]) -> None:
+    if not inspect.isfunction(function):
+        raise TypeError(f"@peasy.job cannot decorate {function!r}: it is not a function.")
+    name = function.__qualname__
+    if function.__module__ == "__main__":
+        raise ValueError(
+            f"@peasy.job cannot decorate '{name}' in a script: "
+            "the runner has to import it by name. Move it to a module."
+        )
+    if "." in name or name == "<lambda>":
+        raise ValueError(
+            f"@peasy.job cannot decorate '{name}': the runner has to import it by name. "
+            "Define it at the top level of a module."
+        )
+    job_name = f"{function.__module__}.{name}"
+    if len(job_name) > NAME_LIMIT:
+        raise ValueError(f"@peasy.job cannot decorate {job_name}: a name may have {NAME_LIMIT} characters.")
+    earlier = vars(sys.modules[function.__module__]).get(name)
+    if isinstance(earlier, Job) and earlier.function.__code__.co_firstlineno != function.__code__.co_firstlineno:
+        # A module that is loaded again defines it in the same line.
+        raise ValueError(f"There are two jobs named {job_name}: rename one, or the runner could run the wrong one.")
+
+
+peasy = Peasy()

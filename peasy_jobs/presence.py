@@ -1,0 +1,118 @@
+"""This runner's row and those of the others: register, renew the lease, and rescue the jobs of a runner that died."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from peasy_jobs import queue
+
+if TYPE_CHECKING:
+    from peasy_jobs.conf import Conf
+    from peasy_jobs.models import PeasyRunner
+
+logger = logging.getLogger("peasy_jobs")
+
+RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found dead
+
+
+class Presence:
+    """What the other runners know of this one."""
+
+    def __init__(self, runners: queue.RunnerQuerySet, jobs: queue.JobQuerySet, clock: queue.Clock, conf: Conf) -> None:
+        self.runners, self.jobs, self.clock, self.conf = runners, jobs, clock, conf
+        self.id = 0
+        self.renew_at = self.rescue_at = float("-inf")
+        self.leased_until = self.steady_since = float("-inf")
+
+    def register(self, queues: list[str]) -> None:
+        """Appear under a new id."""
+        now = self.clock.sync()
+        moment = self.clock.at(monotonic())
+        runner = self.runners.create(
+            host=socket.gethostname()[:255],
+            host_id=_host_id(),
+            pid=os.getpid(),
+            pid_started=_started(os.getpid()) or "",
+            queues=queues,
+            worker_type=self.conf.worker_type,
+            concurrency=self.conf.concurrency,
+            started=moment,
+            heartbeat=moment,
+            lease_until=now + self.conf.lease,
+        )
+        self.id = runner.pk
+        self._renewed()
+        self.steady_since = monotonic()
+
+    def renew(self) -> bool:
+        """Renew the lease when a fifth of it is over. False when other runners have taken this one for dead."""
+        if monotonic() < self.renew_at:
+            return True
+        if not self.runners.renew(self.id, self.conf.lease, self.clock):
+            return False
+        if monotonic() > self.leased_until:
+            self.steady_since = monotonic()
+        self._renewed()
+        return True
+
+    def holds_lease(self) -> bool:
+        return monotonic() < self.leased_until
+
+    def rescue(self) -> int:
+        """Give back the jobs of runners that are gone. Returns how many jobs that were.
+
+        A lease that ran out counts only when we renewed ours all through one whole lease: after an outage that
+        stopped everybody, nobody is dead.
+        """
+        if monotonic() < self.rescue_at:
+            return 0
+        self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(0.8, 1.2)
+        steady = monotonic() - self.steady_since > self.conf.lease
+        expired = {runner.pk for runner in self.runners.expired()} if steady else set()
+        rescued = self.jobs.rescue(None, "The runner of this job died before it had finished.", self.conf.crash_retries)
+        for runner in self.runners.exclude(pk=self.id):
+            if runner.pk in expired or _is_gone(runner):
+                reason = f"The runner of this job ({runner.host}, pid {runner.pid}) died before it had finished."
+                count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries)
+                self.runners.filter(pk=runner.pk).delete()
+                logger.warning("%s is gone. Jobs rescued: %d.", runner, count)
+                rescued += count
+        return rescued
+
+    def leave(self) -> None:
+        """Disappear, unless jobs still name this runner: those are then rescued under its name."""
+        if not self.jobs.filter(runner=self.id).exists():
+            self.runners.filter(pk=self.id).delete()
+
+    def _renewed(self) -> None:
+        now = monotonic()
+        self.renew_at = now + self.conf.lease / 5 * random.uniform(0.8, 1)
+        self.leased_until = now + self.conf.lease
+
+
+def _is_gone(runner: PeasyRunner) -> bool:
+    """Whether this host can see that the runner's process is gone. False where it cannot tell."""
+    return bool(runner.host_id) and runner.host_id == _host_id() and _started(runner.pid) != runner.pid_started
+
+
+def _host_id() -> str:
+    # A host name is reused and containers share it; the same pid means something else in another PID namespace.
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in ticks since boot; None when there is none, or only a zombie."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else rest[18]

@@ -1,0 +1,347 @@
+"""Every change of a job's status, and every difference between the databases. Nothing else writes a status.
+
+Each change is an UPDATE guarded by the status it leaves; once a job is claimed also by its runner and by `claims`,
+which only grows: a runner that was taken for dead cannot write over the job's new life.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from django.db import connections, models, transaction
+from django.db.models import F, Min, Q
+from django.db.models.functions import Greatest
+from django.db.utils import InterfaceError, OperationalError
+from django.utils import timezone
+
+from peasy_jobs import conf, wakeup
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+
+ENQUEUED, SCHEDULED, ONGOING, COMPLETED, FAILED, CANCELLED = "QSOCFX"
+FINISHED = (COMPLETED, FAILED, CANCELLED)
+STATUS_MSG_LIMIT = 255
+BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
+
+
+class Claim(NamedTuple):
+    """A job as its runner holds it. `claims` is the number that every later write must still find."""
+
+    pk: int
+    claims: int
+    title: str
+    job_name: str
+    args: bytes | None
+    kwargs: bytes | None
+    crashes: int
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ending:
+    """What becomes of a claimed job: its outcome, or back to the queue. `None` leaves a column as it is."""
+
+    claim: Claim
+    status: str
+    result: bytes | None = None
+    error: dict[str, str] | None = None  # one more entry for `errors`, without its time
+    status_msg: str | None = None
+    extra: str | None = None  # JSON text
+    started: datetime | None = None
+    completed: datetime | None = None
+    attempts: int = 0  # added to the column
+    crashes: int = 0  # added to the column
+
+
+class Clock:
+    """The database's clock, read now and then and carried on by the monotonic one in between."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self.offset = 0.0
+
+    def sync(self) -> float:
+        """Read the database's clock. Returns seconds since 1970."""
+        now = database_now(self.connection).timestamp()
+        self.offset = now - monotonic()
+        return now
+
+    def at(self, moment: float) -> datetime:
+        """The time of `moment` (`time.monotonic()`, the same in every process of a host), as fields hold it."""
+        return as_field(datetime.fromtimestamp(moment + self.offset, UTC))
+
+
+def database_now(connection: BaseDatabaseWrapper) -> datetime:
+    """The database's own time in UTC: the only clock that is compared with what is due, leased or expired."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            {
+                "sqlite": "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')",
+                "postgresql": "SELECT clock_timestamp() AT TIME ZONE 'UTC'",
+                "mysql": "SELECT UTC_TIMESTAMP(6)",  # Now() would be the time of the server's zone
+            }[connection.vendor]
+        )
+        now = cursor.fetchone()[0]
+    return (datetime.fromisoformat(now) if isinstance(now, str) else now).replace(tzinfo=UTC)
+
+
+def as_field(moment: datetime) -> datetime:
+    """An aware `moment` as the site's datetime fields hold it: aware or naive, as `USE_TZ` says."""
+    return moment if conf.uses_time_zones() else timezone.make_naive(moment, timezone.get_default_timezone())
+
+
+def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
+    """Make a runner's own connection give up a lock after `lock_timeout` seconds: others still need it meanwhile."""
+    milliseconds = int(lock_timeout * 1000)
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        elif connection.vendor == "postgresql":
+            cursor.execute(f"SET lock_timeout = {milliseconds}")
+        elif connection.vendor == "mysql":
+            # READ COMMITTED: two claimers deadlock over the gaps that REPEATABLE READ locks as well.
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(lock_timeout))}")
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether somebody else's lock was in the way: a lock timeout, a deadlock or a serialization failure."""
+    code = getattr(error.__cause__, "sqlstate", None) or (error.args[0] if error.args else None)
+    return code in ("55P03", "40P01", "40001", 1205, 1213) or "is locked" in str(error)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database could not be used at all, whatever was asked of it."""
+    return isinstance(error, OperationalError | InterfaceError)
+
+
+class RunnerQuerySet(models.QuerySet["PeasyRunner"]):
+    """The runners that are alive, or were not yet found dead."""
+
+    def renew(self, runner_id: int, lease: float, clock: Clock) -> bool:
+        """Say that the runner is alive for another `lease` seconds. False when it was taken for dead."""
+        until = clock.sync() + lease
+        alive = self.filter(pk=runner_id).update(heartbeat=clock.at(monotonic()), lease_until=until)
+        return alive == 1
+
+    def expired(self) -> list[PeasyRunner]:
+        """The runners that did not renew their lease in time."""
+        return list(self.filter(lease_until__lt=database_now(connections[self.db]).timestamp()))
+
+
+class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
+    """The jobs, and every verb that changes one."""
+
+    def enqueue(self, **columns: Any) -> PeasyJobQueue:
+        """One INSERT in the caller's own transaction: the job is there when and if that transaction commits."""
+        job = self.create(status=SCHEDULED if columns.get("run_after") else ENQUEUED, **columns)
+        wakeup.announce(self.db)
+        return job
+
+    def in_queues(self, queues: Sequence[str]) -> JobQuerySet:
+        """The jobs of these queues; of all of them when none is named."""
+        return self.filter(queue_name__in=queues) if queues else self
+
+    def peek(self, queues: Sequence[str]) -> tuple[bool, datetime | None]:
+        """Whether a job may run now, and when the next scheduled one is due. Takes no lock."""
+        waiting = self.in_queues(queues).filter(status=ENQUEUED).order_by().exists()
+        due = self.in_queues(queues).filter(status=SCHEDULED).aggregate(due=Min("run_after"))["due"]
+        return waiting, due
+
+    def claim(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, ahead: int = 0) -> list[Claim]:
+        """Take the next `limit` jobs for this runner, first to run first. The last `ahead` are not to start at once.
+
+        `started` stays empty for those, which says to a rescuer that they had not begun.
+        """
+        if connections[self.db].vendor == "mysql":
+            rows = self._claim_locked(runner_id, limit, queues, now)
+        else:
+            rows = self._claim_returning(runner_id, limit, queues, now)
+        rows.sort()  # RETURNING has no order
+        claims = [Claim(*row[1:]) for row in rows]
+        if waiting := [claim.pk for claim in claims[max(0, limit - ahead) :]]:
+            self.filter(pk__in=waiting, runner=runner_id, status=ONGOING).update(started=None)
+        return claims
+
+    def _claim_returning(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime) -> list[Any]:
+        # Plain SQL: the ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates as a materialised CTE: a bare
+        # sub-select may be run again after a lock wait and then updates more rows than its limit.
+        connection = connections[self.db]
+        table, lock = self._table(), connection.features.has_select_for_update_skip_locked
+        probe = f"SELECT id, priority FROM {table} WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT {limit:d}" + (
+            " FOR UPDATE SKIP LOCKED" if lock else ""
+        )
+        # One probe for each queue: their index is in order within a queue only.
+        probes = " UNION ALL ".join(
+            f"SELECT id, priority FROM ({probe % condition}) AS queue_{n}"
+            for n, condition in enumerate([" AND queue_name = %s"] * len(queues) or [""])
+        )
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"WITH next AS MATERIALIZED (SELECT id FROM ({probes}) AS candidates"
+                f" ORDER BY priority DESC, id LIMIT {limit:d})"
+                f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
+                f" started = %s, run_after = NULL WHERE id IN (SELECT id FROM next) AND status = 'Q'"
+                f" RETURNING -priority, id, claims, title, job_name, args_data, kwargs_data, crashes",
+                [*queues, runner_id, self._value("started", now)],
+            )
+            return list(cursor.fetchall())
+
+    def _claim_locked(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime) -> list[Any]:
+        # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
+        # index it would lock in another order than a finish does, and deadlock with it.
+        columns = ("priority", "pk", "claims", "title", "job_name", "args_data", "kwargs_data", "crashes")
+        skip = connections[self.db].features.has_select_for_update_skip_locked
+        rows: list[Any] = []
+        with transaction.atomic(using=self.db):
+            for queue in queues or [""]:
+                waiting = self.in_queues([queue] if queue else []).filter(status=ENQUEUED)
+                waiting = waiting.order_by("-priority", "pk").select_for_update(skip_locked=skip)
+                rows += [(-row[0], row[1], row[2] + 1, *row[3:]) for row in waiting.values_list(*columns)[:limit]]
+            rows = sorted(rows)[:limit]
+            if rows:
+                self.filter(pk__in=[row[1] for row in rows]).update(
+                    status=ONGOING,
+                    runner=runner_id,
+                    claims=F("claims") + 1,
+                    attempts=F("attempts") + 1,
+                    started=now,
+                    run_after=None,
+                )
+        return rows
+
+    def begin(self, runner_id: int, claims: Iterable[Claim], now: datetime) -> None:
+        """Jobs that were claimed ahead have started."""
+        self.filter(pk__in=[claim.pk for claim in claims], runner=runner_id, started=None).update(started=now)
+
+    def end(self, runner_id: int, endings: Sequence[Ending], now: datetime) -> list[Claim]:
+        """Write what became of claimed jobs, in one transaction. Returns the claims that were not ours any more.
+
+        Such an outcome is dropped: the job was cancelled, or rescued from this runner, meanwhile.
+        """
+        if not endings:
+            return []
+        table = self._table()
+        with transaction.atomic(using=self.db):
+            errors = self._errors_of([ending.claim.pk for ending in endings if ending.error])
+            rows = [self._ending_row(runner_id, ending, errors, now) for ending in endings]
+            with connections[self.db].cursor() as cursor:
+                # Plain SQL: one prepared statement for any mix of endings; the ORM would send a query for each.
+                cursor.executemany(
+                    f"UPDATE {table} SET status = %s, result_data = %s, status_msg = COALESCE(%s, status_msg),"
+                    " extra = COALESCE(%s, extra), errors = COALESCE(%s, errors), started = %s, completed = %s,"
+                    " attempts = attempts + %s, crashes = crashes + %s, runner_id = NULL"
+                    " WHERE id = %s AND status = 'O' AND runner_id = %s AND claims = %s",
+                    rows,
+                )
+                if cursor.rowcount == len(endings):
+                    return []
+            return self._not_landed(runner_id, endings, now)
+
+    def _ending_row(
+        self, runner_id: int, ending: Ending, errors: dict[int, list[dict[str, str]]], now: datetime
+    ) -> list[Any]:
+        entries = None
+        if ending.error:
+            entries = json.dumps([*errors.get(ending.claim.pk, []), {"at": now.isoformat(), **ending.error}])
+        return [
+            ending.status,
+            ending.result,
+            ending.status_msg,
+            ending.extra,
+            entries,
+            self._value("started", ending.started),
+            self._value("completed", ending.completed),
+            ending.attempts,
+            ending.crashes,
+            ending.claim.pk,
+            runner_id,
+            ending.claim.claims,
+        ]
+
+    def _errors_of(self, pks: list[int]) -> dict[int, list[dict[str, str]]]:
+        return dict(self.filter(pk__in=pks).values_list("pk", "errors")) if pks else {}
+
+    def _not_landed(self, runner_id: int, endings: Sequence[Ending], now: datetime) -> list[Claim]:
+        # executemany gives only a total. What landed, now or before a COMMIT whose answer was lost, has our claim.
+        wanted = {ending.claim.pk: (ending.claim.claims, ending.status) for ending in endings}
+        found = {pk: rest for pk, *rest in self.filter(pk__in=wanted).values_list("pk", "claims", "status", "runner")}
+        lost = []
+        for ending in endings:
+            claim, row = ending.claim, found.get(ending.claim.pk)
+            if row is None or tuple(row) != (*wanted[claim.pk], None):
+                lost.append(claim)
+                self.close_cancelled(runner_id, claim, now)
+        return lost
+
+    def close_cancelled(self, runner_id: int, claim: Claim, now: datetime) -> None:
+        """A job that was cancelled while it ran has stopped running."""
+        mine = self.filter(pk=claim.pk, status=CANCELLED, runner=runner_id, claims=claim.claims)
+        mine.update(runner=None, completed=now)
+
+    def report(self, pk: int, status_msg: str | None, extra: str | None, **guards: Any) -> None:
+        """Write a job's progress: a message, `extra` as JSON text, or both."""
+        columns: dict[str, Any] = {} if status_msg is None else {"status_msg": status_msg}
+        if extra is not None:
+            columns["extra"] = json.loads(extra)
+        if columns:
+            self.filter(pk=pk, **guards).update(**columns)
+
+    def promote(self, now: datetime) -> int:
+        """Scheduled jobs that are due may run now. Returns how many there were in this batch."""
+        due = self.filter(status=SCHEDULED, run_after__lte=now).order_by("run_after")
+        pks = list(due.values_list("pk", flat=True)[:BATCH])
+        return self.filter(pk__in=pks, status=SCHEDULED).update(status=ENQUEUED) if pks else 0
+
+    def rescue(self, dead: int | None, reason: str, crash_retries: int) -> int:
+        """Give back the jobs of a runner that is gone; `None` stands for those of the published package.
+
+        A job that had started is charged with a crash, and is FAILED with `reason` when it had `crash_retries` before.
+        """
+        now = as_field(database_now(connections[self.db]))
+        with transaction.atomic(using=self.db):
+            mine = self.filter(runner=dead) if dead is not None else self.filter(runner=None)
+            ongoing = mine.filter(status=ONGOING)
+            entry = {"at": now.isoformat(), "exception": "", "message": reason, "traceback": ""}
+            rescued = 0
+            for pk, claims, errors in ongoing.filter(crashes__gte=crash_retries, started__isnull=False).values_list(
+                "pk", "claims", "errors"
+            ):
+                rescued += ongoing.filter(pk=pk, claims=claims).update(
+                    status=FAILED, errors=[*errors, entry], completed=now, runner=None, crashes=F("crashes") + 1
+                )
+            rescued += ongoing.filter(started__isnull=False).update(
+                status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
+            )
+            rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=Greatest(F("attempts") - 1, 0))
+            if dead is not None:
+                mine.filter(status=CANCELLED).update(runner=None, completed=now)
+        return rescued
+
+    def prune(self, status: str, maximum: int | None, before: datetime) -> int:
+        """Delete the oldest finished jobs beyond `maximum`, none that finished after `before`. Returns how many."""
+        finished = self.filter(status=status, runner=None, completed__isnull=False).order_by("-completed", "-pk")
+        edge = None if maximum is None else finished.values_list("completed", "pk")[maximum : maximum + 1].first()
+        if edge is None:
+            return 0
+        older = finished.filter(Q(completed__lt=edge[0]) | Q(completed=edge[0], pk__lte=edge[1]), completed__lte=before)
+        pks = list(older.reverse().values_list("pk", flat=True)[:BATCH])
+        return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0
+
+    def stamp_cancelled(self, now: datetime) -> None:
+        """Jobs that were cancelled while they waited are over: their grace counts from here."""
+        self.filter(status=CANCELLED, runner=None, completed=None).update(completed=now)
+
+    def _table(self) -> str:
+        return connections[self.db].ops.quote_name(self.model._meta.db_table)
+
+    def _value(self, field: str, value: Any) -> Any:
+        column: models.Field[Any, Any] = self.model._meta.get_field(field)  # type: ignore[assignment]
+        return column.get_db_prep_save(value, connections[self.db])

@@ -1,0 +1,370 @@
+"""One loop: collect what the workers report, record it, keep house, claim, hand out, wait. Writes no status itself."""
+
+from __future__ import annotations
+
+import logging
+import random
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, connections, reset_queries, router
+
+from peasy_jobs import queue, wakeup
+from peasy_jobs.conf import Conf
+from peasy_jobs.execution import Failure, Outcome, Report, described
+from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.presence import Presence
+from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, Claim
+from peasy_jobs.recorder import Recorder
+from peasy_jobs.workers import Death, ProcessWorkers, ThreadWorkers, Worker, Workers
+
+logger = logging.getLogger("peasy_jobs")
+
+LOCK_TIMEOUT = 1.0  # seconds that the runner's own connection waits for a lock
+PROMOTE_EVERY = 1.0
+PRUNE_EVERY = 5.0
+LOOK_AHEAD = 0.1  # seconds of work that may wait in a worker
+LOOK_AHEAD_JOBS = 250
+GIVE_UP = 5.0  # seconds after a second signal until the runner ends with its outcomes unwritten
+
+
+class Runner:
+    """One `run_peasy`."""
+
+    def __init__(
+        self, conf: Conf, say: Callable[[str], None], *, queues: Sequence[str] = (), exit_on_empty: bool = False
+    ) -> None:
+        self.conf, self.say, self.queues, self.exit_on_empty = conf, say, list(queues), exit_on_empty
+        self.connection = connections[router.db_for_write(PeasyJobQueue)]
+        self.jobs = PeasyJobQueue.objects.using(self.connection.alias)
+        self.clock = queue.Clock(self.connection)
+        self.presence = Presence(PeasyRunner.objects.using(self.connection.alias), self.jobs, self.clock, conf)
+        self.selector = selectors.DefaultSelector()
+        self.recorder = Recorder(self.connection, self.jobs, self.clock)
+        self.connected = False
+        self.wakeup: wakeup.Wakeup = wakeup.Look()
+        self.signals = 0
+        self.stop_at: float | None = None  # when the jobs that still run are ended; None: not stopping
+        self.held: dict[int, Claim] = {}  # claimed, no outcome yet
+        self.ahead: set[int] = set()  # those of them that are not marked as started
+        self.pace: float | None = None  # seconds that a job takes
+        self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
+        self.empty = False
+        self.follow_ups: list[float] = []
+        self.look_at = self.promote_at = self.prune_at = self.retry_at = 0.0
+        self.trouble_since: float | None = None
+
+    def run(self) -> bool:
+        """Run jobs until a signal ends it, or until none is left with `exit_on_empty`.
+
+        Returns False when threads had to be left running, with their jobs given back: the process must end at once.
+        """
+        with self._signals():
+            kind = ProcessWorkers if self.conf.worker_type == "process" else ThreadWorkers
+            self.workers: Workers = kind(self.conf.concurrency, self.selector)
+            try:
+                while not self._over():
+                    self._wait()
+                    self.turn()
+            finally:
+                self.workers.stop()
+                with suppress(DatabaseError, InterfaceError):
+                    self.presence.leave()
+        return not any(worker.pending for worker in self.workers.workers)
+
+    def turn(self) -> None:
+        """One round of everything but waiting. Trouble with the database ends it; nothing is lost, the next goes on."""
+        self._absorb()
+        self._heed_signals()
+        reset_queries()
+        if monotonic() < self.retry_at:
+            return
+        try:
+            self._connect()
+            self._stay_alive()
+            self.recorder.write(self.presence.id, urgent=self._is_hungry())
+            self._mark_begun()
+            self._keep_house()
+            self._recall()
+            if self.stop_at is None:
+                self._claim()
+        except (DatabaseError, InterfaceError) as error:
+            self._wait_out(error)
+        else:
+            if self.trouble_since is not None:
+                logger.warning("The database works again after %.1f s.", monotonic() - self.trouble_since)
+                self.trouble_since = None
+
+    # What workers report
+
+    def _absorb(self) -> None:
+        for event in self.workers.collect():
+            if isinstance(event, Outcome):
+                self._absorb_outcome(event)
+            elif isinstance(event, Report):
+                self.recorder.report(event)
+            else:
+                self._absorb_death(event)
+
+    def _absorb_outcome(self, outcome: Outcome) -> None:
+        claim = self.held.get(outcome.pk)
+        if claim is None or claim.claims != outcome.claims:
+            return  # of a job that was taken from us
+        seconds = outcome.ended - outcome.started
+        self.pace = seconds if self.pace is None else self.pace + (seconds - self.pace) / 8
+        self._end(
+            claim,
+            FAILED if outcome.error else COMPLETED,
+            result=outcome.result,
+            error=outcome.error,
+            started=self.clock.at(outcome.started),
+            completed=self.clock.at(outcome.ended),
+        )
+
+    def _absorb_death(self, death: Death) -> None:
+        for claim in death.innocent:
+            self._give_back(claim)
+        for claim in death.victims:
+            if death.reason is None or self.stop_at is not None:
+                self._give_back(claim)
+            elif claim.crashes < self.conf.crash_retries:
+                logger.warning(
+                    "The worker of %s (job %d) died (%s). It runs again.", claim.title, claim.pk, death.reason
+                )
+                self._end(claim, ENQUEUED, crashes=1)
+            else:
+                error = described(Failure(f"The worker running this job died ({death.reason})."))
+                started, completed = self.clock.at(death.since), self.clock.at(monotonic())
+                self._end(claim, FAILED, error=error, crashes=1, started=started, completed=completed)
+
+    def _give_back(self, claim: Claim) -> None:
+        self._end(claim, ENQUEUED, attempts=-1)
+
+    def _end(self, claim: Claim, status: str, **columns: Any) -> None:
+        self.held.pop(claim.pk, None)
+        self.ahead.discard(claim.pk)
+        self.recorder.end(claim, status, **columns)
+
+    # What is kept going beside the jobs
+
+    def _connect(self) -> None:
+        if not self.connected:
+            self.connection.ensure_connection()
+            queue.set_up(self.connection, LOCK_TIMEOUT)
+            self.wakeup = wakeup.watch(self.connection)
+            if (fd := self.wakeup.fileno()) >= 0:
+                self.selector.register(fd, selectors.EVENT_READ, self.wakeup.readable)
+            self.connected = self.hint = True
+        if not self.presence.id:
+            self.presence.register(self.queues)
+            self._say_what_is_served()
+
+    def _stay_alive(self) -> None:
+        if not self.presence.renew():
+            logger.error("This runner was taken for dead. It ends what it runs and goes on under a new id.")
+            self._end_running()
+            self.held, self.ahead = {}, set()
+            self.recorder = Recorder(self.connection, self.jobs, self.clock)
+            self.presence.register(self.queues)
+        if self.presence.rescue():
+            self.hint = True
+
+    def _keep_house(self) -> None:
+        now = monotonic()
+        if now >= self.promote_at:
+            self.promote_at = now + PROMOTE_EVERY
+            if self.backlog and self.jobs.promote(self.clock.at(now)):
+                self.hint = True
+        if now >= self.prune_at:
+            more = self._prune(self.conf.prune_grace)
+            self.prune_at = now + (0 if more else PRUNE_EVERY * random.uniform(0.8, 1.2))
+
+    def _prune(self, grace: float) -> int:
+        moment = self.clock.at(monotonic())
+        self.jobs.stamp_cancelled(moment)
+        maxima = {
+            queue.COMPLETED: self.conf.max_completed,
+            queue.FAILED: self.conf.max_failed,
+            queue.CANCELLED: self.conf.max_cancelled,
+        }
+        before = self.clock.at(monotonic() - grace)
+        return sum(self.jobs.prune(status, maximum, before) for status, maximum in maxima.items())
+
+    def _wait_out(self, error: Exception) -> None:
+        if self.trouble_since is None:
+            self.trouble_since = monotonic()
+            logger.warning("Cannot use the database (%s). Trying until it works again.", str(error).strip())
+        self.retry_at = monotonic() + random.uniform(0.1, 0.5)
+        if not queue.is_locked(error):
+            if (fd := self.wakeup.fileno()) >= 0:
+                self.selector.unregister(fd)
+            self.wakeup, self.connected = wakeup.Look(), False
+            with suppress(Exception):
+                self.connection.close()
+
+    # What is claimed
+
+    def _recall(self) -> None:
+        """Take from a worker that is held up what it has not begun."""
+        for worker in self.workers.workers:
+            if len(worker.pending) > 1 and monotonic() - worker.busy_since > LOOK_AHEAD:
+                self._hand_out(worker.recall())
+
+    def _claim(self) -> None:
+        room = self._room()
+        self.hint = self.wakeup.hinted() or self.hint
+        if not room or not self.presence.holds_lease() or not self._worth_claiming():
+            return
+        limit = sum(room.values())
+        ahead = limit - sum(not worker.pending for worker in room)
+        claims = self.jobs.claim(self.presence.id, limit, self.queues, self.clock.at(monotonic()), ahead)
+        self.ahead.update(claim.pk for claim in claims[limit - ahead :])
+        self.backlog = len(claims) == limit
+        self._hand_out(claims)
+
+    def _room(self) -> dict[Worker, int]:
+        """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
+        depth = 1
+        if self.pace is not None and self.pace < LOOK_AHEAD / 2:
+            depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)))
+        # Filled up when half of it is done, so that jobs travel in batches.
+        return {
+            worker: depth - len(worker.pending)
+            for worker in self.workers.workers
+            if worker.ready and len(worker.pending) <= depth // 2
+        }
+
+    def _worth_claiming(self) -> bool:
+        """Whether there are jobs to claim, as far as can be told without taking a lock."""
+        if self.backlog:
+            return True
+        now, idle = monotonic(), not self.held and not self.recorder.endings
+        if self.hint:
+            self.hint, self.follow_ups = False, list(wakeup.FOLLOW_UPS)
+        elif now < self.look_at and not (idle and self.exit_on_empty):
+            return False
+        waiting, due = self.jobs.peek(self.queues)
+        if due is not None and due <= self.clock.at(now):
+            waiting = bool(self.jobs.promote(self.clock.at(now))) or waiting
+            due = None
+        self.empty = idle and not waiting
+        self.look_at = now + self.conf.polling_interval * random.uniform(0.9, 1)
+        if self.follow_ups:
+            self.look_at = min(self.look_at, now + self.follow_ups.pop(0))
+        if due is not None:
+            self.look_at = min(self.look_at, now + (due - self.clock.at(now)).total_seconds())
+        return waiting
+
+    def _hand_out(self, claims: list[Claim]) -> None:
+        batches: dict[Worker, list[Claim]] = {worker: [] for worker in self._room()}
+        for claim in claims:
+            worker = min(batches, key=lambda worker: len(worker.pending) + len(batches[worker]), default=None)
+            if worker is None:
+                self._give_back(claim)
+                continue
+            batches[worker].append(claim)
+            self.held[claim.pk] = claim
+            logger.debug("%s (job %d) starts.", claim.title, claim.pk)
+        for worker, batch in batches.items():
+            if batch:
+                worker.hand_out(batch)
+
+    def _mark_begun(self) -> None:
+        """Say which of the jobs that were claimed ahead have started: only those are charged if this runner dies."""
+        heads = [next(iter(worker.pending.values()), None) for worker in self.workers.workers]
+        begun = [claim for claim in heads if claim and claim.pk in self.ahead]
+        if begun:
+            self.jobs.begin(self.presence.id, begun, self.clock.at(monotonic()))
+            self.ahead.difference_update(claim.pk for claim in begun)
+
+    def _is_hungry(self) -> bool:
+        """Whether a worker has nothing to do, so that outcomes are written and jobs claimed without delay."""
+        return not all(worker.pending for worker in self.workers.workers)
+
+    # How it waits and ends
+
+    def _wait(self) -> None:
+        now = monotonic()
+        if self.retry_at > now:
+            moments = [self.retry_at]
+        else:
+            moments = [self.presence.renew_at, self.presence.rescue_at, self.prune_at]
+            moments.append(self.recorder.next_write(urgent=self._is_hungry()))
+            moments += [worker.busy_since + LOOK_AHEAD for worker in self.workers.workers if len(worker.pending) > 1]
+            if self.stop_at is None and self._room():
+                moments.append(now if self.backlog else self.look_at)
+                if self.wakeup.interval is not None:
+                    moments.append(now + self.wakeup.interval)
+        if self.stop_at is not None:
+            moments.append(self.stop_at)
+        for key, _ in self.selector.select(max(0, min(moments) - now)):
+            key.data()
+
+    def _over(self) -> bool:
+        if self.held or self.recorder.endings:
+            return self.signals > 1 and self.stop_at is not None and monotonic() > self.stop_at + GIVE_UP
+        if self.stop_at is not None:
+            return True
+        if not (self.exit_on_empty and self.empty):
+            return False
+        while self._prune(grace=0):
+            pass
+        later = self.jobs.in_queues(self.queues).filter(status=queue.SCHEDULED).count()
+        self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
+        return True
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM only set a flag, and a byte that ends the wait."""
+        wake_r, wake_w = socket.socketpair()
+        wake_r.setblocking(False)
+        wake_w.setblocking(False)
+        self.selector.register(wake_r, selectors.EVENT_READ, lambda: wake_r.recv(4096))
+        before = {signum: signal.signal(signum, self._signalled) for signum in (signal.SIGINT, signal.SIGTERM)}
+        fd = signal.set_wakeup_fd(wake_w.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(fd)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            self.selector.close()
+            wake_r.close()
+            wake_w.close()
+
+    def _signalled(self, signum: int, frame: object) -> None:
+        self.signals += 1
+
+    def _heed_signals(self) -> None:
+        now = monotonic()
+        if self.signals and self.stop_at is None:
+            logger.info("Stopping: no more jobs are claimed, %d still run.", len(self.held))
+            self.stop_at = now + self.conf.shutdown_timeout
+            for worker in self.workers.workers:
+                for claim in worker.recall():
+                    self._give_back(claim)
+        if self.signals > 1 and self.stop_at is not None:
+            self.stop_at = min(self.stop_at, now)
+        if self.stop_at is not None and now >= self.stop_at and self.held:
+            logger.warning("Ending %d jobs that still run; they run again later.", len(self.held))
+            self._end_running()
+
+    def _end_running(self) -> None:
+        for worker in list(self.workers.workers):
+            if worker.pending and not worker.kill():
+                for claim in list(worker.pending.values()):
+                    self._give_back(claim)
+
+    def _say_what_is_served(self) -> None:
+        queues = f"queues {', '.join(self.queues)}" if self.queues else "all queues"
+        where = f"{self.connection.vendor} database {self.connection.settings_dict['NAME']}"
+        self.say(f"run_peasy serves {queues} of {where} as runner {self.presence.id}.")
+        workers = f"{self.conf.concurrency} {self.conf.worker_type} worker{'s' * (self.conf.concurrency > 1)}"
+        self.say(
+            f"{workers}, woken {self.wakeup.description} and every {self.conf.polling_interval:g} s. Ctrl-C stops it."
+        )

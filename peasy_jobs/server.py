@@ -1,0 +1,207 @@
+"""The worker server: a process that has loaded the project once and forks a worker process whenever one is wanted.
+
+A fork of a process that holds no connection and no thread takes milliseconds and shares its memory. Not the standard
+library's forkserver: that one re-imports the main module in every worker, skips its preload silently from another
+directory, needs a resource tracker process beside it and leaves the killing of a process to somebody who cannot know
+whether its pid has been given away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import marshal
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from peasy_jobs.channel import CHUNK, LENGTH, die_with_parent, take_messages
+
+if TYPE_CHECKING:
+    from peasy_jobs.execution import Outcome, Report
+
+logger = logging.getLogger("peasy_jobs")
+
+# From the runner: what to do, for which worker. A start comes with the worker's socket and ticket pipe.
+REQUEST = struct.Struct("!cq")
+START, KILL = b"S", b"K"
+# To the runner: worker, pid, and None while it lives or its wait status once it is gone (-1: it never started).
+REPORT = struct.Struct("!qqq")
+STARTED = -2
+TICKET = struct.Struct("!q")
+
+
+def main(control_fd: int, runner_pid: int, argv: list[str]) -> None:
+    """Serve one runner until it is gone."""
+    die_with_parent(runner_pid)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # systemd signals the whole group: the runner decides. Not SIG_IGN, which the programs that a job starts
+        # would inherit.
+        signal.signal(signum, _leave_it_to_the_runner)
+    sys.argv[:] = argv
+    _load_project()
+    control = socket.socket(fileno=control_fd)
+    wake_r, wake_w = os.pipe()
+    os.set_blocking(wake_w, False)
+    os.set_blocking(wake_r, False)
+    signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    workers: dict[int, int] = {}  # pid: worker
+    watched: list[Any] = [control, wake_r]
+    while True:
+        ready, _, _ = select.select(watched, [], [])
+        if wake_r in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake_r, CHUNK)
+            _report_dead(control, workers)
+        if control in ready:
+            data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 2)
+            if not data:
+                os._exit(0)  # the runner is gone; workers that are idle see it too
+            while len(data) < REQUEST.size:
+                data += control.recv(REQUEST.size - len(data))
+            what, worker = REQUEST.unpack(data)
+            _serve(control, workers, what, worker, fds)
+
+
+def _load_project() -> None:
+    import django
+    from django.apps import apps
+    from django.db import connections
+    from django.utils.module_loading import module_has_submodule
+
+    django.setup()
+    for app in apps.get_app_configs():
+        if module_has_submodule(app.module, "jobs"):
+            try:
+                import_module(f"{app.name}.jobs")
+            except Exception:  # its jobs will fail and say so; those of other apps run
+                logger.exception("Could not import %s.jobs.", app.name)
+    connections.close_all()
+
+
+def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker: int, fds: list[int]) -> None:
+    if what == KILL:
+        for pid, number in workers.items():
+            if number == worker:  # not reaped yet, so the pid is still its own
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+        return
+    server = os.getpid()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a project may have started threads of its own
+            pid = os.fork()
+    except OSError as error:
+        logger.error("Could not start a worker process: %s.", error)
+        control.sendall(REPORT.pack(worker, 0, -1))
+    else:
+        if pid == 0:
+            control.close()
+            _work(server, *fds)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # in both, so that it is done when either needs it
+        workers[pid] = worker
+        control.sendall(REPORT.pack(worker, pid, STARTED))
+    for fd in fds:
+        os.close(fd)
+
+
+def _report_dead(control: socket.socket, workers: dict[int, int]) -> None:
+    while workers:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        worker = workers.pop(pid, None)
+        if worker is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # what the job had started goes with it
+            control.sendall(REPORT.pack(worker, pid, status))
+
+
+def _work(server: int, socket_fd: int, ticket_fd: int) -> None:
+    """The life of a worker process: take a ticket, run its job, hand over the outcome. Never returns."""
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)  # so that ending a job ends what it started
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.register_at_fork(after_in_child=_be_an_ordinary_process)
+    die_with_parent(server)
+    if sys.platform != "linux":
+        threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
+    from peasy_jobs import execution
+
+    connection = socket.socket(fileno=socket_fd)
+    send = _Sender(connection)
+    inbox = bytearray()
+    jobs: dict[int, tuple[int, int, str, bytes | None, bytes | None]] = {}
+    try:
+        while (pk := _next_ticket(ticket_fd)) is not None:
+            while pk not in jobs:
+                chunk = connection.recv(CHUNK)
+                if not chunk:
+                    os._exit(0)
+                inbox += chunk
+                for recalled, handed_out in take_messages(inbox):
+                    for stale in recalled:
+                        jobs.pop(stale, None)
+                    jobs.update({job[0]: job for job in handed_out})
+            send(execution.run(*jobs.pop(pk), send))
+            execution.tidy()
+            sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
+    except OSError:
+        pass  # the runner is gone
+    except BaseException:
+        logger.exception("A worker process failed.")
+        os._exit(1)
+    os._exit(0)
+
+
+class _Sender:
+    """Sends whole messages, from whichever thread of the job."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection, self.lock = connection, threading.Lock()
+
+    def __call__(self, message: Outcome | Report) -> None:
+        data = marshal.dumps((type(message).__name__, *message))
+        with self.lock:
+            self.connection.sendall(LENGTH.pack(len(data)) + data)
+
+
+def _next_ticket(ticket_fd: int) -> int | None:
+    """The job to run next; None when the runner is gone.
+
+    Tickets lie in a pipe that the runner reads too when it wants jobs back: the kernel gives each to one of us.
+    """
+    while True:
+        try:
+            ticket = os.read(ticket_fd, TICKET.size)
+            return TICKET.unpack(ticket)[0] if ticket else None
+        except BlockingIOError:
+            select.select([ticket_fd], [], [])
+
+
+def _leave_it_to_the_runner(signum: int, frame: object) -> None:
+    pass
+
+
+def _be_an_ordinary_process() -> None:
+    """What a job forks must end on SIGTERM like any process."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is _leave_it_to_the_runner:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def _watch_parent(server: int) -> None:
+    while os.getppid() == server:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,131 @@
+"""How an idle runner learns of new work. Each way is only a hint that leads to a look at the queue.
+
+None of them may be needed: a hint that never comes costs at most one `PEASY_POLLING_INTERVAL`.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from django.db import connections, transaction
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+CHANNEL = "peasy_jobs"
+ANNOUNCE_EVERY = 0.25  # seconds
+FOLLOW_UPS = (0.05, 0.1, 0.2)  # seconds between the looks after a hint: they find what was not announced
+
+_announced = float("-inf")
+
+
+class Wakeup(Protocol):
+    """What a runner asks while it is idle."""
+
+    description: str
+    interval: float | None  # seconds between two calls of `hinted`; None: `fileno` turns readable instead
+
+    def fileno(self) -> int: ...
+
+    def readable(self) -> None: ...
+
+    def hinted(self) -> bool: ...
+
+
+def announce(alias: str) -> None:
+    """Tell idle runners that a job was enqueued, once the caller's transaction is committed."""
+    if connections[alias].vendor == "postgresql":
+        transaction.on_commit(lambda: _notify(connections[alias]), using=alias, robust=True)
+
+
+def _notify(connection: BaseDatabaseWrapper) -> None:
+    # A transaction that notifies holds a lock of the whole server while it commits, so not one for every job.
+    global _announced
+    if monotonic() - _announced < ANNOUNCE_EVERY:
+        return
+    _announced = monotonic()
+    with connection.cursor() as cursor:
+        cursor.execute(f"NOTIFY {CHANNEL}")
+
+
+def watch(connection: BaseDatabaseWrapper) -> Wakeup:
+    """The cheapest way to hear of commits on this connection, which must be the runner's own."""
+    if connection.vendor == "sqlite":
+        return DataVersion(connection)
+    if connection.vendor == "postgresql" and hasattr(connection.connection, "add_notify_handler"):
+        return Listen(connection)
+    return Look()
+
+
+class DataVersion:
+    """SQLite: a number that changes with every commit of another connection, read without touching the file."""
+
+    description = "by every commit (data_version)"
+    interval: float | None = 0.02
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self.seen: Any = None
+
+    def fileno(self) -> int:
+        return -1
+
+    def readable(self) -> None:
+        pass
+
+    def hinted(self) -> bool:
+        # Past Django's cursor, which takes ten times as long as the pragma and is asked 50 times a second.
+        with self.connection.wrap_database_errors:
+            version = self.connection.connection.execute("PRAGMA data_version").fetchone()
+        changed, self.seen = bool(version != self.seen), version
+        return changed
+
+
+class Listen:
+    """PostgreSQL: NOTIFY, sent by whoever enqueues."""
+
+    description = "by NOTIFY"
+    interval: float | None = None
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.notified = self.unread = False
+        self.wrapper, self.connection = connection, connection.connection
+        self.connection.add_notify_handler(self._notified)
+        with connection.cursor() as cursor:
+            cursor.execute(f"LISTEN {CHANNEL}")
+
+    def _notified(self, notification: object) -> None:
+        self.notified = True
+
+    def fileno(self) -> int:
+        return int(self.connection.fileno())
+
+    def readable(self) -> None:
+        self.unread = True
+
+    def hinted(self) -> bool:
+        if self.unread:
+            self.unread = False
+            with self.wrapper.wrap_database_errors:
+                for _ in self.connection.notifies(timeout=0):
+                    self.notified = True
+        # One that arrived during a query has left the socket silent, but called the handler.
+        notified, self.notified = self.notified, False
+        return notified
+
+
+class Look:
+    """MariaDB, MySQL: nothing to hear, so the queue itself is looked at ten times a second."""
+
+    description = "by a look every 0.1 s"
+    interval: float | None = 0.1
+
+    def fileno(self) -> int:
+        return -1
+
+    def readable(self) -> None:
+        pass
+
+    def hinted(self) -> bool:
+        return True

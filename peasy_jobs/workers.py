@@ -1,0 +1,326 @@
+"""Threads and processes behind one small interface: hand out, recall, collect, kill. Knows nothing of the database.
+
+A worker's `pending` are the jobs it was given and has not finished, in order; it runs the first of them. The rest can
+be recalled until the moment it takes them: thread and runner share a queue, process and runner share a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import NamedTuple, Protocol
+
+from peasy_jobs import execution
+from peasy_jobs.channel import Channel
+from peasy_jobs.execution import Outcome, Report
+from peasy_jobs.queue import Claim
+from peasy_jobs.server import KILL, REPORT, REQUEST, START, STARTED, TICKET
+
+logger = logging.getLogger("peasy_jobs")
+
+SERVER_RETRY = 1.0  # seconds between two starts of a worker server that fails
+
+
+class Death(NamedTuple):
+    """A worker is gone. `victims` were running, `innocent` jobs had not begun. No `reason`: no job is to blame."""
+
+    reason: str | None
+    victims: list[Claim]
+    innocent: list[Claim]
+    since: float  # time.monotonic() when it began the first of `victims`
+
+
+Event = Outcome | Report | Death
+
+
+class Worker(Protocol):
+    """One worker. `busy_since` is the `time.monotonic()` when it began the first of `pending`."""
+
+    pending: dict[int, Claim]
+    busy_since: float
+    ready: bool
+
+    def hand_out(self, claims: list[Claim]) -> None: ...
+
+    def recall(self) -> list[Claim]:
+        """Take back what the worker has not begun."""
+
+    def kill(self) -> bool:
+        """End the worker and what its job has started; its death is collected. False: it cannot be ended."""
+
+
+class Workers(Protocol):
+    """All workers of a runner."""
+
+    @property
+    def workers(self) -> Sequence[Worker]: ...
+
+    def collect(self) -> list[Event]:
+        """What has happened since the last call. Replaces workers that are gone."""
+
+    def stop(self) -> None: ...
+
+
+class ThreadWorker:
+    """Runs jobs in a thread of the runner. It cannot be killed."""
+
+    def __init__(self, number: int, deliver: Callable[[Event], None]) -> None:
+        self.ready = True
+        self.pending: dict[int, Claim] = {}
+        self.busy_since = 0.0
+        self.jobs: queue.SimpleQueue[Claim] = queue.SimpleQueue()
+        self.deliver = deliver
+        threading.Thread(target=self._work, name=f"peasy worker {number}", daemon=True).start()
+
+    def hand_out(self, claims: list[Claim]) -> None:
+        if not self.pending:
+            self.busy_since = monotonic()
+        for claim in claims:
+            self.pending[claim.pk] = claim
+            self.jobs.put(claim)
+
+    def recall(self) -> list[Claim]:
+        recalled: list[Claim] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                claim = self.jobs.get_nowait()
+                recalled.append(self.pending.pop(claim.pk))
+        return recalled
+
+    def kill(self) -> bool:
+        return False
+
+    def _work(self) -> None:
+        while True:
+            claim = self.jobs.get()
+            outcome = execution.run(claim.pk, claim.claims, claim.job_name, claim.args, claim.kwargs, self.deliver)
+            execution.tidy()
+            self.deliver(outcome)
+
+
+class ThreadWorkers:
+    """Workers that are threads of this process."""
+
+    def __init__(self, concurrency: int, selector: selectors.BaseSelector) -> None:
+        self.arrived: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.wake_r, self.wake_w = socket.socketpair()
+        self.wake_r.setblocking(False)
+        self.wake_w.setblocking(False)
+        self.selector = selector
+        selector.register(self.wake_r, selectors.EVENT_READ, self._woken)
+        self.workers = [ThreadWorker(number, self._deliver) for number in range(concurrency)]
+
+    def collect(self) -> list[Event]:
+        events: list[Event] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = self.arrived.get_nowait()
+                if isinstance(event, Outcome):
+                    for worker in self.workers:
+                        if worker.pending.pop(event.pk, None):
+                            worker.busy_since = monotonic()
+                events.append(event)
+        return events
+
+    def stop(self) -> None:
+        self.selector.unregister(self.wake_r)
+
+    def _deliver(self, event: Event) -> None:
+        self.arrived.put(event)
+        with contextlib.suppress(BlockingIOError):
+            self.wake_w.send(b".")
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.wake_r.recv(65536)
+
+
+class ProcessWorker:
+    """Runs jobs in a process of their own. The worker server forks it, reports its end, and kills it when told to."""
+
+    def __init__(self, number: int, request: Callable[[bytes, ProcessWorker], None]) -> None:
+        self.pending: dict[int, Claim] = {}
+        self.busy_since = 0.0
+        self.number, self.pid, self.ready = number, 0, False
+        self.request = request
+        ours, self.theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        self.ticket_r, self.ticket_w = os.pipe()
+        os.set_blocking(self.ticket_r, False)
+        os.set_blocking(self.ticket_w, False)
+        self.recalled: list[int] = []  # what the worker holds and must forget
+
+    def hand_out(self, claims: list[Claim]) -> None:
+        if not self.pending:
+            self.busy_since = monotonic()
+        jobs = [(claim.pk, claim.claims, claim.job_name, claim.args, claim.kwargs) for claim in claims]
+        self.pending.update({claim.pk: claim for claim in claims})
+        self.channel.send((self.recalled, jobs))
+        self.recalled = []
+        os.write(self.ticket_w, b"".join(TICKET.pack(claim.pk) for claim in claims))
+
+    def recall(self) -> list[Claim]:
+        try:
+            tickets = os.read(self.ticket_r, 1 << 16)
+        except BlockingIOError:
+            return []
+        pks = [pk for (pk,) in TICKET.iter_unpack(tickets)]
+        self.recalled += pks
+        return [self.pending.pop(pk) for pk in pks]
+
+    def kill(self) -> bool:
+        self.request(KILL, self)
+        return True
+
+    def receive(self) -> list[Event]:
+        events: list[Event] = []
+        for kind, *values in self.channel.receive():
+            if kind == "Outcome":
+                outcome = Outcome(*values)
+                self.pending.pop(outcome.pk, None)
+                self.busy_since = monotonic()
+                events.append(outcome)
+            else:
+                events.append(Report(*values))
+        return events
+
+    def close(self) -> None:
+        self.channel.close()
+        os.close(self.ticket_r)
+        os.close(self.ticket_w)
+
+
+class ProcessWorkers:
+    """Workers that are processes, and the server that forks them."""
+
+    def __init__(self, concurrency: int, selector: selectors.BaseSelector) -> None:
+        self.concurrency, self.selector = concurrency, selector
+        self.workers: list[ProcessWorker] = []
+        self.events: list[Event] = []
+        self.started = 0  # workers so far: numbers are not used twice
+        self.server: subprocess.Popen[bytes] | None = None
+        self.server_started = float("-inf")
+        self._fill()
+
+    def collect(self) -> list[Event]:
+        self._fill()
+        for worker in self.workers:
+            if worker.channel.outbox:
+                worker.channel.flush()
+            self._watch(worker)
+        events, self.events = self.events, []
+        return events
+
+    def stop(self) -> None:
+        """End the worker server, and with it every worker."""
+        for worker in self.workers:
+            self._forget(worker)
+        self.workers = []
+        if self.server is not None:
+            self.selector.unregister(self.control)
+            self.control.close()
+            self.server.wait()
+            self.server = None
+
+    def _fill(self) -> None:
+        if self.server is None:
+            if monotonic() < self.server_started + SERVER_RETRY:
+                return
+            self._start_server()
+        while len(self.workers) < self.concurrency:
+            self.started += 1
+            worker = ProcessWorker(self.started, self._request)
+            self.workers.append(worker)
+            self.selector.register(worker.channel.connection, selectors.EVENT_READ, lambda w=worker: self._receive(w))
+            self._request(START, worker, [worker.theirs.fileno(), worker.ticket_r])
+            worker.theirs.close()
+
+    def _start_server(self) -> None:
+        self.server_started = monotonic()
+        self.control, theirs = socket.socketpair()
+        # Our sys.path, so that the project is found from whichever directory the runner was started in.
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from peasy_jobs import server; "
+            f"server.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r})"
+        )
+        options = [f"-W{option}" for option in sys.warnoptions]
+        self.server = subprocess.Popen([sys.executable, *options, "-c", code], pass_fds=[theirs.fileno()])  # noqa: S603
+        theirs.close()
+        self.selector.register(self.control, selectors.EVENT_READ, self._hear_server)
+
+    def _request(self, what: bytes, worker: ProcessWorker, fds: list[int] | None = None) -> None:
+        with contextlib.suppress(OSError):  # the server is gone, which its socket tells us as well
+            socket.send_fds(self.control, [REQUEST.pack(what, worker.number)], fds or [])
+
+    def _hear_server(self) -> None:
+        try:
+            data = self.control.recv(REPORT.size * 64)
+            while len(data) % REPORT.size:
+                data += self.control.recv(REPORT.size - len(data) % REPORT.size)
+        except OSError:
+            data = b""
+        if not data and self.server is not None:
+            self._lose_server(self.server)
+        for number, pid, status in REPORT.iter_unpack(data):
+            for worker in [worker for worker in self.workers if worker.number == number]:
+                if status == STARTED:
+                    worker.pid, worker.ready = pid, True
+                else:
+                    self._bury(worker, _how(status))
+
+    def _lose_server(self, server: subprocess.Popen[bytes]) -> None:
+        self.selector.unregister(self.control)
+        self.control.close()
+        server.kill()
+        logger.error("The worker server died (exit code %s). Starting another.", server.wait())
+        self.server = None
+        for worker in list(self.workers):
+            if worker.pid:
+                with contextlib.suppress(OSError):
+                    os.killpg(worker.pid, signal.SIGKILL)  # the kernel does so too, but maybe not yet
+            self._bury(worker, None)
+
+    def _receive(self, worker: ProcessWorker) -> None:
+        self.events += worker.receive()
+        if worker.channel.closed:
+            self.selector.unregister(worker.channel.connection)  # dying; the server tells us when it is dead
+
+    def _watch(self, worker: ProcessWorker) -> None:
+        """Wait for room to write to a worker only while there is something to write."""
+        if not worker.channel.closed:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.outbox else 0)
+            key = self.selector.get_key(worker.channel.connection)
+            if key.events != wanted:
+                self.selector.modify(worker.channel.connection, wanted, key.data)
+
+    def _bury(self, worker: ProcessWorker, reason: str | None) -> None:
+        self.events += worker.receive()
+        innocent = worker.recall()
+        self.events.append(Death(reason, list(worker.pending.values()), innocent, worker.busy_since))
+        self.workers.remove(worker)
+        self._forget(worker)
+
+    def _forget(self, worker: ProcessWorker) -> None:
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(worker.channel.connection)
+        worker.close()
+
+
+def _how(status: int) -> str:
+    if status == -1:
+        return "could not be started"
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"killed by {name}; often out of memory" if -code == signal.SIGKILL else f"killed by {name}"
