@@ -29,6 +29,7 @@ class Presence:
         self.id = 0
         self.renew_at = self.rescue_at = float("-inf")
         self.leased_until = self.steady_since = float("-inf")
+        self.looked_for_orphans = False  # the ongoing jobs of a published version, which name no runner
 
     def register(self, queues: list[str]) -> None:
         """Appear under a new id."""
@@ -75,7 +76,10 @@ class Presence:
         self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(0.8, 1.2)
         steady = monotonic() - self.steady_since > self.conf.lease
         expired = {runner.pk for runner in self.runners.expired()} if steady else set()
-        rescued = self.jobs.rescue(None, "The runner of this job died before it had finished.", self.conf.crash_retries)
+        rescued = 0
+        if not self.looked_for_orphans:
+            rescued = self.jobs.rescue(None, "The runner of this job is gone.", self.conf.crash_retries)
+            self.looked_for_orphans = True
         for runner in self.runners.exclude(pk=self.id):
             if runner.pk in expired or _is_gone(runner):
                 reason = f"The runner of this job ({runner.host}, pid {runner.pid}) died before it had finished."

@@ -161,23 +161,22 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         `started` stays empty for those, which says to a rescuer that they had not begun.
         """
         if connections[self.db].vendor == "mysql":
-            rows = self._claim_locked(runner_id, limit, queues, now)
+            rows = self._claim_locked(runner_id, limit, queues, now, limit - ahead)
         else:
-            rows = self._claim_returning(runner_id, limit, queues, now)
+            rows = self._claim_returning(runner_id, limit, queues, now, limit - ahead)
         rows.sort()  # RETURNING has no order
-        claims = [Claim(*row[1:]) for row in rows]
-        if waiting := [claim.pk for claim in claims[max(0, limit - ahead) :]]:
-            self.filter(pk__in=waiting, runner=runner_id, status=ONGOING).update(started=None)
-        return claims
+        return [Claim(*row[1:]) for row in rows]
 
-    def _claim_returning(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime) -> list[Any]:
+    def _claim_returning(
+        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int
+    ) -> list[Any]:
         # Plain SQL: the ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates as a materialised CTE: a bare
         # sub-select may be run again after a lock wait and then updates more rows than its limit.
         connection = connections[self.db]
-        table, lock = self._table(), connection.features.has_select_for_update_skip_locked
-        probe = f"SELECT id, priority FROM {table} WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT {limit:d}" + (
-            " FOR UPDATE SKIP LOCKED" if lock else ""
-        )
+        table = self._table()
+        probe = f"SELECT id, priority FROM {table} WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT {limit:d}"
+        if connection.features.has_select_for_update_skip_locked:
+            probe += " FOR UPDATE SKIP LOCKED"
         # One probe for each queue: their index is in order within a queue only.
         probes = " UNION ALL ".join(
             f"SELECT id, priority FROM ({probe % condition}) AS queue_{n}"
@@ -185,16 +184,20 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         )
         with connection.cursor() as cursor:
             cursor.execute(
-                f"WITH next AS MATERIALIZED (SELECT id FROM ({probes}) AS candidates"
-                f" ORDER BY priority DESC, id LIMIT {limit:d})"
+                f"WITH candidates AS MATERIALIZED ({probes}),"
+                " next AS (SELECT id AS next_id, ROW_NUMBER() OVER (ORDER BY priority DESC, id) AS place"
+                f" FROM candidates ORDER BY place LIMIT {limit:d})"
                 f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
-                f" started = %s, run_after = NULL WHERE id IN (SELECT id FROM next) AND status = 'Q'"
-                f" RETURNING -priority, id, claims, title, job_name, args_data, kwargs_data, crashes",
-                [*queues, runner_id, self._value("started", now)],
+                " run_after = NULL, started = CASE WHEN place <= %s THEN %s END"
+                " FROM next WHERE id = next_id AND status = 'Q'"
+                " RETURNING -priority, id, claims, title, job_name, args_data, kwargs_data, crashes",
+                [*queues, runner_id, at_once, self._value("started", now)],
             )
             return list(cursor.fetchall())
 
-    def _claim_locked(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime) -> list[Any]:
+    def _claim_locked(
+        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int
+    ) -> list[Any]:
         # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
         # index it would lock in another order than a finish does, and deadlock with it.
         columns = ("priority", "pk", "claims", "title", "job_name", "args_data", "kwargs_data", "crashes")
@@ -206,16 +209,30 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 waiting = waiting.order_by("-priority", "pk").select_for_update(skip_locked=skip)
                 rows += [(-row[0], row[1], row[2] + 1, *row[3:]) for row in waiting.values_list(*columns)[:limit]]
             rows = sorted(rows)[:limit]
-            if rows:
-                self.filter(pk__in=[row[1] for row in rows]).update(
-                    status=ONGOING,
-                    runner=runner_id,
-                    claims=F("claims") + 1,
-                    attempts=F("attempts") + 1,
-                    started=now,
-                    run_after=None,
-                )
+            pks = [row[1] for row in rows]
+            for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
+                if some:
+                    self.filter(pk__in=some).update(
+                        status=ONGOING,
+                        runner=runner_id,
+                        claims=F("claims") + 1,
+                        attempts=F("attempts") + 1,
+                        run_after=None,
+                        started=started,
+                    )
         return rows
+
+    def give_back_unknown(self, runner_id: int, known: Iterable[Claim]) -> int:
+        """Give back what a runner holds without knowing it: the answer to a claim was lost on the way."""
+        held = {(claim.pk, claim.claims) for claim in known}
+        claimed = self.filter(runner=runner_id, status=ONGOING).values_list("pk", "claims")
+        return sum(
+            self.filter(pk=pk, runner=runner_id, status=ONGOING, claims=claims).update(
+                status=ENQUEUED, runner=None, started=None, attempts=F("attempts") - 1
+            )
+            for pk, claims in claimed
+            if (pk, claims) not in held
+        )
 
     def begin(self, runner_id: int, claims: Iterable[Claim], now: datetime) -> None:
         """Jobs that were claimed ahead have started."""
@@ -337,7 +354,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def stamp_cancelled(self, now: datetime) -> None:
         """Jobs that were cancelled while they waited are over: their grace counts from here."""
-        self.filter(status=CANCELLED, runner=None, completed=None).update(completed=now)
+        over = self.filter(status=CANCELLED, runner=None, completed=None)
+        if pks := list(over.values_list("pk", flat=True)[:BATCH]):  # looked at first: an UPDATE takes the write lock
+            over.filter(pk__in=pks).update(completed=now)
 
     def _table(self) -> str:
         return connections[self.db].ops.quote_name(self.model._meta.db_table)

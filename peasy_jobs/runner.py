@@ -46,15 +46,15 @@ class Runner:
         self.presence = Presence(PeasyRunner.objects.using(self.connection.alias), self.jobs, self.clock, conf)
         self.selector = selectors.DefaultSelector()
         self.recorder = Recorder(self.connection, self.jobs, self.clock)
-        self.connected = False
+        self.connected, self.listening = False, -1
         self.wakeup: wakeup.Wakeup = wakeup.Look()
         self.signals = 0
-        self.stop_at: float | None = None  # when the jobs that still run are ended; None: not stopping
+        self.stopping = self.killing = self.done = False
+        self.kill_at = float("inf")  # when the jobs that still run are ended
         self.held: dict[int, Claim] = {}  # claimed, no outcome yet
         self.ahead: set[int] = set()  # those of them that are not marked as started
         self.pace: float | None = None  # seconds that a job takes
         self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
-        self.empty = False
         self.follow_ups: list[float] = []
         self.look_at = self.promote_at = self.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
@@ -91,7 +91,7 @@ class Runner:
             self._mark_begun()
             self._keep_house()
             self._recall()
-            if self.stop_at is None:
+            if not self.stopping:
                 self._claim()
         except (DatabaseError, InterfaceError) as error:
             self._wait_out(error)
@@ -130,7 +130,7 @@ class Runner:
         for claim in death.innocent:
             self._give_back(claim)
         for claim in death.victims:
-            if death.reason is None or self.stop_at is not None:
+            if death.reason is None or self.killing:
                 self._give_back(claim)
             elif claim.crashes < self.conf.crash_retries:
                 logger.warning(
@@ -157,12 +157,16 @@ class Runner:
             self.connection.ensure_connection()
             queue.set_up(self.connection, LOCK_TIMEOUT)
             self.wakeup = wakeup.watch(self.connection)
-            if (fd := self.wakeup.fileno()) >= 0:
-                self.selector.register(fd, selectors.EVENT_READ, self.wakeup.readable)
+            self.listening = self.wakeup.fileno()
+            if self.listening >= 0:
+                self.selector.register(self.listening, selectors.EVENT_READ, self.wakeup.readable)
             self.connected = self.hint = True
         if not self.presence.id:
             self.presence.register(self.queues)
             self._say_what_is_served()
+        if self.trouble_since is not None:
+            known = [*self.held.values(), *(ending.claim for ending in self.recorder.endings)]
+            self.jobs.give_back_unknown(self.presence.id, known)
 
     def _stay_alive(self) -> None:
         if not self.presence.renew():
@@ -201,9 +205,9 @@ class Runner:
             logger.warning("Cannot use the database (%s). Trying until it works again.", str(error).strip())
         self.retry_at = monotonic() + random.uniform(0.1, 0.5)
         if not queue.is_locked(error):
-            if (fd := self.wakeup.fileno()) >= 0:
-                self.selector.unregister(fd)
-            self.wakeup, self.connected = wakeup.Look(), False
+            if self.listening >= 0:
+                self.selector.unregister(self.listening)
+            self.wakeup, self.connected, self.listening = wakeup.Look(), False, -1
             with suppress(Exception):
                 self.connection.close()
 
@@ -229,14 +233,15 @@ class Runner:
 
     def _room(self) -> dict[Worker, int]:
         """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
-        depth = 1
+        depth, now = 1, monotonic()
         if self.pace is not None and self.pace < LOOK_AHEAD / 2:
             depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)))
         # Filled up when half of it is done, so that jobs travel in batches.
         return {
             worker: depth - len(worker.pending)
             for worker in self.workers.workers
-            if worker.ready and len(worker.pending) <= depth // 2
+            if worker.ready
+            and (not worker.pending or (len(worker.pending) <= depth // 2 and now - worker.busy_since < LOOK_AHEAD))
         }
 
     def _worth_claiming(self) -> bool:
@@ -252,7 +257,8 @@ class Runner:
         if due is not None and due <= self.clock.at(now):
             waiting = bool(self.jobs.promote(self.clock.at(now))) or waiting
             due = None
-        self.empty = idle and not waiting
+        if self.exit_on_empty and idle and not waiting:
+            self._finish()
         self.look_at = now + self.conf.polling_interval * random.uniform(0.9, 1)
         if self.follow_ups:
             self.look_at = min(self.look_at, now + self.follow_ups.pop(0))
@@ -296,27 +302,28 @@ class Runner:
             moments = [self.presence.renew_at, self.presence.rescue_at, self.prune_at]
             moments.append(self.recorder.next_write(urgent=self._is_hungry()))
             moments += [worker.busy_since + LOOK_AHEAD for worker in self.workers.workers if len(worker.pending) > 1]
-            if self.stop_at is None and self._room():
-                moments.append(now if self.backlog else self.look_at)
+            if not self.stopping and self.presence.holds_lease() and self._room():
+                empty = self.exit_on_empty and not self.held and not self.recorder.endings
+                moments.append(now if self.backlog or empty else self.look_at)
                 if self.wakeup.interval is not None:
                     moments.append(now + self.wakeup.interval)
-        if self.stop_at is not None:
-            moments.append(self.stop_at)
+        if not self.killing:
+            moments.append(self.kill_at)
         for key, _ in self.selector.select(max(0, min(moments) - now)):
             key.data()
 
     def _over(self) -> bool:
-        if self.held or self.recorder.endings:
-            return self.signals > 1 and self.stop_at is not None and monotonic() > self.stop_at + GIVE_UP
-        if self.stop_at is not None:
-            return True
-        if not (self.exit_on_empty and self.empty):
-            return False
+        if self.stopping and (self.held or self.recorder.endings):
+            return monotonic() > self.kill_at + GIVE_UP  # the database is away: the jobs will be rescued
+        return self.stopping or self.done
+
+    def _finish(self) -> None:
+        """Nothing is left to run now, and `exit_on_empty` says to end then."""
         while self._prune(grace=0):
             pass
         later = self.jobs.in_queues(self.queues).filter(status=queue.SCHEDULED).count()
         self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
-        return True
+        self.done = True
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -342,16 +349,18 @@ class Runner:
 
     def _heed_signals(self) -> None:
         now = monotonic()
-        if self.signals and self.stop_at is None:
+        if self.signals and not self.stopping:
             logger.info("Stopping: no more jobs are claimed, %d still run.", len(self.held))
-            self.stop_at = now + self.conf.shutdown_timeout
+            self.stopping, self.kill_at = True, now + self.conf.shutdown_timeout
             for worker in self.workers.workers:
                 for claim in worker.recall():
                     self._give_back(claim)
-        if self.signals > 1 and self.stop_at is not None:
-            self.stop_at = min(self.stop_at, now)
-        if self.stop_at is not None and now >= self.stop_at and self.held:
-            logger.warning("Ending %d jobs that still run; they run again later.", len(self.held))
+        if self.signals > 1:
+            self.kill_at = min(self.kill_at, now)
+        if now >= self.kill_at and not self.killing:
+            if self.held:
+                logger.warning("%d jobs are ended before they have finished. They run again later.", len(self.held))
+            self.killing = True
             self._end_running()
 
     def _end_running(self) -> None:

@@ -39,7 +39,23 @@ STARTED = -2
 TICKET = struct.Struct("!q")
 
 
-def main(control_fd: int, runner_pid: int, argv: list[str]) -> None:
+_shown = logging.StreamHandler()
+_shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+
+def show_log(level: int) -> None:
+    """Show the log on the terminal, where the project's LOGGING sends it nowhere."""
+    if not logger.hasHandlers():
+        logger.addHandler(_shown)
+        logger.setLevel(logger.level or level)
+
+
+def log_level() -> int:
+    """The level at which `show_log` shows the log here; 0 where it does not."""
+    return logger.level if _shown in logger.handlers else 0
+
+
+def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
     """Serve one runner until it is gone."""
     die_with_parent(runner_pid)
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -47,7 +63,7 @@ def main(control_fd: int, runner_pid: int, argv: list[str]) -> None:
         # would inherit.
         signal.signal(signum, _leave_it_to_the_runner)
     sys.argv[:] = argv
-    _load_project()
+    _load_project(level)
     control = socket.socket(fileno=control_fd)
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_w, False)
@@ -72,13 +88,15 @@ def main(control_fd: int, runner_pid: int, argv: list[str]) -> None:
             _serve(control, workers, what, worker, fds)
 
 
-def _load_project() -> None:
+def _load_project(level: int) -> None:
     import django
     from django.apps import apps
     from django.db import connections
     from django.utils.module_loading import module_has_submodule
 
     django.setup()
+    if level:
+        show_log(level)
     for app in apps.get_app_configs():
         if module_has_submodule(app.module, "jobs"):
             try:
@@ -154,9 +172,11 @@ def _work(server: int, socket_fd: int, ticket_fd: int) -> None:
                     for stale in recalled:
                         jobs.pop(stale, None)
                     jobs.update({job[0]: job for job in handed_out})
-            send(execution.run(*jobs.pop(pk), send))
+            outcome = execution.run(*jobs.pop(pk), send)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
+            send(outcome)
             execution.tidy()
-            sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
     except OSError:
         pass  # the runner is gone
     except BaseException:

@@ -121,6 +121,9 @@ class Look:
     description = "by a look every 0.1 s"
     interval: float | None = 0.1
 
+    def __init__(self) -> None:
+        self.look_at = 0.0
+
     def fileno(self) -> int:
         return -1
 
@@ -128,4 +131,7 @@ class Look:
         pass
 
     def hinted(self) -> bool:
+        if monotonic() < self.look_at:
+            return False
+        self.look_at = monotonic() + 0.09
         return True

@@ -24,11 +24,12 @@ from peasy_jobs import execution
 from peasy_jobs.channel import Channel
 from peasy_jobs.execution import Outcome, Report
 from peasy_jobs.queue import Claim
-from peasy_jobs.server import KILL, REPORT, REQUEST, START, STARTED, TICKET
+from peasy_jobs.server import KILL, REPORT, REQUEST, START, STARTED, TICKET, log_level
 
 logger = logging.getLogger("peasy_jobs")
 
 SERVER_RETRY = 1.0  # seconds between two starts of a worker server that fails
+STOP_TIMEOUT = 2.0  # seconds for a worker server to end by itself
 
 
 class Death(NamedTuple):
@@ -127,7 +128,9 @@ class ThreadWorkers:
                 event = self.arrived.get_nowait()
                 if isinstance(event, Outcome):
                     for worker in self.workers:
-                        if worker.pending.pop(event.pk, None):
+                        claim = worker.pending.get(event.pk)
+                        if claim is not None and claim.claims == event.claims:
+                            del worker.pending[event.pk]
                             worker.busy_since = monotonic()
                 events.append(event)
         return events
@@ -229,7 +232,11 @@ class ProcessWorkers:
         if self.server is not None:
             self.selector.unregister(self.control)
             self.control.close()
-            self.server.wait()
+            try:
+                self.server.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:  # stuck in the project's own imports, say
+                self.server.kill()
+                self.server.wait()
             self.server = None
 
     def _fill(self) -> None:
@@ -251,10 +258,12 @@ class ProcessWorkers:
         # Our sys.path, so that the project is found from whichever directory the runner was started in.
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from peasy_jobs import server; "
-            f"server.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r})"
+            f"server.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r}, {log_level()})"
         )
         options = [f"-W{option}" for option in sys.warnoptions]
-        self.server = subprocess.Popen([sys.executable, *options, "-c", code], pass_fds=[theirs.fileno()])  # noqa: S603
+        self.server = subprocess.Popen(  # noqa: S603
+            [sys.executable, *options, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+        )
         theirs.close()
         self.selector.register(self.control, selectors.EVENT_READ, self._hear_server)
 

@@ -14,6 +14,7 @@ from peasy_jobs import conf
 from peasy_jobs.checks import is_in_memory
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import Runner
+from peasy_jobs.server import show_log
 
 
 class Command(BaseCommand):
@@ -36,7 +37,7 @@ class Command(BaseCommand):
                 f"The jobs are in an in-memory database ({alias!r}), which run_peasy cannot see from its own process. "
                 "Give DATABASES a file or a server."
             )
-        _log_somewhere(options["verbosity"])
+        show_log((logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)[options["verbosity"]])
         runner = Runner(
             replace(conf.get(), **given), self._say, queues=options["queue"], exit_on_empty=options["exit_on_empty"]
         )
@@ -55,13 +56,3 @@ def _concurrency(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise ArgumentTypeError(f"{value!r} is not a number of workers: give a whole number, 1 or more.")
     return int(value)
-
-
-def _log_somewhere(verbosity: int) -> None:
-    """Show the log on the terminal where the project's LOGGING sends it nowhere."""
-    logger = logging.getLogger("peasy_jobs")
-    if not logger.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel((logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)[verbosity])
