@@ -64,7 +64,13 @@ def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
         signal.signal(signum, _leave_it_to_the_runner)
     sys.argv[:] = argv
     _load_project(level)
-    control = socket.socket(fileno=control_fd)
+    with contextlib.suppress(ConnectionError):
+        _listen(socket.socket(fileno=control_fd))
+    os._exit(0)  # the runner is gone; workers that are idle see it too
+
+
+def _listen(control: socket.socket) -> None:
+    """Do what the runner says, and tell it of workers that have ended, until it closes its end."""
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_w, False)
     os.set_blocking(wake_r, False)
@@ -81,7 +87,7 @@ def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
         if control in ready:
             data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 2)
             if not data:
-                os._exit(0)  # the runner is gone; workers that are idle see it too
+                return
             while len(data) < REQUEST.size:
                 data += control.recv(REQUEST.size - len(data))
             what, worker = REQUEST.unpack(data)

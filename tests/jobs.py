@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -173,3 +175,122 @@ async def asynchronous(value: int) -> int:
 
 def no_job() -> None:
     raise AssertionError("a function that is no job was called")
+
+
+@peasy.job("print")
+def print_line(text: str) -> None:
+    print(text)
+
+
+@peasy.job("die in one of several ways")
+def die_by(how: str, record: str) -> None:
+    note(record, f"started {os.getpid()}")
+    if how == "segfault":
+        ctypes.string_at(0)
+    elif how == "os._exit":
+        os._exit(7)
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@peasy.job("hold the interpreter lock")
+def hold_gil(record: str) -> int:
+    """One call of C code that lets no other thread of this process run for an hour."""
+    note(record, f"started {os.getpid()}")
+    return sum(range(10**12))
+
+
+@peasy.job("enqueue others")
+def enqueue_notes(record: str, count: int) -> None:
+    for number in range(count):
+        write_note(record, f"child {number}")
+
+
+@peasy.job("wait in each run for a file of its own")
+def wait_in_run(directory: str) -> str:
+    """The first run waits for the file `1` in `directory`, the second for `2`, and so on."""
+    record = Path(directory, "record")
+    note(str(record), f"started {os.getpid()}")
+    run = len(notes(record))
+    while not Path(directory, str(run)).exists():
+        time.sleep(0.01)
+    return f"run {run}"
+
+
+@peasy.job("last words")
+def last_words(path: str, record: str, job_pk: int) -> str:
+    note(record, f"started {os.getpid()}")
+    while not Path(path).exists():
+        time.sleep(0.01)
+    peasy.update_status(job_pk, "last words", {"progress": 99})
+    return "said"
+
+
+@peasy.job("start a program and wait for a file")
+def program_and_wait(path: str, record: str) -> str:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as program:
+        note(record, f"{os.getpid()} {program.pid}")
+        while not Path(path).exists():
+            time.sleep(0.01)
+        program.kill()
+    return "waited"
+
+
+@peasy.job("signal the runner and wait")
+def signal_runner(pid: int, path: str, record: str) -> None:
+    note(record, f"started {os.getpid()}")
+    os.kill(pid, signal.SIGTERM)
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
+@peasy.job("write inside a transaction that stays open")
+def leave_write_open(pk: int) -> None:
+    transaction.atomic().__enter__()
+    PeasyJobQueue.objects.filter(pk=pk).update(title="never committed")
+
+
+@peasy.job("leave a process behind and die")
+def die_with_daemon(path: str, record: str) -> None:
+    """A forked process in a session of its own keeps what this worker had open, until `path` exists."""
+    if os.fork() == 0:
+        os.setsid()
+        note(record, f"daemon {os.getpid()}")
+        while not Path(path).exists():
+            time.sleep(0.01)
+        os._exit(0)
+    while not notes(record):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@peasy.job("fork, and return in both")
+def return_twice(record: str) -> str:
+    pid = os.fork()
+    if pid == 0:
+        note(record, "child")
+        sys.exit("the child")
+    os.waitpid(pid, 0)
+    note(record, "parent")
+    return "the parent"
+
+
+@peasy.job("use multiprocessing")
+def use_multiprocessing(method: str, path: str) -> list[int | None]:
+    """Exit codes: of a child that ends by itself, of one that is asked to end."""
+    context = multiprocessing.get_context(method)
+    worker = context.Process(target=Path(path).touch)
+    sleeper = context.Process(target=time.sleep, args=[600])
+    worker.start()
+    sleeper.start()
+    worker.join()
+    sleeper.terminate()
+    sleeper.join()
+    return [worker.exitcode, sleeper.exitcode]
+
+
+@peasy.job("end a program")
+def end_program(signum: int) -> int:
+    with subprocess.Popen(["sleep", "600"]) as program:
+        program.send_signal(signum)
+    return program.returncode

@@ -1,0 +1,72 @@
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import psutil
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from tests import processes, waiting
+
+# The machine decides how long an example takes; pytest-timeout watches over the test.
+hypothesis.settings.register_profile("peasy_jobs", deadline=None)
+hypothesis.settings.load_profile("peasy_jobs")
+
+
+def pytest_report_header() -> str:
+    driver = connection.Database.__name__
+    if settings.TEST_DATABASE == "mariadb":
+        driver = os.environ.get("PEASY_TEST_MARIADB_DRIVER", "pymysql")
+    database = f"{settings.TEST_DATABASE} (driver {driver})"
+    return f"database: {database}, USE_TZ={settings.USE_TZ}, TIME_ZONE={settings.TIME_ZONE}"
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    # For every process started from here on, a fork server included.
+    os.environ["PEASY_TEST_DB_NAME"] = str(connection.settings_dict["NAME"])
+    yield
+    del os.environ["PEASY_TEST_DB_NAME"]
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    return waiting.wait_until
+
+
+@pytest.fixture
+def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., processes.Command]]:
+    """Starts `run_peasy *args` and waits until it says what it serves (unless `ready=False`)."""
+
+    def start(
+        *args: str,
+        settings: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        ready: bool = True,
+    ) -> processes.Command:
+        command = processes.Command(("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {})
+        commands.callback(command.clean_up)
+        return command.ready() if ready else command
+
+    with ExitStack() as commands:
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """A test ends what it starts. Set up first, so checked last: after `run_peasy` has cleaned up."""
+    before = processes.children()
+    yield
+    try:
+        waiting.wait_until(lambda: processes.children() <= before, 5)
+    except AssertionError:
+        left = list(processes.children() - before)
+        text = f"This test has left processes behind: {left}"
+        processes.kill(left)
+        psutil.wait_procs(left, timeout=5)
+        pytest.fail(text)

@@ -1,0 +1,136 @@
+"""Real processes for the tests: `run_peasy` as a user would start it, and nothing of it stays behind."""
+
+import contextlib
+import json
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.waiting import DEADLINE, wait_until
+
+REPOSITORY = Path(__file__).parent.parent
+# Inherited by all that a command starts, so that what has lost its parent is found too.
+TOKEN = "PEASY_TEST_PROCESS"
+
+
+class Command:
+    """A management command in a session of its own, on the database of the running test."""
+
+    def __init__(
+        self, args: tuple[str, ...], directory: Path, cwd: Path, settings: Mapping[str, Any], env: Mapping[str, str]
+    ) -> None:
+        self.token = uuid.uuid4().hex
+        self.killed = False
+        self.output_path = directory / f"{args[0]}-{self.token}.log"
+        self.args = args
+        environment = {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "tests.settings",
+            "PEASY_TEST_SETTINGS": json.dumps(settings),
+            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONWARNINGS": "error",
+            **env,
+            TOKEN: self.token,
+        }
+        with self.output_path.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "django", *args],
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+
+    def output(self) -> str:
+        return self.output_path.read_text(errors="replace")
+
+    def describe(self) -> str:
+        return f"{' '.join(self.args)} (pid {self.pid}, exit code {self.process.poll()}) printed:\n{self.output()}"
+
+    def wait_for_output(self, text: str, timeout: float = DEADLINE) -> str:
+        """Wait until `text` has been printed; an earlier exit fails at once."""
+
+        def printed() -> bool:
+            over = self.process.poll() is not None
+            if text in self.output():
+                return True
+            assert not over, f"It ended before it printed {text!r}. {self.describe()}"
+            return False
+
+        wait_until(printed, timeout, lambda: f"{text!r} was not printed. {self.describe()}")
+        return self.output()
+
+    def ready(self, timeout: float = DEADLINE) -> "Command":
+        self.wait_for_output("run_peasy serves", timeout)
+        return self
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """To this process alone, or to its whole group as a terminal and systemd do it."""
+        if group:
+            os.killpg(self.pid, number)
+        else:
+            self.process.send_signal(number)
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"Still running after {timeout} s. {self.describe()}") from None
+
+    def kill(self) -> None:
+        """SIGKILL to this process alone: what a crash of the runner looks like to its workers."""
+        self.killed = True
+        self.process.kill()
+        self.process.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything alive that this command is or has started, however deep, orphans included."""
+        return [process for process in psutil.process_iter() if self.owns(process)]
+
+    def owns(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def clean_up(self) -> None:
+        """End all that is left. A command that ended by itself must not have left anything."""
+        ended = self.process.poll() is not None and not self.killed
+        try:
+            if ended:
+                wait_until(lambda: not self.processes(), 5, lambda: f"It left processes behind. {self.describe()}")
+        finally:
+            # Again until none is left: a process may start another while it is being killed.
+            while processes := self.processes():
+                kill(processes)
+                time.sleep(0.01)
+            self.process.wait()
+            print(self.describe())
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def children() -> set[psutil.Process]:
+    """The children of this process, without the two that multiprocessing keeps for good."""
+    kept = {
+        multiprocessing.forkserver._forkserver._forkserver_pid,
+        multiprocessing.resource_tracker._resource_tracker._pid,
+    }
+    return {process for process in psutil.Process().children(recursive=True) if process.pid not in kept}

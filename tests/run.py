@@ -1,0 +1,69 @@
+"""Runs the suite once on every database that answers, and says which were tested. Arguments go to pytest."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+DATABASES = ("sqlite", "postgres", "mariadb")
+# Connects without a database name, as the creation of the test database does.
+PROBE = """
+import sys
+from django.db import connection
+try:
+    with connection._nodb_cursor():
+        pass
+except Exception as error:
+    sys.exit(str(error).partition("\\n")[0])
+"""
+
+
+def environment(database: str) -> dict[str, str]:
+    return {**os.environ, "PEASY_TEST_DATABASE": database, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+
+
+def unreachable(database: str) -> str:
+    """Why `database` cannot be tested, or an empty string."""
+    if database == "sqlite":
+        return ""
+    command = [sys.executable, "-W", "ignore", "-c", PROBE]
+    try:
+        probe = subprocess.run(command, env=environment(database), capture_output=True, text=True, timeout=15)
+    except subprocess.TimeoutExpired:
+        return "no answer within 15 s"
+    return "" if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
+
+
+def run(database: str, arguments: list[str]) -> str:
+    print(f"\n=== the suite on {database} ===", flush=True)
+    started = time.monotonic()
+    code = subprocess.call([sys.executable, "-m", "pytest", *arguments], env=environment(database))
+    outcome = "passed" if code == 0 else f"FAILED (pytest exit code {code})"
+    return f"{outcome} in {time.monotonic() - started:.0f} s"
+
+
+def main(arguments: list[str]) -> int:
+    required = {name.strip() for name in os.environ.get("PEASY_TEST_REQUIRE", "sqlite").split(",") if name.strip()}
+    if unknown := required - set(DATABASES):
+        print(f"PEASY_TEST_REQUIRE names {', '.join(sorted(unknown))}. Known: {', '.join(DATABASES)}.")
+        return 2
+    outcomes = {}
+    for database in DATABASES:
+        if reason := unreachable(database):
+            outcomes[database] = f"NOT REACHABLE{', but required' * (database in required)}: {reason}"
+        else:
+            outcomes[database] = run(database, arguments)
+    print("\n=== databases ===")
+    for database, outcome in outcomes.items():
+        print(f"{database:10}{outcome}")
+    failed = any("FAILED" in outcome or "but required" in outcome for outcome in outcomes.values())
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).parent.parent)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
