@@ -5,7 +5,7 @@ from typing import Any
 from django.db import models
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.queue import JobQuerySet, RunnerQuerySet
+from peasy_jobs.queue import JobQuerySet
 
 
 class LiveIndex(models.Index):
@@ -44,8 +44,6 @@ class PeasyRunner(models.Model):
     heartbeat = models.DateTimeField()
     # Seconds since 1970 by the database's clock. Not a datetime: without USE_TZ those repeat an hour every autumn.
     lease_until = models.FloatField()
-
-    objects = RunnerQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"runner {self.pk} on {self.host}, pid {self.pid}"

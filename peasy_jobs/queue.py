@@ -24,13 +24,24 @@ from peasy_jobs import conf, wakeup
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+    from peasy_jobs.models import PeasyJobQueue
 
 ENQUEUED, SCHEDULED, ONGOING, COMPLETED, FAILED, CANCELLED = "QSOCFX"
 FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUS_MSG_LIMIT = 255
 ERRORS_KEPT = 25  # failed attempts of a job, the newest
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
+
+
+class Run(NamedTuple):
+    """A job as it is given to a worker."""
+
+    pk: int
+    claims: int
+    job_name: str
+    args: bytes | None
+    kwargs: bytes | None
+    failures: int  # failed attempts there will have been if this one fails
 
 
 class Claim(NamedTuple):
@@ -46,6 +57,10 @@ class Claim(NamedTuple):
     crashes: int
     crash_retries: int | None
     timeout: float | None  # seconds
+
+    def run(self) -> Run:
+        """What a worker needs of it."""
+        return Run(self.pk, self.claims, self.job_name, self.args, self.kwargs, self.attempts - self.crashes)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -103,6 +118,20 @@ def as_field(moment: datetime) -> datetime:
     return moment if conf.uses_time_zones() else timezone.make_naive(moment, timezone.get_default_timezone())
 
 
+def bound_silence(connection: BaseDatabaseWrapper, limit: float) -> None:
+    """Let a runner's own connection wait `limit` seconds for a server that does not answer, where its driver can."""
+    seconds = max(1, round(limit))
+    options = {
+        "postgresql": {"connect_timeout": seconds},  # an answer to a query has no limit there: see `silence`
+        "mysql": {"connect_timeout": seconds, "read_timeout": seconds, "write_timeout": seconds},
+    }.get(connection.vendor, {})
+    given = connection.settings_dict["OPTIONS"]
+    connection.settings_dict = {
+        **connection.settings_dict,
+        "OPTIONS": {**options, **given},
+    }  # not that of other threads
+
+
 def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
     """Make a runner's own connection give up a lock after `lock_timeout` seconds: others still need it meanwhile."""
     milliseconds = int(lock_timeout * 1000)
@@ -125,21 +154,8 @@ def is_locked(error: BaseException) -> bool:
 
 def is_outage(error: BaseException) -> bool:
     """Whether the database could not be used at all, whatever was asked of it."""
-    return isinstance(error, OperationalError | InterfaceError)
-
-
-class RunnerQuerySet(models.QuerySet["PeasyRunner"]):
-    """The runners that are alive, or were not yet found dead."""
-
-    def renew(self, runner_id: int, lease: float, clock: Clock) -> bool:
-        """Say that the runner is alive for another `lease` seconds. False when it was taken for dead."""
-        until = clock.sync() + lease
-        alive = self.filter(pk=runner_id).update(heartbeat=clock.at(monotonic()), lease_until=until)
-        return alive == 1
-
-    def expired(self) -> list[PeasyRunner]:
-        """The runners that did not renew their lease in time."""
-        return list(self.filter(lease_until__lt=database_now(connections[self.db]).timestamp()))
+    too_large = error.args[:1] == (1153,)  # MariaDB: more than max_allowed_packet
+    return isinstance(error, OperationalError | InterfaceError) and not too_large
 
 
 class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
@@ -276,9 +292,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                     return []
             return self._not_landed(runner_id, endings, now)
 
-    def _ending_row(
-        self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime
-    ) -> list[Any]:
+    def _ending_row(self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime) -> list[Any]:
         entries = None
         if ending.error:
             kind = ending.error["exception"]
@@ -306,12 +320,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             claim, row = ending.claim, found.get(ending.claim.pk)
             if row is None or tuple(row) != (*wanted[claim.pk], None):
                 lost.append(claim)
-                self.close_cancelled(runner_id, claim, now)
+                self.close_cancelled(runner_id, claim.pk, claim.claims, now)
         return lost
 
-    def close_cancelled(self, runner_id: int, claim: Claim, now: datetime) -> None:
+    def close_cancelled(self, runner_id: int, pk: int, claims: int, now: datetime) -> None:
         """A job that was cancelled while it ran has stopped running."""
-        mine = self.filter(pk=claim.pk, status=CANCELLED, runner=runner_id, claims=claim.claims)
+        mine = self.filter(pk=pk, status=CANCELLED, runner=runner_id, claims=claims)
         mine.update(runner=None, completed=now)
 
     def report(self, pk: int, status_msg: str | None, extra: str | None, **guards: Any) -> None:
@@ -328,9 +342,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         waiting = self.filter(pk=pk, status__in=(ENQUEUED, SCHEDULED)).update(status=CANCELLED, completed=now)
         return bool(waiting or self.filter(pk=pk, status=ONGOING).update(status=CANCELLED))
 
-    def cancelled_of(self, runner_id: int) -> list[int]:
-        """The jobs that this runner runs and that were cancelled."""
-        return list(self.filter(runner=runner_id, status=CANCELLED).values_list("pk", flat=True))
+    def cancelled_of(self, runner_id: int) -> list[tuple[int, int]]:
+        """Primary key and claims of the jobs that this runner runs and that were cancelled."""
+        return list(self.filter(runner=runner_id, status=CANCELLED).values_list("pk", "claims"))
 
     def promote(self, now: datetime) -> int:
         """Scheduled jobs that are due may run now. Returns how many there were in this batch."""
@@ -341,7 +355,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def rescue(self, dead: int | None, reason: str, crash_retries: int) -> int:
         """Give back the jobs of a runner that is gone; `None` stands for those of the published package.
 
-        A job that had started is charged with a crash, and is FAILED with `reason` when it had its `crash_retries` before.
+        A job that had started is charged with a crash, and FAILED with `reason` if it had its `crash_retries`.
         """
         now = as_field(database_now(connections[self.db]))
         with transaction.atomic(using=self.db):
@@ -351,9 +365,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             rescued = 0
             for pk, claims, errors in ongoing.filter(
                 crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False
-            ).values_list(
-                "pk", "claims", "errors"
-            ):
+            ).values_list("pk", "claims", "errors"):
                 rescued += ongoing.filter(pk=pk, claims=claims).update(
                     status=FAILED, errors=[*errors, entry], completed=now, runner=None, crashes=F("crashes") + 1
                 )

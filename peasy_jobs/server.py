@@ -32,11 +32,13 @@ logger = logging.getLogger("peasy_jobs")
 
 # From the runner: what to do, for which worker. A start comes with the worker's socket and ticket pipe.
 REQUEST = struct.Struct("!cq")
-START, KILL = b"S", b"K"
+START, ASK, KILL = b"S", b"A", b"K"
 # To the runner: worker, pid, and None while it lives or its wait status once it is gone (-1: it never started).
 REPORT = struct.Struct("!qqq")
 STARTED = -2
 TICKET = struct.Struct("!q")
+# From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
+ASKED = struct.Struct("!qq9p128p")
 
 
 _shown = logging.StreamHandler()
@@ -64,8 +66,8 @@ def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
         signal.signal(signum, _leave_it_to_the_runner)
     sys.argv[:] = argv
     _load_project(level)
-    with contextlib.suppress(ConnectionError):
-        _listen(socket.socket(fileno=control_fd))
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=control_fd) as control:
+        _listen(control)
     os._exit(0)  # the runner is gone; workers that are idle see it too
 
 
@@ -85,7 +87,7 @@ def _listen(control: socket.socket) -> None:
                 os.read(wake_r, CHUNK)
             _report_dead(control, workers)
         if control in ready:
-            data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 2)
+            data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 3)
             if not data:
                 return
             while len(data) < REQUEST.size:
@@ -113,11 +115,14 @@ def _load_project(level: int) -> None:
 
 
 def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker: int, fds: list[int]) -> None:
-    if what == KILL:
+    if what != START:
         for pid, number in workers.items():
             if number == worker:  # not reaped yet, so the pid is still its own
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
+                    if what == KILL:
+                        os.killpg(pid, signal.SIGKILL)
+                    else:
+                        os.kill(pid, signal.SIGTERM)
         return
     server = os.getpid()
     try:
@@ -151,7 +156,7 @@ def _report_dead(control: socket.socket, workers: dict[int, int]) -> None:
             control.sendall(REPORT.pack(worker, pid, status))
 
 
-def _work(server: int, socket_fd: int, ticket_fd: int) -> None:
+def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
     """The life of a worker process: take a ticket, run its job, hand over the outcome. Never returns."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)  # so that ending a job ends what it started
@@ -162,11 +167,19 @@ def _work(server: int, socket_fd: int, ticket_fd: int) -> None:
     if sys.platform != "linux":
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
     from peasy_jobs import execution
+    from peasy_jobs.queue import Run
 
+    def read_asked(signum: int, frame: object) -> None:
+        # Systemd and others send SIGTERM to every process: without a word from the runner it means nothing.
+        with contextlib.suppress(BlockingIOError):
+            for pk, claims, why, reason in ASKED.iter_unpack(os.read(ask_fd, ASKED.size * 16)):
+                execution.ask(pk, claims, why.decode(), reason.decode(), interrupt=True)
+
+    signal.signal(signal.SIGTERM, read_asked)
     connection = socket.socket(fileno=socket_fd)
     send = _Sender(connection)
     inbox = bytearray()
-    jobs: dict[int, tuple[int, int, str, bytes | None, bytes | None]] = {}
+    jobs: dict[int, Run] = {}
     try:
         while (pk := _next_ticket(ticket_fd)) is not None:
             while pk not in jobs:
@@ -177,8 +190,8 @@ def _work(server: int, socket_fd: int, ticket_fd: int) -> None:
                 for recalled, handed_out in take_messages(inbox):
                     for stale in recalled:
                         jobs.pop(stale, None)
-                    jobs.update({job[0]: job for job in handed_out})
-            outcome = execution.run(*jobs.pop(pk), send)
+                    jobs.update({job[0]: Run(*job) for job in handed_out})
+            outcome = execution.run(jobs.pop(pk), send)
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
             send(outcome)
@@ -223,8 +236,7 @@ def _leave_it_to_the_runner(signum: int, frame: object) -> None:
 def _be_an_ordinary_process() -> None:
     """What a job forks must end on SIGTERM like any process."""
     for signum in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(signum) is _leave_it_to_the_runner:
-            signal.signal(signum, signal.SIG_DFL)
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def _watch_parent(server: int) -> None:
