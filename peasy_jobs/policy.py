@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 Backoff = Sequence[float] | Callable[[int], float] | None
 
@@ -30,14 +29,15 @@ class Policy:
     def delay(self, failures: int) -> float:
         """Seconds until the next attempt after so many failed ones. Raises what a callable `backoff` raises."""
         if callable(self.backoff):
-            return _checked(self.backoff(failures))
+            seconds = self.backoff(failures)
+            return _checked(seconds)
         if self.backoff:
             return self.backoff[min(failures, len(self.backoff)) - 1]
         # Jitter, so that a thousand jobs which failed together do not come back together.
         return min(FIRST_DELAY * 2.0 ** min(failures - 1, 20), LONGEST_DELAY) * random.uniform(0.75, 1.25)
 
 
-def _checked(seconds: Any) -> float:
-    if type(seconds) not in (int, float) or not 0 <= seconds < 10**9:
+def _checked(seconds: object) -> float:
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 10**9:
         raise ValueError(f"backoff gives {seconds!r}. Give a number of seconds, 0 or more.")
     return float(seconds)

@@ -125,11 +125,8 @@ def bound_silence(connection: BaseDatabaseWrapper, limit: float) -> None:
         "postgresql": {"connect_timeout": seconds},  # an answer to a query has no limit there: see `silence`
         "mysql": {"connect_timeout": seconds, "read_timeout": seconds, "write_timeout": seconds},
     }.get(connection.vendor, {})
-    given = connection.settings_dict["OPTIONS"]
-    connection.settings_dict = {
-        **connection.settings_dict,
-        "OPTIONS": {**options, **given},
-    }  # not that of other threads
+    own = connection.settings_dict
+    connection.settings_dict = {**own, "OPTIONS": {**options, **own["OPTIONS"]}}  # a copy: threads share the dictionary
 
 
 def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:

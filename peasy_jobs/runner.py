@@ -363,15 +363,16 @@ class Runner:
             for worker in self.workers.workers:
                 for claim in worker.recall():
                     self._give_back(claim)
-        if self.signals.count > 1 and not self.hurried:
-            self.hurried, self.kill_at = True, min(self.kill_at, now)
+        if self.signals.count > 1:
+            self.kill_at = min(self.kill_at, now)
         if now >= self.kill_at and not self.killing:
             if self.held:
                 logger.warning("%d jobs are ended before they have finished. They run again later.", len(self.held))
             self.killing = True
             self.stopper.ask_all(self.workers.workers, "The runner stops (PEASY_SHUTDOWN_TIMEOUT).")
-            if self.hurried:
-                self.stopper.hurry()
+        if self.signals.count > 1 and not self.hurried:
+            self.hurried = True
+            self.stopper.hurry()
 
     def _say_what_is_served(self) -> None:
         queues = f"queues {', '.join(self.queues)}" if self.queues else "all queues"
