@@ -130,6 +130,8 @@ class Runner:
         for claim in death.innocent:
             self._give_back(claim)
         for claim in death.victims:
+            if self.held.get(claim.pk) is not claim:
+                continue  # taken from us, and killed for that
             if death.reason is None or self.killing:
                 self._give_back(claim)
             elif claim.crashes < self.conf.crash_retries:
