@@ -21,7 +21,7 @@ import threading
 import time
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peasy_jobs.channel import CHUNK, LENGTH, die_with_parent, take_messages
 
@@ -80,9 +80,10 @@ def _listen(control: socket.socket, runner_pid: int) -> None:
     # Not SIGKILL any more, which would leave no time to end what the jobs have started.
     die_with_parent(runner_pid, by=signal.SIGCHLD)
     workers: dict[int, int] = {}  # pid: worker
+    watched: list[Any] = [control, wake_r]
     try:
         while os.getppid() == runner_pid:
-            ready, _, _ = select.select([control, wake_r], [], [])
+            ready, _, _ = select.select(watched, [], [])
             if wake_r in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_r, CHUNK)
@@ -241,20 +242,17 @@ def _leave_it_to_the_runner(signum: int, frame: object) -> None:
     pass
 
 
-STOPS = {signal.SIGINT, signal.SIGTERM}
-
-
 def _hold_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _be_an_ordinary_process() -> None:
     """What a job forks must end on SIGTERM like any process, from its first moment."""
-    for signum in STOPS:
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     _release_signals()
 

@@ -231,7 +231,7 @@ def of_sqlite(lines: list[tuple[int, int, int, str]]) -> Iterator[tuple[str | No
 def of_postgres(node: dict[str, Any], is_sorted: bool = False) -> Iterator[tuple[str | None, bool]]:
     kind = node["Node Type"]
     if "Scan" in kind and node.get("Relation Name") == TABLE and kind != "Bitmap Heap Scan":
-        yield node.get("Index Name") if "Index Cond" in node else None, is_sorted
+        yield node.get("Index Name"), is_sorted
     elif kind == "Bitmap Index Scan":
         yield node["Index Name"], is_sorted
     is_sorted = kind != "Limit" and (is_sorted or "Sort" in kind)
