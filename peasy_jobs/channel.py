@@ -73,10 +73,10 @@ def take_messages(inbox: bytearray) -> list[Any]:
     return messages
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies. Returns normally only while `parent` lives."""
+def die_with_parent(parent: int, by: int = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when its parent dies. Returns normally only while `parent` lives."""
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)

@@ -1,6 +1,5 @@
 """The PEASY_* settings: the only module that reads `settings`. Everybody else gets plain values from here."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -49,7 +48,8 @@ def _whole(minimum: int) -> Callable[[Any], bool]:
 
 
 def _seconds(minimum: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (int, float) and math.isfinite(value) and value >= minimum
+    # Of more no date can be made. NaN is in no range.
+    return lambda value: type(value) in (int, float) and minimum <= value <= 10**9
 
 
 def _maximum(value: Any) -> bool:

@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from inspect import isawaitable
 from time import monotonic
@@ -247,18 +248,22 @@ def described(exception: BaseException) -> dict[str, str]:
     if isinstance(exception, Failure | payloads.PayloadRefused) and not isinstance(exception, TimeLimit):
         return {"exception": path, "message": payloads.text(exception, MESSAGE_LIMIT), "traceback": ""}
     frames = exception.__traceback__
-    while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith("peasy_jobs."):
-        frames = frames.tb_next  # the first ones are ours
-    # Of a long traceback the end says where the error is.
-    lines = "".join(traceback.format_exception(type(exception), exception, frames))
-    summary = "".join(traceback.format_exception_only(exception)).strip()
-    if isinstance(exception, TimeLimit):
-        summary = str(exception)
-    elif isinstance(exception, SystemExit):
-        summary = f"The job called sys.exit({exception.code!r})."
+    ours = ("peasy_jobs.", "asgiref.", "concurrent.")  # the last two call an async job
+    while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith(ours):
+        frames = frames.tb_next
+    try:
+        lines = "".join(traceback.format_exception(type(exception), exception, frames))
+        summary = "".join(traceback.format_exception_only(exception)).strip()
+        if isinstance(exception, TimeLimit):
+            summary = str(exception)
+        elif isinstance(exception, SystemExit):
+            summary = f"The job called sys.exit({exception.code!r})."
+    except Exception as error:  # formatting asks the exception, which is the job's own code
+        lines = summary = f"{path}, which cannot be shown ({type(error).__name__})."
     return {
         "exception": path,
         "message": payloads.text(summary, MESSAGE_LIMIT),
+        # Of a long one the end says where the error is.
         "traceback": payloads.text(lines[-TRACEBACK_LIMIT:], TRACEBACK_LIMIT),
     }
 
@@ -269,6 +274,9 @@ def tidy() -> None:
         for connection in connections.all(initialized_only=True):
             if connection.in_atomic_block:
                 _drop(connection)
+            elif connection.connection is not None:
+                with suppress(Exception):  # a broken one is closed below
+                    connection.connection.rollback()  # a plain BEGIN, which Django does not know of
         close_old_connections()
         reset_queries()
         translation.deactivate()

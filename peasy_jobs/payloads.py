@@ -12,10 +12,11 @@ from typing import Any
 
 from django.core.signing import Signer
 from django.db.models import Model, QuerySet
+from django.http import HttpRequest
 from django.utils.crypto import constant_time_compare
 
 JSON, PICKLE = b"J", b"P"
-ARGS, KWARGS, RESULT = "arguments", "keyword arguments", "result"
+ARGS, KWARGS, RESULT = "arguments", "keyword arguments", "results"
 
 
 class PayloadError(ValueError):
@@ -50,9 +51,12 @@ def loads(data: bytes | memoryview, *, job_name: str, column: str, serializer: s
     data = bytes(data)
     if data[:1] == JSON:
         try:
-            return json.loads(data[1:])
+            value = json.loads(data[1:])
         except (ValueError, RecursionError) as error:
             raise PayloadRefused(f"The stored {column} of this job are damaged: {error}.") from None
+        if column != RESULT and type(value) is not (list if column == ARGS else dict):
+            raise PayloadRefused(f"The stored {column} of this job are damaged: they are {type(value).__name__}.")
+        return value
     if data[:1] != PICKLE:
         raise PayloadRefused(f"The stored {column} of this job are not in a format that peasy_jobs writes.")
     if serializer == "json":
@@ -122,9 +126,11 @@ def _pickled(value: Any, column: str, serializer: str) -> bytes:
 
 
 class _ArgumentPickler(pickle.Pickler):
-    """Refuses rows: a copy of a row is out of date by the time the job runs."""
+    """Refuses what would be out of date by the time the job runs: rows and requests, which Django lets be pickled."""
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, Model | QuerySet):
+        if isinstance(value, Model):
             raise PayloadError("a model instance")
+        if isinstance(value, QuerySet | HttpRequest):
+            raise PayloadError("a queryset" if isinstance(value, QuerySet) else "a request")
         return NotImplemented

@@ -12,6 +12,7 @@ from functools import update_wrapper
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from django.contrib.auth import get_user_model
 from django.db import connections, router
 from django.utils import timezone
 
@@ -29,6 +30,7 @@ TRACK_EVERY = 0.1  # seconds
 ADVICE = {
     "generator": "Pass a list of plain values.",
     "function": "Pass the name of what to do, and look it up in the job.",
+    "a queryset": "Pass the primary keys and load them in the job, which then sees the rows as they are by then.",
     "a model instance": "Pass its primary key and load it in the job, which then sees it as it is by then.",
 }
 
@@ -48,31 +50,34 @@ class Job(Generic[P, R]):
     __wrapped__: Callable[P, R]
 
     def __init__(self, function: Callable[P, R], title: str, policy: Policy, **options: Any) -> None:
+        update_wrapper(self, function)  # first: an attribute of the function must not replace one of ours
         self.function, self.title, self.policy = function, title, policy
+        self.module_spec = _module_spec(function)
         self.job_name = f"{function.__module__}.{function.__qualname__}"
         self.signature = inspect.signature(function)
         self.takes_pk = "job_pk" in self.signature.parameters
         self.options: dict[str, Any] = {}
         self._set(**options)
-        update_wrapper(self, function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> PeasyJobQueue:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> PeasyJobQueue:
         """Enqueue a call with these arguments, in the caller's own transaction. Returns the job.
 
         Raises `TypeError` when the function does not take these arguments, and `PayloadError` (a `ValueError`) when
         one of them cannot be stored.
         """
+        from peasy_jobs.models import PeasyJobQueue  # late, as in _models(), which would be one more step for every job
+
         if args or kwargs or self.signature.parameters:
             self._check_call(args, kwargs)
-        return _models().objects.enqueue(
+        return PeasyJobQueue.objects.enqueue(
             title=self.title,
             job_name=self.job_name,
             args_data=self._dumps(list(args), payloads.ARGS, args, kwargs) if args else None,
             kwargs_data=self._dumps(kwargs, payloads.KWARGS, args, kwargs) if kwargs else None,
-            **self.options,
+            **(self.options if "run_after" not in self.options else self._options_now()),
         )
 
-    def call(self, *args: Any, **kwargs: Any) -> R:
+    def call(self, /, *args: Any, **kwargs: Any) -> R:
         """Run the function here and now, without the queue. A `job_pk` that is not given is None."""
         return self.call_with_pk(None, args, kwargs)
 
@@ -116,23 +121,36 @@ class Job(Generic[P, R]):
                 raise ValueError(f"priority is {priority!r}. Give a whole number from -100 to 100.")
             self.options["priority"] = priority
         if queue_name is not None:
-            if not isinstance(queue_name, str) or not 0 < len(queue_name) <= QUEUE_NAME_LIMIT or "\0" in queue_name:
+            if not _is_name(queue_name, QUEUE_NAME_LIMIT):
                 raise ValueError(f"queue_name is {queue_name!r}. Give a name of 1 to {QUEUE_NAME_LIMIT} characters.")
             self.options["queue_name"] = queue_name
         if user is not None:
-            if not hasattr(user, "pk"):
+            if not isinstance(user, get_user_model()) and not getattr(user, "is_anonymous", False):
                 raise TypeError(f"user is {user!r}. Give a user, such as request.user.")
+            if user.pk is None and not user.is_anonymous:
+                raise ValueError(f"user is {user!r}, which is not saved yet. Save the user first.")
             self.options["user_id"] = user.pk
         if run_after is not None:
-            self.options["run_after"] = _due(run_after)
+            self.options["run_after"] = run_after if isinstance(run_after, timedelta) else _moment(run_after)
         if timeout is not None:
-            if type(timeout) not in (int, float) or not 0 < timeout < float("inf"):
+            if type(timeout) not in (int, float) or not 0 < timeout <= 10**9:
                 raise ValueError(f"timeout is {timeout!r}. Give a number of seconds above 0.")
             self.options["timeout"] = timeout
         if crash_retries is not None:
             if type(crash_retries) is not int or not 0 <= crash_retries < 2**31:
                 raise ValueError(f"crash_retries is {crash_retries!r}. Give a whole number, 0 or more.")
             self.options["crash_retries"] = crash_retries
+
+    def _options_now(self) -> dict[str, Any]:
+        """The options of a call that is made now: a timedelta counts from here."""
+        run_after = self.options["run_after"]
+        if isinstance(run_after, timedelta):
+            now = queue.database_now(connections[router.db_for_write(_models())])
+            try:
+                run_after = queue.as_field(now + run_after)
+            except OverflowError:
+                raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
+        return {**self.options, "run_after": run_after}
 
     def _with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.takes_pk and "job_pk" not in self.signature.bind_partial(*args, **kwargs).arguments:
@@ -162,7 +180,8 @@ class Job(Generic[P, R]):
         self, error: payloads.PayloadError, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> payloads.PayloadError:
         """The same error, naming the argument that is to blame."""
-        names = list(self.signature.parameters)
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [name for name, parameter in self.signature.parameters.items() if parameter.kind in positional]
         named = [(names[n] if n < len(names) else f"number {n + 1}", value) for n, value in enumerate(args)]
         settings = conf.get()
         for name, value in [*named, *kwargs.items()]:
@@ -185,10 +204,11 @@ class Job(Generic[P, R]):
         return payloads.PayloadError(f'Cannot enqueue "{self.title}": its arguments cannot be stored: {error}.')
 
 
-def _due(run_after: datetime | timedelta) -> datetime:
-    if isinstance(run_after, timedelta):
-        alias = router.db_for_write(_models())
-        return queue.as_field(queue.database_now(connections[alias]) + run_after)
+def _is_name(value: object, limit: int) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= limit and payloads.text(value, limit) == value
+
+
+def _moment(run_after: datetime) -> datetime:
     if not isinstance(run_after, datetime):
         raise TypeError(f"run_after is {run_after!r}. Give a datetime, or a timedelta from now.")
     if timezone.is_aware(run_after):
@@ -231,7 +251,7 @@ class Peasy:
         """
         if callable(title):
             raise TypeError('@peasy.job needs a title: write @peasy.job("export data"), not @peasy.job.')
-        if not isinstance(title, str) or not 0 < len(title) <= TITLE_LIMIT or "\0" in title:
+        if not _is_name(title, TITLE_LIMIT):
             raise TypeError(f"@peasy.job needs a title of 1 to {TITLE_LIMIT} characters, not {title!r}.")
 
         policy = Policy(retries, backoff, retry_on)
@@ -327,7 +347,8 @@ def _extra_text(extra: dict[str, Any]) -> str:
     try:
         return payloads.json_text(extra)
     except (TypeError, ValueError, RecursionError) as error:
-        raise type(error)(f"extra cannot be stored as JSON: {error}. Give a dictionary of JSON values.") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"extra cannot be stored as JSON: {error}. Give a dictionary of JSON values.") from None
 
 
 def _check_findable(function: Callable[..., Any]) -> None:
@@ -347,10 +368,14 @@ def _check_findable(function: Callable[..., Any]) -> None:
     job_name = f"{function.__module__}.{name}"
     if len(job_name) > NAME_LIMIT:
         raise ValueError(f"@peasy.job cannot decorate {job_name}: a name may have {NAME_LIMIT} characters.")
-    earlier = vars(sys.modules[function.__module__]).get(name)
-    if isinstance(earlier, Job) and earlier.function.__code__.co_firstlineno != function.__code__.co_firstlineno:
-        # A module that is loaded again defines it in the same line.
+    earlier = getattr(sys.modules.get(function.__module__), name, None)
+    if isinstance(earlier, Job) and earlier.module_spec is _module_spec(function):
         raise ValueError(f"There are two jobs named {job_name}: rename one, or the runner could run the wrong one.")
+
+
+def _module_spec(function: Callable[..., Any]) -> object:
+    """What tells one load of the function's module from the next: each may define the job."""
+    return getattr(sys.modules.get(function.__module__), "__spec__", None)
 
 
 peasy = Peasy()

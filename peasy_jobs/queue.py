@@ -145,8 +145,8 @@ def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
 
 def is_locked(error: BaseException) -> bool:
     """Whether somebody else's lock was in the way: a lock timeout, a deadlock or a serialization failure."""
-    code = getattr(error.__cause__, "sqlstate", None) or (error.args[0] if error.args else None)
-    return code in ("55P03", "40P01", "40001", 1205, 1213) or "is locked" in str(error)
+    codes = {getattr(error.__cause__, "sqlstate", None), *error.args[:1]}  # PyMySQL gives both, HY000 for 1205
+    return not codes.isdisjoint({"55P03", "40P01", "40001", 1020, 1205, 1213}) or "is locked" in str(error)
 
 
 def is_outage(error: BaseException) -> bool:
@@ -179,6 +179,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
         `started` stays empty for those, which says to a rescuer that they had not begun.
         """
+        queues = list(dict.fromkeys(queues))
         if connections[self.db].vendor == "mysql":
             rows = self._claim_locked(runner_id, limit, queues, now, limit - ahead)
         else:
@@ -234,7 +235,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                     :limit
                 ]:
                     rows.append((-priority, pk, claims + 1, *given, attempts + 1, crashes, budget, timeout))
-            rows = sorted(rows)[:limit]
+            rows = sorted(set(rows))[:limit]  # MariaDB may find a job in two queues: their names ignore case
             pks = [row[1] for row in rows]
             for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
                 if some:
@@ -369,7 +370,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
             )
-            rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=Greatest(F("attempts") - 1, 0))
+            rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=Greatest(F("attempts"), 1) - 1)
             if dead is not None:
                 mine.filter(status=CANCELLED).update(runner=None, completed=now)
         return rescued

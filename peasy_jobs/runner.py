@@ -133,6 +133,8 @@ class Runner:
             self._give_back(claim)
         for claim in death.victims:
             asked = self.stopper.forget(claim)
+            if self.held.get(claim.pk) is not claim:
+                continue  # taken from us, and killed for that
             if death.reason is None or self.killing or (asked and asked.why != TIMEOUT):
                 self._give_back(claim)
             elif asked:

@@ -36,10 +36,10 @@ START, ASK, KILL = b"S", b"A", b"K"
 # To the runner: worker, pid, and None while it lives or its wait status once it is gone (-1: it never started).
 REPORT = struct.Struct("!qqq")
 STARTED = -2
-TICKET = struct.Struct("!q")
+TICKET = struct.Struct("!qq")  # job and claim: a job that was recalled may come back under a new claim
 # From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
 ASKED = struct.Struct("!qq9p128p")
-
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _shown = logging.StreamHandler()
 _shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -60,68 +60,82 @@ def log_level() -> int:
 def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
     """Serve one runner until it is gone."""
     die_with_parent(runner_pid)
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in SIGNALS:
         # systemd signals the whole group: the runner decides. Not SIG_IGN, which the programs that a job starts
         # would inherit.
         signal.signal(signum, _leave_it_to_the_runner)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.argv[:] = argv
     _load_project(level)
     with contextlib.suppress(ConnectionError), socket.socket(fileno=control_fd) as control:
-        _listen(control)
-    os._exit(0)  # the runner is gone; workers that are idle see it too
+        _listen(control, runner_pid)
+    os._exit(0)
 
 
-def _listen(control: socket.socket) -> None:
-    """Do what the runner says, and tell it of workers that have ended, until it closes its end."""
+def _listen(control: socket.socket, runner_pid: int) -> None:
+    """Do what the runner says, and tell it of workers that have ended, until it is gone. They go with it."""
     wake_r, wake_w = os.pipe()
     os.set_blocking(wake_w, False)
     os.set_blocking(wake_r, False)
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    # Not SIGKILL any more, which would leave no time to end what the jobs have started.
+    die_with_parent(runner_pid, by=signal.SIGCHLD)
     workers: dict[int, int] = {}  # pid: worker
     watched: list[Any] = [control, wake_r]
-    while True:
-        ready, _, _ = select.select(watched, [], [])
-        if wake_r in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.read(wake_r, CHUNK)
-            _report_dead(control, workers)
-        if control in ready:
-            data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 3)
-            if not data:
-                return
-            while len(data) < REQUEST.size:
-                data += control.recv(REQUEST.size - len(data))
-            what, worker = REQUEST.unpack(data)
-            _serve(control, workers, what, worker, fds)
+    try:
+        while os.getppid() == runner_pid:
+            ready, _, _ = select.select(watched, [], [])
+            if wake_r in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake_r, CHUNK)
+                _report_dead(control, workers)
+            if control in ready:
+                data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 3)
+                while len(data) < REQUEST.size:
+                    if not (more := control.recv(REQUEST.size - len(data))):
+                        return
+                    data += more
+                what, worker = REQUEST.unpack(data)
+                _serve(control, workers, what, worker, fds)
+    finally:
+        for pid in workers:
+            _kill_group(pid)
 
 
 def _load_project(level: int) -> None:
     import django
-    from django.apps import apps
     from django.db import connections
-    from django.utils.module_loading import module_has_submodule
 
     django.setup()
+    logger.disabled = False  # LOGGING, by default, disables the loggers that exist before it is read
     if level:
         show_log(level)
+    import_jobs()
+    connections.close_all()
+
+
+def import_jobs() -> None:
+    """Import the module `jobs` of each app that has one, before several threads do it at the same time."""
+    from django.apps import apps
+    from django.utils.module_loading import module_has_submodule
+
     for app in apps.get_app_configs():
         if module_has_submodule(app.module, "jobs"):
             try:
                 import_module(f"{app.name}.jobs")
             except Exception:  # its jobs will fail and say so; those of other apps run
                 logger.exception("Could not import %s.jobs.", app.name)
-    connections.close_all()
 
 
 def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker: int, fds: list[int]) -> None:
     if what != START:
         for pid, number in workers.items():
             if number == worker:  # not reaped yet, so the pid is still its own
-                with contextlib.suppress(ProcessLookupError):
-                    if what == KILL:
-                        os.killpg(pid, signal.SIGKILL)
-                    else:
+                if what == KILL:
+                    _kill_group(pid)
+                else:
+                    with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
         return
     server = os.getpid()
@@ -134,8 +148,13 @@ def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker:
         control.sendall(REPORT.pack(worker, 0, -1))
     else:
         if pid == 0:
-            control.close()
-            _work(server, *fds)
+            try:
+                control.close()
+                _work(server, *fds)
+            except BaseException:
+                logger.exception("A worker process failed.")
+            finally:
+                os._exit(1)  # whatever happens, this process must not go on as a second server
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # in both, so that it is done when either needs it
         workers[pid] = worker
@@ -151,9 +170,13 @@ def _report_dead(control: socket.socket, workers: dict[int, int]) -> None:
             return
         worker = workers.pop(pid, None)
         if worker is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)  # what the job had started goes with it
+            _kill_group(pid)  # what the job had started goes with it
             control.sendall(REPORT.pack(worker, pid, status))
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
@@ -162,7 +185,7 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
         os.setpgid(0, 0)  # so that ending a job ends what it started
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.register_at_fork(after_in_child=_be_an_ordinary_process)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_be_an_ordinary_process)
     die_with_parent(server)
     if sys.platform != "linux":
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
@@ -179,10 +202,11 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
     connection = socket.socket(fileno=socket_fd)
     send = _Sender(connection)
     inbox = bytearray()
-    jobs: dict[int, Run] = {}
+    jobs: dict[tuple[int, int], Run] = {}
+    pid = os.getpid()
     try:
-        while (pk := _next_ticket(ticket_fd)) is not None:
-            while pk not in jobs:
+        while (ticket := _next_ticket(ticket_fd)) is not None:
+            while ticket not in jobs:
                 chunk = connection.recv(CHUNK)
                 if not chunk:
                     os._exit(0)
@@ -190,17 +214,16 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
                 for recalled, handed_out in take_messages(inbox):
                     for stale in recalled:
                         jobs.pop(stale, None)
-                    jobs.update({job[0]: Run(*job) for job in handed_out})
-            outcome = execution.run(jobs.pop(pk), send)
+                    jobs.update({job[:2]: Run(*job) for job in handed_out})
+            outcome = execution.run(jobs.pop(ticket), send)
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
+            if os.getpid() != pid:
+                os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
             send(outcome)
             execution.tidy()
     except OSError:
         pass  # the runner is gone
-    except BaseException:
-        logger.exception("A worker process failed.")
-        os._exit(1)
     os._exit(0)
 
 
@@ -216,7 +239,7 @@ class _Sender:
             self.connection.sendall(LENGTH.pack(len(data)) + data)
 
 
-def _next_ticket(ticket_fd: int) -> int | None:
+def _next_ticket(ticket_fd: int) -> tuple[int, int] | None:
     """The job to run next; None when the runner is gone.
 
     Tickets lie in a pipe that the runner reads too when it wants jobs back: the kernel gives each to one of us.
@@ -224,7 +247,7 @@ def _next_ticket(ticket_fd: int) -> int | None:
     while True:
         try:
             ticket = os.read(ticket_fd, TICKET.size)
-            return TICKET.unpack(ticket)[0] if ticket else None
+            return TICKET.unpack(ticket) if ticket else None
         except BlockingIOError:
             select.select([ticket_fd], [], [])
 
@@ -233,10 +256,19 @@ def _leave_it_to_the_runner(signum: int, frame: object) -> None:
     pass
 
 
+def _hold_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _be_an_ordinary_process() -> None:
-    """What a job forks must end on SIGTERM like any process."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """What a job forks must end on SIGTERM like any process, from its first moment."""
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
+    _release_signals()
 
 
 def _watch_parent(server: int) -> None:

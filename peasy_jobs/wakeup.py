@@ -35,8 +35,10 @@ class Wakeup(Protocol):
 
 def announce(alias: str) -> None:
     """Tell idle runners that a job was enqueued, once the caller's transaction is committed."""
-    if connections[alias].vendor == "postgresql":
-        transaction.on_commit(lambda: _notify(connections[alias]), using=alias, robust=True)
+    connection = connections[alias]
+    # With autocommit off nobody tells us of the commit: the runner's next look finds the job.
+    if connection.vendor == "postgresql" and (connection.in_atomic_block or connection.get_autocommit()):
+        transaction.on_commit(lambda: _notify(connection), using=alias, robust=True)
 
 
 def _notify(connection: BaseDatabaseWrapper) -> None:

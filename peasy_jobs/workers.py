@@ -24,7 +24,19 @@ from peasy_jobs import execution
 from peasy_jobs.channel import Channel
 from peasy_jobs.execution import Outcome, Report
 from peasy_jobs.queue import Claim
-from peasy_jobs.server import ASK, ASKED, KILL, REPORT, REQUEST, START, STARTED, TICKET, log_level
+from peasy_jobs.server import (
+    ASK,
+    ASKED,
+    KILL,
+    REPORT,
+    REQUEST,
+    SIGNALS,
+    START,
+    STARTED,
+    TICKET,
+    import_jobs,
+    log_level,
+)
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -88,7 +100,7 @@ class ThreadWorker:
         self.ready = True
         self.pending: dict[int, Claim] = {}
         self.busy_since = 0.0
-        self.jobs: queue.SimpleQueue[Claim] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()  # None ends the thread
         self.deliver = deliver
         threading.Thread(target=self._work, name=f"peasy worker {number}", daemon=True).start()
 
@@ -102,8 +114,7 @@ class ThreadWorker:
     def recall(self) -> list[Claim]:
         recalled: list[Claim] = []
         with contextlib.suppress(queue.Empty):
-            while True:
-                claim = self.jobs.get_nowait()
+            while claim := self.jobs.get_nowait():
                 recalled.append(self.pending.pop(claim.pk))
         return recalled
 
@@ -114,8 +125,7 @@ class ThreadWorker:
         return False
 
     def _work(self) -> None:
-        while True:
-            claim = self.jobs.get()
+        while claim := self.jobs.get():
             outcome = execution.run(claim.run(), self.deliver)
             execution.tidy()
             self.deliver(outcome)
@@ -131,6 +141,7 @@ class ThreadWorkers:
         self.wake_w.setblocking(False)
         self.selector = selector
         selector.register(self.wake_r, selectors.EVENT_READ, self._woken)
+        import_jobs()
         self.workers = [ThreadWorker(number, self._deliver) for number in range(concurrency)]
 
     def collect(self) -> list[Event]:
@@ -148,11 +159,16 @@ class ThreadWorkers:
         return events
 
     def stop(self) -> None:
+        """End the threads that are idle. One that runs a job ends after it, or with the process."""
+        for worker in self.workers:
+            worker.jobs.put(None)
         self.selector.unregister(self.wake_r)
+        self.wake_r.close()
+        self.wake_w.close()
 
     def _deliver(self, event: Event) -> None:
         self.arrived.put(event)
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # full, so that the runner wakes anyway; or closed: it has stopped
             self.wake_w.send(b".")
 
     def _woken(self) -> None:
@@ -175,7 +191,7 @@ class ProcessWorker:
         self.ask_r, self.ask_w = os.pipe()
         for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
             os.set_blocking(fd, False)
-        self.recalled: list[int] = []  # what the worker holds and must forget
+        self.recalled: list[tuple[int, int]] = []  # tickets of what the worker holds and must forget
 
     def hand_out(self, claims: list[Claim]) -> None:
         if not self.pending:
@@ -184,16 +200,16 @@ class ProcessWorker:
         self.pending.update({claim.pk: claim for claim in claims})
         self.channel.send((self.recalled, jobs))
         self.recalled = []
-        os.write(self.ticket_w, b"".join(TICKET.pack(claim.pk) for claim in claims))
+        os.write(self.ticket_w, b"".join(TICKET.pack(claim.pk, claim.claims) for claim in claims))
 
     def recall(self) -> list[Claim]:
         try:
             tickets = os.read(self.ticket_r, 1 << 16)
         except BlockingIOError:
             return []
-        pks = [pk for (pk,) in TICKET.iter_unpack(tickets)]
-        self.recalled += pks
-        return [self.pending.pop(pk) for pk in pks]
+        recalled = list(TICKET.iter_unpack(tickets))
+        self.recalled += recalled
+        return [self.pending.pop(pk) for pk, _ in recalled]
 
     def ask(self, claim: Claim, why: str, reason: str) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -288,9 +304,14 @@ class ProcessWorkers:
             f"server.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r}, {log_level()})"
         )
         options = [f"-W{option}" for option in sys.warnoptions]
-        self.server = subprocess.Popen(  # noqa: S603
-            [sys.executable, *options, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-        )
+        # Ctrl-C goes to the whole group: it must not hit the server before it has handlers, so the server unblocks it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self.server = subprocess.Popen(  # noqa: S603
+                [sys.executable, *options, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self.selector.register(self.control, selectors.EVENT_READ, self._hear_server)
 
@@ -327,6 +348,8 @@ class ProcessWorkers:
             self._bury(worker, None)
 
     def _receive(self, worker: ProcessWorker) -> None:
+        if worker not in self.workers:
+            return  # buried a moment ago, by an earlier event of the same wait
         self.events += worker.receive()
         if worker.channel.closed:
             self.selector.unregister(worker.channel.connection)  # dying; the server tells us when it is dead

@@ -294,3 +294,11 @@ def end_program(signum: int) -> int:
     with subprocess.Popen(["sleep", "600"]) as program:
         program.send_signal(signum)
     return program.returncode
+
+
+@peasy.job("kill the runner, once")
+def kill_runner(pid: int, record: str) -> None:
+    note(record, f"started {os.getpid()}")
+    if len(notes(record)) == 1:
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(600)

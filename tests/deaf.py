@@ -1,0 +1,36 @@
+"""Apps that make a runner's life harder: installed in the process of a test's `run_peasy` only."""
+
+import time
+from datetime import timedelta
+
+from django.apps import AppConfig
+
+
+class Deaf(AppConfig):
+    """No hint of new work ever comes."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        from peasy_jobs import wakeup
+
+        class Nothing(wakeup.Look):
+            description, interval = "by nothing", None
+
+            def hinted(self) -> bool:
+                return False
+
+        wakeup.watch = lambda connection: Nothing()
+
+
+class TwoHoursAhead(AppConfig):
+    """The clock of this host is wrong."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        from django.utils import timezone
+
+        now, today = time.time, timezone.now
+        time.time = lambda: now() + 7200
+        timezone.now = lambda: today() + timedelta(hours=2)

@@ -1,0 +1,83 @@
+"""Somebody else at the same database: second connections of this process, and processes that compete."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from peasy_jobs.models import PeasyJobQueue
+from tests.processes import REPOSITORY
+
+TABLE = PeasyJobQueue._meta.db_table
+
+
+@contextmanager
+def second_connection() -> Iterator[BaseDatabaseWrapper]:
+    """Another connection to the database of the running test."""
+    other = connection.copy("rival")
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+@contextmanager
+def locked(*pks: int) -> Iterator[BaseDatabaseWrapper]:
+    """These jobs, or the whole file on SQLite, are locked by a transaction of another connection."""
+    with second_connection() as other:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            for pk in pks:
+                cursor.execute(f"UPDATE {TABLE} SET title = title WHERE id = %s", [pk])
+        yield other
+        other.rollback()
+
+
+class Rival:
+    """A process that plays one part of `tests/competitors.py`, once all that compete are ready."""
+
+    def __init__(self, part: str, **options: Any) -> None:
+        self.part = part
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "tests.competitors", part, json.dumps(options)],
+            cwd=REPOSITORY,
+            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def tell(self, word: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+
+    def is_ready(self) -> bool:
+        assert self.process.stdout
+        return self.process.stdout.readline() == "ready\n"
+
+    def result(self) -> Any:
+        output, errors = self.process.communicate(timeout=90)
+        assert self.process.returncode == 0, f"{self.part} ended with {self.process.returncode}:\n{errors}"
+        return json.loads(output)
+
+
+def compete(*rivals: Rival) -> list[Any]:
+    """Let all of them start at the same moment. Returns what each of them says it has done."""
+    try:
+        for rival in rivals:
+            assert rival.is_ready(), rival.result()
+        for rival in rivals:
+            rival.tell("go")
+        return [rival.result() for rival in rivals]
+    finally:
+        for rival in rivals:
+            rival.process.kill()
+            rival.process.communicate()

@@ -1,0 +1,63 @@
+"""What the tests ask of the tables: how jobs and runners stand there."""
+
+import psutil
+
+from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.queue import FINISHED, ONGOING
+from tests.processes import Command
+from tests.waiting import DEADLINE, wait_until
+
+
+def row(job: PeasyJobQueue) -> PeasyJobQueue:
+    """The job as it is now."""
+    return PeasyJobQueue.objects.get(pk=job.pk)
+
+
+def finished(*jobs: PeasyJobQueue, timeout: float = DEADLINE) -> list[PeasyJobQueue]:
+    """Wait until all of these have ended and return them as they are then, in the same order."""
+    pks = [job.pk for job in jobs]
+    mine = PeasyJobQueue.objects.filter(pk__in=pks)
+
+    def over() -> bool:
+        return mine.filter(status__in=FINISHED).count() == len(pks)
+
+    wait_until(over, timeout, lambda: f"Jobs: {list(mine.values_list('pk', 'title', 'status', 'errors')[:20])}")
+    found = mine.in_bulk()
+    return [found[pk] for pk in pks]
+
+
+def running(job: PeasyJobQueue) -> PeasyJobQueue:
+    """Wait until a job runs and return it as it is then."""
+    wait_until(lambda: row(job).status == ONGOING and row(job).started, message=lambda: f"{row(job).__dict__}")
+    return row(job)
+
+
+def runner() -> PeasyRunner:
+    """The only runner."""
+    return PeasyRunner.objects.get()
+
+
+def heartbeats(count: int) -> None:
+    """Wait until the only runner has renewed its lease so many times: it has been in its loop meanwhile."""
+    for _ in range(count):
+        last = runner().heartbeat
+        wait_until(lambda last=last: runner().heartbeat != last)
+
+
+def server_of(command: Command) -> psutil.Process:
+    (server,) = psutil.Process(command.pid).children()
+    return server
+
+
+def workers_of(command: Command) -> list[psutil.Process]:
+    """The worker processes, as soon as the worker server has all of them."""
+    return wait_until(
+        lambda: len(workers := server_of(command).children()) == runner().concurrency and workers,
+        message=lambda: command.describe(),
+    )
+
+
+def assert_gone(command: Command) -> None:
+    """Nothing is left of a runner: no process, no row."""
+    wait_until(lambda: not command.processes(), 2, lambda: f"{command.processes()} {command.describe()}")
+    assert not PeasyRunner.objects.filter(pid=command.pid).exists()

@@ -1,0 +1,488 @@
+"""One job is run to its end, whatever that is, and whatever it was becomes one outcome in plain words."""
+
+import builtins
+import contextlib
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+from django.utils import timezone, translation
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peasy_jobs import execution, payloads
+from peasy_jobs.execution import MESSAGE_LIMIT, TRACEBACK_LIMIT, Outcome, Report
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.peasy_jobs import Job, peasy
+from peasy_jobs.queue import Run
+from tests import jobs
+
+loaded: list[bool] = []
+problem: list[Any] = []
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return loaded.append, (True,)
+
+
+@peasy.job("raise what it is told")
+def raise_it() -> None:
+    raise problem[0]
+
+
+@peasy.job("leave with what it is told")
+def leave_with() -> None:
+    sys.exit(problem[0])
+
+
+@peasy.job("call itself")
+def forever() -> None:
+    forever.call()
+
+
+@peasy.job("return itself")
+def bottomless() -> Any:
+    value: Any = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+@peasy.job("raise later")
+async def boom_later() -> None:
+    raise ValueError("boom")
+
+
+@peasy.job("chain")
+def chain() -> None:
+    try:
+        raise KeyError("the cause")
+    except KeyError as error:
+        raise ValueError("the effect") from error
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded_and_nothing_stays() -> Iterator[None]:
+    loaded.clear(), problem.clear()
+    yield
+    assert not loaded, "a forged pickle was loaded"
+    assert execution.current(7) is None, "a job that has ended still counts as running"
+
+
+def stored(value: Any, job_name: str, column: str) -> bytes:
+    return payloads.dumps(value, job_name=job_name, column=column, max_bytes=10**7, serializer="pickle")
+
+
+def run_named(
+    name: str, args: bytes | None = None, kwargs: bytes | None = None, sent: list[Report] | None = None
+) -> Outcome:
+    outcome = execution.run(Run(7, 3, name, args, kwargs, 1), ([] if sent is None else sent).append)
+    assert (outcome.pk, outcome.claims) == (7, 3)
+    assert outcome.started <= outcome.ended
+    assert outcome.error is None or outcome.result is None
+    return outcome
+
+
+def run(job: Job[..., Any], *args: Any, **kwargs: Any) -> Outcome:
+    name = job.job_name
+    return run_named(name, stored(list(args), name, payloads.ARGS), stored(kwargs, name, payloads.KWARGS))
+
+
+def result(job: Job[..., Any], *args: Any, **kwargs: Any) -> Any:
+    outcome = run(job, *args, **kwargs)
+    assert outcome.error is None
+    if outcome.result is None:
+        return None
+    return payloads.loads(outcome.result, job_name=job.job_name, column=payloads.RESULT, serializer="pickle")
+
+
+def failure(outcome: Outcome) -> dict[str, str]:
+    """The error of an outcome, of which every part can be written into every database."""
+    error = outcome.error
+    assert error is not None
+    assert set(error) == {"exception", "message", "traceback"}
+    assert error["message"]
+    assert len(error["message"]) <= MESSAGE_LIMIT
+    assert len(error["traceback"]) <= TRACEBACK_LIMIT
+    assert "\0" not in "".join(error.values())
+    json.dumps(error, ensure_ascii=False).encode()
+    return error
+
+
+# What ends well
+
+
+def test_the_result_is_stored_for_its_function() -> None:
+    assert result(jobs.give_back, 1, (2,), three={3}) == [[1, (2,)], {"three": {3}}]
+
+
+def test_a_job_without_arguments_or_a_result_needs_no_payload() -> None:
+    assert run_named("tests.jobs.nothing")[4:] == (None, None)
+
+
+def test_the_job_is_told_its_primary_key() -> None:
+    assert result(jobs.own_pk) == 7
+
+
+def test_the_primary_key_that_the_caller_gave_stays() -> None:
+    assert result(jobs.own_pk, 5) == 5
+    assert result(jobs.own_pk, job_pk=6) == 6
+
+
+def test_an_async_job_is_awaited() -> None:
+    assert result(jobs.asynchronous, 41) == 42
+
+
+def test_progress_goes_to_the_runner_and_not_to_the_database() -> None:
+    sent: list[Report] = []  # and the database is out of bounds for this test
+    thread = run_named(jobs.progress_from_thread.job_name, sent=sent)
+    assert thread.error is None
+    assert sent == [Report(7, 3, "from a thread", '{"progress": 30}')]
+
+
+@pytest.mark.django_db
+def test_the_last_progress_is_what_the_job_ended_with() -> None:
+    sent: list[Report] = []
+    name = jobs.track_rows.job_name
+    assert run_named(name, stored([3], name, payloads.ARGS), sent=sent).error is None
+    assert sent[-1] == Report(7, 3, "Importing rows: 3 of 3", '{"progress": 100}')
+
+
+# What ends badly
+
+
+def test_a_job_that_raises_fails_with_its_traceback() -> None:
+    error = failure(run(jobs.boom, "no such row"))
+    assert error["exception"] == "builtins.ValueError"
+    assert error["message"] == "ValueError: no such row"
+    assert error["traceback"].startswith("Traceback (most recent call last):\n")
+    assert error["traceback"].endswith("\nValueError: no such row\n")
+
+
+@pytest.mark.parametrize("job", [jobs.boom, boom_later, chain], ids=lambda job: job.__name__)
+def test_a_traceback_starts_in_the_code_of_the_job(job: Job[..., Any]) -> None:
+    traceback = failure(run(job))["traceback"]
+    first = next(line for line in traceback.splitlines() if line.startswith("  File "))
+    assert first.startswith(f'  File "{job.function.__code__.co_filename}", line ')
+    assert "peasy_jobs/peasy_jobs/" not in traceback
+    assert "asgiref" not in traceback
+
+
+def test_a_traceback_tells_the_cause() -> None:
+    assert "KeyError: 'the cause'" in failure(run(chain))["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (3, "The job called sys.exit(3)."),
+        (0, "The job called sys.exit(0)."),
+        (None, "The job called sys.exit(None)."),
+        ("no space left", "The job called sys.exit('no space left')."),
+    ],
+    ids=str,
+)
+def test_a_job_that_calls_sys_exit_fails_and_says_so(code: Any, message: str) -> None:
+    problem.append(code)
+    error = failure(run(leave_with))
+    assert error["message"] == message
+    assert error["exception"] == "builtins.SystemExit"
+    assert "sys.exit(" in error["traceback"]
+
+
+def test_leaving_with_something_that_cannot_be_shown_fails_too() -> None:
+    problem.append(Unspeakable())
+    assert failure(run(leave_with))["exception"] == "builtins.SystemExit"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, BaseException, SystemExit, MemoryError])
+def test_no_exception_of_a_job_gets_out(kind: type[BaseException]) -> None:
+    problem.append(kind())
+    error = failure(run(raise_it))
+    assert error["exception"] == f"builtins.{kind.__name__}"
+    assert "in raise_it" in error["traceback"]
+
+
+def test_an_exception_that_cannot_say_what_it_is_fails_the_job_under_its_name() -> None:
+    problem.append(Unspeakable())
+    error = failure(run(raise_it))
+    assert error["exception"] == "tests.test_execution.Unspeakable"
+    assert "Unspeakable" in error["message"]
+
+
+def test_an_exception_that_python_cannot_print_fails_the_job_under_its_name() -> None:
+    problem.append(SyntaxError("bad", ("a file", 1, "no number", "a line")))
+    error = failure(run(raise_it))
+    assert error["exception"] == "builtins.SyntaxError"
+    assert "SyntaxError" in error["message"]
+
+
+def test_a_job_that_never_stops_calling_itself_fails() -> None:
+    error = failure(run(forever))
+    assert error["exception"] == "builtins.RecursionError"
+    assert "maximum recursion depth exceeded" in error["message"]
+
+
+def test_of_a_huge_message_the_beginning_is_kept_and_of_a_huge_traceback_the_end() -> None:
+    problem.append(ValueError("x" * 1_000_000 + " the end"))
+    error = failure(run(raise_it))
+    assert error["message"] == ("ValueError: " + "x" * 1_000_000)[:MESSAGE_LIMIT]
+    assert len(error["traceback"]) == TRACEBACK_LIMIT
+    assert error["traceback"].endswith("x the end\n")
+
+
+def test_nul_and_lone_surrogates_are_replaced() -> None:
+    problem.append(ValueError("a\0b\ud800c\U0001f600"))
+    error = failure(run(raise_it))
+    assert error["message"] == "ValueError: a\ufffdb\ufffdc\U0001f600"
+    assert error["traceback"].endswith("ValueError: a\ufffdb\ufffdc\U0001f600\n")
+
+
+@given(st.text(st.characters(exclude_categories=[])))
+def test_any_text_can_be_raised(text: str) -> None:
+    problem[:] = [ValueError(text)]
+    failure(run(raise_it))
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "reason"),
+    [
+        (jobs.generator, "generator", "cannot pickle 'generator' object"),
+        (bottomless, "list", "maximum recursion depth exceeded"),
+    ],
+    ids=["generator", "bottomless"],
+)
+def test_a_result_that_cannot_be_stored_fails_the_job(job: Job[..., Any], kind: str, reason: str) -> None:
+    error = failure(run(job))
+    assert error["message"].startswith(f"The job finished, but its result ({kind}) cannot be stored: {reason}")
+    assert error["message"].endswith(". Return plain values.")
+    assert error["traceback"] == "", "it is no error of the job's own code"
+
+
+def test_arguments_that_the_function_does_not_take_any_more_fail_the_job() -> None:
+    error = failure(run(jobs.nothing, 1, 2))
+    assert error["message"].startswith("TypeError: ")
+    assert "argument" in error["message"]
+
+
+# What is never called, loaded or imported
+
+
+@pytest.mark.parametrize("name", ["tests.jobs.renamed", "tests.gone.export", "tests.jobs.nothing.call"])
+def test_a_function_that_was_renamed_or_deleted_fails_the_job(name: str) -> None:
+    assert failure(run_named(name)) == {
+        "exception": "peasy_jobs.execution.Failure",
+        "message": f"Cannot import {name}. Was it renamed after this job was enqueued?",
+        "traceback": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["tests.jobs.no_job", "tests.jobs.sys", "tests.jobs.started", "os.system", "builtins.exit", "sys.exit"]
+)
+def test_what_is_no_job_is_not_called(name: str) -> None:
+    assert failure(run_named(name))["message"] == (
+        f"{name} is not decorated with @peasy.job, so the runner will not call it."
+    )
+
+
+@pytest.mark.parametrize("name", ["", ".", "export", ".export", "..", "tests", "no such name", "tests\0.x", "a.\ud800"])
+def test_a_name_that_is_no_path_of_a_function_fails_the_job(name: str) -> None:
+    assert failure(run_named(name))["exception"] == "peasy_jobs.execution.Failure"
+
+
+JOB = """
+import builtins
+builtins.peasy_was_imported = __name__
+from peasy_jobs.peasy_jobs import peasy
+
+@peasy.job("export")
+def export():
+    return "exported"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package that can be imported, and leaves a mark when it is."""
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    (tmp_path / "shop" / "exports.py").write_text(JOB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("builtins.peasy_was_imported", None, raising=False)
+    yield tmp_path / "shop"
+    for name in [name for name in sys.modules if name.partition(".")[0].startswith("shop")]:
+        del sys.modules[name]
+
+
+def test_a_module_outside_the_installed_apps_is_not_imported(shop: Path) -> None:
+    assert failure(run_named("shop.exports.export")) == {
+        "exception": "peasy_jobs.execution.Failure",
+        "message": "shop.exports.export is not inside an installed app, so the runner will not import it.",
+        "traceback": "",
+    }
+    assert builtins.peasy_was_imported is None
+    assert not {"shop", "shop.exports"} & set(sys.modules)
+
+
+def test_a_module_inside_an_installed_app_is_imported(shop: Path, settings: Any) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
+    outcome = run_named("shop.exports.export")
+    assert outcome.error is None
+    assert builtins.peasy_was_imported == "shop.exports"
+
+
+def test_an_app_is_not_taken_for_another_whose_name_it_starts_with(shop: Path, settings: Any) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
+    shop.with_name("shop2.py").write_text(JOB)
+    assert "not inside an installed app" in failure(run_named("shop2.export"))["message"]
+    assert builtins.peasy_was_imported is None
+
+
+@pytest.mark.parametrize("line", ["import peasy_no_such_library", "1 / 0", "raise SystemExit(3)", "def ("])
+def test_a_module_that_cannot_be_loaded_says_why(shop: Path, settings: Any, line: str) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
+    (shop / "broken.py").write_text(line)
+    error = failure(run_named("shop.broken.export"))
+    assert "renamed" not in error["message"]
+    assert "broken.py" in error["traceback"]
+
+
+def test_a_row_that_names_a_module_has_no_effect_beyond_its_import(shop: Path, settings: Any) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
+    assert "is not decorated with @peasy.job" in failure(run_named("shop.exports.builtins"))["message"]
+
+
+@pytest.mark.parametrize("column", ["args", "kwargs"])
+def test_a_forged_payload_fails_the_job_and_is_not_loaded(column: str) -> None:
+    forged = payloads.PICKLE + b"x" * 43 + b":" + pickle.dumps(Bomb())
+    error = failure(run_named("tests.jobs.give_back", **{column: forged}))
+    assert error["exception"] == "peasy_jobs.payloads.PayloadRefused"
+    assert error["message"].endswith("were not signed by this site for tests.jobs.give_back, so they were not loaded.")
+    assert error["traceback"] == ""
+
+
+def test_a_payload_moved_from_another_job_fails_the_job() -> None:
+    moved = stored((1,), "tests.jobs.nothing", payloads.ARGS)
+    error = failure(run_named("tests.jobs.give_back", moved))
+    assert error["exception"] == "peasy_jobs.payloads.PayloadRefused"
+
+
+@pytest.mark.parametrize("data", [b"J", b"J5", b"Jnull", b'J"text"', b'J{"a": 1}', b"\x80\x05N.", b"P"], ids=repr)
+def test_damaged_arguments_fail_the_job_and_are_not_passed_on(data: bytes) -> None:
+    assert failure(run_named("tests.jobs.give_back", args=data))["exception"] == "peasy_jobs.payloads.PayloadRefused"
+
+
+@pytest.mark.parametrize("data", [b"J", b"J5", b"Jnull", b'J"text"', b'J[["a", 1]]'], ids=repr)
+def test_damaged_keyword_arguments_fail_the_job_and_are_not_passed_on(data: bytes) -> None:
+    assert failure(run_named("tests.jobs.give_back", kwargs=data))["exception"] == "peasy_jobs.payloads.PayloadRefused"
+
+
+# Between two jobs
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_that_a_job_left_open_is_rolled_back(caplog: pytest.LogCaptureFixture) -> None:
+    job = jobs.nothing()
+    assert run_named("tests.jobs.open_transaction").error is None
+    assert connection.in_atomic_block
+    PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
+
+    execution.tidy()
+
+    assert not connection.in_atomic_block
+    job.refresh_from_db()
+    assert job.title == "do nothing"
+    with transaction.atomic():
+        PeasyJobQueue.objects.filter(pk=job.pk).update(title="changed")
+    job.refresh_from_db()
+    assert job.title == "changed"
+    assert "A job left a transaction open on database 'default'. It was rolled back." in caplog.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_job_wanted_to_do_after_a_commit_that_never_came_is_not_done() -> None:
+    transaction.atomic().__enter__()
+    transaction.on_commit(lambda: loaded.append(True))
+    execution.tidy()
+    with transaction.atomic():
+        jobs.nothing()
+    assert PeasyJobQueue.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_transaction_that_a_job_began_without_django_is_rolled_back() -> None:
+    job = jobs.nothing()
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+    PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
+    execution.tidy()
+    job.refresh_from_db()
+    assert job.title == "do nothing"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_a_job_took_out_of_autocommit_is_back_in_it() -> None:
+    transaction.set_autocommit(False)
+    User.objects.create(username="never")
+    execution.tidy()
+    assert transaction.get_autocommit()
+    assert not User.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_a_job_broke_is_replaced() -> None:
+    jobs.nothing()
+    connection.connection.close()
+    with contextlib.suppress(Exception):
+        PeasyJobQueue.objects.count()
+    execution.tidy()
+    assert PeasyJobQueue.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_queries_of_a_job_are_forgotten() -> None:
+    connection.force_debug_cursor = True  # what DEBUG does
+    try:
+        PeasyJobQueue.objects.count()
+        assert connection.queries
+        execution.tidy()
+        assert not connection.queries
+    finally:
+        connection.force_debug_cursor = False
+
+
+@pytest.mark.django_db(transaction=True)
+def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
+    translation.activate("de")
+    timezone.activate("Asia/Tokyo")
+    execution.tidy()
+    assert translation.get_language() == settings.LANGUAGE_CODE
+    assert timezone.get_current_timezone_name() == settings.TIME_ZONE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_trouble_while_cleaning_up_is_logged_and_goes_no_further(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError("gone")
+
+    monkeypatch.setattr(execution, "close_old_connections", refuse)
+    execution.tidy()
+    assert "Could not clean up after a job." in caplog.text
+    assert "OSError: gone" in caplog.text

@@ -1,0 +1,949 @@
+"""What the verbs of the queue do to rows, and how each database is asked."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.test.utils import CaptureQueriesContext, override_settings
+
+from peasy_jobs import queue
+from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED, Claim, Ending
+from tests.rivals import TABLE, locked, second_connection
+
+pytestmark = pytest.mark.django_db
+
+jobs = PeasyJobQueue.objects
+runners = PeasyRunner.objects
+ME, ANOTHER, DEAD = 1, 2, 3
+START = datetime(2026, 6, 1, 12, tzinfo=UTC)
+SQLITE, POSTGRES, MARIADB = (settings.TEST_DATABASE == name for name in ("sqlite", "postgres", "mariadb"))
+servers_only = pytest.mark.skipif(SQLITE, reason="SQLite locks the whole file")
+
+
+def at(seconds: float = 0) -> datetime:
+    return queue.as_field(START + timedelta(seconds=seconds))
+
+
+def insert(count: int = 1, **columns: Any) -> list[int]:
+    """Make rows and return their keys, oldest first."""
+    defaults = {"title": "a job", "job_name": "tests.jobs.nothing"}
+    return [jobs.create(**{**defaults, **columns}).pk for _ in range(count)]
+
+
+def claim(limit: int = 1, queues: tuple[str, ...] = (), runner: int = ME, ahead: int = 0) -> list[Claim]:
+    return jobs.claim(runner, limit, queues, at(), ahead)
+
+
+def claimed(count: int = 1, runner: int = ME, **columns: Any) -> list[Claim]:
+    """Jobs that run for `runner`."""
+    pks = insert(count, **columns)
+    claims = claim(count, runner=runner)
+    assert [claim.pk for claim in claims] == pks
+    return claims
+
+
+def pks(claims: list[Claim]) -> list[int]:
+    return [claim.pk for claim in claims]
+
+
+def row(pk: int) -> PeasyJobQueue:
+    return jobs.get(pk=pk)
+
+
+def column(name: str, of: list[int]) -> list[Any]:
+    found = dict(jobs.filter(pk__in=of).values_list("pk", name))
+    return [found[pk] for pk in of]
+
+
+def everything() -> list[dict[str, Any]]:
+    return list(jobs.order_by("pk").values())
+
+
+# Claim
+
+
+def test_the_highest_priority_is_claimed_first_and_of_one_priority_the_oldest():
+    low, *normal = insert(priority=-100) + insert(3)
+    high = insert(priority=100)
+
+    assert pks(claim(4)) == [*high, *normal]
+    assert pks(claim(4)) == [low]
+
+
+@pytest.mark.parametrize("queues", [(), ("default",), ("default", "mail")])
+def test_no_more_than_the_limit_is_claimed(queues):
+    oldest = insert(1, queue_name="default") + insert(1, queue_name="mail") + insert(4, queue_name="default")
+
+    claims = claim(3, queues)
+
+    assert pks(claims) == [pk for pk in oldest if not queues or row(pk).queue_name in queues][:3]
+    assert jobs.filter(status=ENQUEUED).count() == 3
+
+
+@pytest.mark.parametrize("queues", [("mail",), ("mail", "post"), ("no such queue",)])
+def test_only_jobs_of_the_named_queues_are_claimed(queues):
+    insert(2, priority=50)
+    named = {name: insert(2, queue_name=name) for name in ("mail", "post")}
+
+    assert pks(claim(10, queues)) == [pk for name in queues for pk in named.get(name, [])]
+
+
+def test_priority_and_age_count_across_queues():
+    first, second, third = (insert(queue_name=name)[0] for name in ("mail", "post", "mail"))
+    (urgent,) = insert(queue_name="post", priority=1)
+
+    assert pks(claim(4, ("mail", "post"))) == [urgent, first, second, third]
+
+
+@pytest.mark.parametrize("queues", [("mail", "mail"), ("mail", "Mail")])
+def test_a_queue_that_is_named_twice_gives_each_job_once(queues):
+    waiting = insert(4, queue_name="mail")
+
+    assert pks(claim(3, queues)) == waiting[:3]
+    assert column("claims", waiting) == [1, 1, 1, 0]
+
+
+def test_a_claim_says_what_to_run():
+    (pk,) = insert(title="export", job_name="app.jobs.export", args_data=b"J[1]", kwargs_data=b"J{}", crashes=1)
+
+    (found,) = claim()
+
+    assert found._replace(args=bytes(found.args), kwargs=bytes(found.kwargs)) == Claim(
+        pk=pk, claims=1, title="export", job_name="app.jobs.export", args=b"J[1]", kwargs=b"J{}", crashes=1
+    )
+
+
+def test_a_claim_names_the_runner_and_counts_itself_and_the_attempt():
+    (pk,) = insert(claims=3, attempts=1, run_after=at(-5))
+
+    (found,) = claim()
+
+    assert found.claims == 4
+    job = row(pk)
+    assert (job.status, job.runner_id, job.claims, job.attempts) == (ONGOING, ME, 4, 2)
+    assert (job.started, job.run_after, job.completed) == (at(), None, None)
+
+
+@pytest.mark.parametrize(("limit", "ahead", "started"), [(5, 2, 3), (5, 0, 5), (5, 5, 0), (9, 3, 5)])
+def test_what_is_claimed_ahead_has_not_started(limit, ahead, started):
+    low, *others = insert(priority=-1) + insert(4)
+
+    claims = claim(limit, ahead=ahead)
+
+    assert pks(claims) == [*others, low]
+    assert column("started", pks(claims)) == [at()] * started + [None] * (5 - started)
+
+
+def test_a_job_that_was_claimed_ahead_begins_later_and_only_for_its_own_runner():
+    mine, theirs = insert(2)
+    (my_claim, their_claim) = claim(1, ahead=1) + claim(1, runner=ANOTHER, ahead=1)
+
+    jobs.begin(ME, [my_claim, their_claim], at(7))
+    jobs.begin(ME, [my_claim], at(9))
+
+    assert column("started", [mine, theirs]) == [at(7), None]
+
+
+@pytest.mark.parametrize("status", [SCHEDULED, ONGOING, *FINISHED])
+def test_only_waiting_jobs_are_claimed(status):
+    (pk,) = insert(status=status, runner_id=ANOTHER if status == ONGOING else None)
+
+    assert claim() == []
+    assert row(pk).status == status
+
+
+@servers_only
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("queues", [(), ("default", "mail")])
+def test_a_job_that_another_transaction_holds_is_passed_over(queues):
+    held, *others = insert(3)
+
+    with locked(held):
+        assert pks(claim(2, queues)) == others
+    assert pks(claim(2, queues)) == [held]
+
+
+def test_what_a_runner_holds_without_knowing_it_is_given_back():
+    known, forgotten, again = claimed(3)
+    (foreign,) = claimed(runner=ANOTHER)
+
+    assert jobs.give_back_unknown(ME, [known, again._replace(claims=0)]) == 2
+
+    assert column("status", [known.pk, forgotten.pk, again.pk, foreign.pk]) == [ONGOING, ENQUEUED, ENQUEUED, ONGOING]
+    job = row(forgotten.pk)
+    assert (job.runner_id, job.started, job.attempts, job.claims) == (None, None, 0, 1)
+
+
+# How the databases are asked
+
+
+def statements(action: Callable[[], Any]) -> list[tuple[str, Any]]:
+    """The statements that `action` sends, with their parameters as they are bound."""
+    seen: list[tuple[str, Any]] = []
+
+    def remember(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        if TABLE in sql:
+            seen.append((sql, params))
+        return execute(sql, params, many, context)
+
+    with transaction.atomic():
+        with connection.execute_wrapper(remember):
+            action()
+        transaction.set_rollback(True)
+    return seen
+
+
+def accesses(action: Callable[[], Any]) -> list[tuple[str | None, bool]]:
+    """By which index the job table is read, and whether all that was found is sorted, for each time it is read."""
+    found = []
+    for sql, params in statements(action):
+        with transaction.atomic(), connection.cursor() as cursor:
+            if SQLITE:
+                cursor.execute(f"EXPLAIN QUERY PLAN {sql}", params)
+                found += list(of_sqlite(cursor.fetchall()))
+            elif POSTGRES:
+                cursor.execute(f"EXPLAIN (FORMAT JSON) {sql}", params)
+                found += list(of_postgres(cursor.fetchone()[0][0]["Plan"]))
+            else:
+                cursor.execute(f"EXPLAIN {sql}", params)
+                found += [(line[5], "filesort" in (line[9] or "")) for line in cursor.fetchall() if line[2] == TABLE]
+    keys = ("PRIMARY", "INTEGER PRIMARY KEY", f"{TABLE}_pkey")
+    return [("primary key" if name in keys else name, is_sorted) for name, is_sorted in found]
+
+
+def of_sqlite(lines: list[tuple[int, int, int, str]]) -> Iterator[tuple[str | None, bool]]:
+    for _, parent, _, detail in lines:
+        if re.match(rf"(SCAN|SEARCH) {TABLE}\b", detail):
+            index = re.search(r"INDEX (\w+)|(INTEGER PRIMARY KEY)", detail)
+            is_sorted = any(line[1] == parent and line[3].startswith("USE TEMP B-TREE") for line in lines)
+            yield detail.startswith("SEARCH") and index and (index[1] or index[2]) or None, is_sorted
+
+
+def of_postgres(node: dict[str, Any], is_sorted: bool = False) -> Iterator[tuple[str | None, bool]]:
+    kind = node["Node Type"]
+    if "Scan" in kind and node.get("Relation Name") == TABLE and kind != "Bitmap Heap Scan":
+        yield node.get("Index Name"), is_sorted
+    elif kind == "Bitmap Index Scan":
+        yield node["Index Name"], is_sorted
+    is_sorted = kind != "Limit" and (is_sorted or "Sort" in kind)
+    for child in node.get("Plans", ()):
+        yield from of_postgres(child, is_sorted)
+
+
+def fill(*block: dict[str, Any], times: int = 8) -> None:
+    """Make these rows, doubled so many times, and let the database look at how many of each kind there are."""
+    jobs.bulk_create([PeasyJobQueue(title="a job", job_name="tests.jobs.nothing", **columns) for columns in block])
+    names = ", ".join(connection.ops.quote_name(f.column) for f in PeasyJobQueue._meta.fields if not f.primary_key)
+    with connection.cursor() as cursor:
+        for _ in range(times):
+            cursor.execute(f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM {TABLE}")
+        insert(10, queue_name="rare", priority=-1)
+        insert(10, status=ONGOING, runner_id=DEAD, started=at())
+        insert(10, status=CANCELLED)
+        cursor.execute(f"ANALYZE TABLE {TABLE}" if MARIADB else "ANALYZE")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("history", [0, 200], ids=["no history", "51,200 finished"])
+def test_a_claim_reads_the_queues_it_serves_in_order_and_nothing_else(history):
+    """12,800 jobs wait in one queue, as many in another below them, ten in a third."""
+    fill(
+        *({"queue_name": "bulk", "priority": 5}, {"queue_name": "mail"}) * 50,
+        *({"status": COMPLETED, "completed": at(number)} for number in range(history)),
+    )
+    for limit in (1, 10, 250):
+        assert accesses(lambda n=limit: claim(n))[0] == ("peasy_waiting", False)
+        for queues in (("rare",), ("mail",), ("bulk",), ("rare", "mail"), ("mail", "bulk", "none")):
+            found = accesses(lambda n=limit, some=queues: claim(n, some))
+            assert found[: len(queues)] == [("peasy_waiting_in_queue", False)] * len(queues), (limit, queues)
+            assert set(found[len(queues) :]) == {("primary key", False)}, (limit, queues)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_idle_runner_does_not_read_what_has_finished():
+    fill(
+        *({"status": status, "completed": at(number)} for status in "CCFX" for number in range(50)),
+        *({"status": SCHEDULED, "run_after": at(3600)} for _ in range(10)),
+    )
+    verbs: dict[str, Callable[[], Any]] = {
+        "peek": lambda: jobs.peek([]),
+        "peek in queues": lambda: jobs.peek(["rare", "none"]),
+        "promote": lambda: jobs.promote(at(7200)),
+        "rescue": lambda: jobs.rescue(DEAD, "gone", 1),
+        "prune": lambda: jobs.prune(COMPLETED, 10, at(100)),
+        "stamp": lambda: jobs.stamp_cancelled(at()),
+        "leave": lambda: jobs.filter(runner=DEAD).exists(),
+    }
+    read_all = [verb for verb, action in verbs.items() if any(index is None for index, _ in accesses(action))]
+    assert not read_all
+
+
+@pytest.mark.skipif(MARIADB, reason="MariaDB has no partial indexes")
+def test_the_indexes_hold_only_the_rows_they_are_for():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'index'"
+            if SQLITE
+            else "SELECT indexname, indexdef FROM pg_indexes"
+        )
+        ours = {name: sql for name, sql in cursor.fetchall() if name in [i.name for i in PeasyJobQueue._meta.indexes]}
+    assert len(ours) == len(PeasyJobQueue._meta.indexes)
+    assert all(" WHERE " in sql for sql in ours.values()), ours
+
+
+# Scheduled jobs
+
+
+def test_a_job_is_promoted_once_the_databases_clock_says_that_it_is_due():
+    now = queue.database_now(connection)
+    due, later = (insert(status=SCHEDULED, run_after=queue.as_field(now + delay))[0] for delay in seconds(-1, 60))
+
+    assert jobs.promote(queue.as_field(now)) == 1
+    assert column("status", [due, later]) == [ENQUEUED, SCHEDULED]
+    assert jobs.promote(queue.as_field(now)) == 0
+
+
+def seconds(*numbers: float) -> list[timedelta]:
+    return [timedelta(seconds=number) for number in numbers]
+
+
+def test_a_backlog_of_due_jobs_is_promoted_in_batches_the_longest_due_first(monkeypatch):
+    monkeypatch.setattr(queue, "BATCH", 2)
+    late, latest, on_time = (insert(status=SCHEDULED, run_after=at(second))[0] for second in (-2, -3, 0))
+
+    assert jobs.promote(at()) == 2
+    assert column("status", [late, latest, on_time]) == [ENQUEUED, ENQUEUED, SCHEDULED]
+    assert jobs.promote(at()) == 1
+
+
+def test_a_look_tells_what_may_run_and_when_the_next_scheduled_job_is_due():
+    assert jobs.peek([]) == (False, None)
+    insert(queue_name="mail")
+    insert(status=SCHEDULED, queue_name="post", run_after=at(5))
+    insert(status=SCHEDULED, queue_name="bulk", run_after=at(2))
+
+    assert jobs.peek([]) == (True, at(2))
+    assert jobs.peek(["mail"]) == (True, None)
+    assert jobs.peek(["post", "mail"]) == (True, at(5))
+    assert jobs.peek(["post", "bulk"]) == (False, at(2))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_look_waits_for_no_lock():
+    (pk,) = insert()
+    with locked(pk):
+        assert jobs.peek([]) == (True, None)
+
+
+# End
+
+
+def ending(claim: Claim, status: str = COMPLETED, **columns: Any) -> Ending:
+    return Ending(claim=claim, status=status, **columns)
+
+
+def failure(message: str) -> dict[str, str]:
+    return {"exception": "builtins.ValueError", "message": message, "traceback": "…"}
+
+
+def test_a_batch_may_end_in_different_ways():
+    done, failed, back, crashed = claimed(4)
+
+    lost = jobs.end(
+        ME,
+        [
+            ending(done, result=b"J1", status_msg="ready", extra='{"progress": 100}', started=at(1), completed=at(2)),
+            ending(failed, FAILED, error=failure("no"), started=at(3), completed=at(4)),
+            ending(back, ENQUEUED, attempts=-1),
+            ending(crashed, ENQUEUED, crashes=1),
+        ],
+        at(9),
+    )
+
+    assert lost == []
+    job = row(done.pk)
+    assert (job.status, job.result, job.status_msg, job.extra) == (COMPLETED, 1, "ready", {"progress": 100})
+    assert (job.started, job.completed) == (at(1), at(2))
+    job = row(failed.pk)
+    assert (job.status, job.error, job.started, job.completed) == (FAILED, "no", at(3), at(4))
+    assert job.errors == [{"at": at(9).isoformat(), **failure("no")}]
+    ended = [done.pk, failed.pk, back.pk, crashed.pk]
+    assert column("status", ended) == [COMPLETED, FAILED, ENQUEUED, ENQUEUED]
+    assert column("runner_id", ended) == [None] * 4
+    assert column("claims", ended) == [1] * 4
+    assert column("attempts", ended) == [1, 1, 0, 1]
+    assert column("crashes", ended) == [0, 0, 0, 1]
+    assert column("started", ended[2:]) == [None, None]
+
+
+def queries_to_end(count: int) -> int:
+    some = [
+        ending(claim, FAILED, error=failure("no")) if number % 2 else ending(claim, result=b"J1")
+        for number, claim in enumerate(claimed(count))
+    ]
+    with CaptureQueriesContext(connection) as context:
+        assert jobs.end(ME, some, at()) == []
+    return len(context)
+
+
+def test_a_batch_takes_the_same_number_of_queries_whatever_its_size():
+    assert queries_to_end(2) == queries_to_end(60)
+
+
+def test_an_empty_batch_asks_nothing(django_assert_num_queries):
+    with django_assert_num_queries(0):
+        assert jobs.end(ME, [], at()) == []
+
+
+def test_what_a_job_has_reported_stays_when_its_ending_says_nothing_of_it():
+    silent, speaking = claimed(2, status_msg="half way", extra={"progress": 50})
+
+    jobs.end(ME, [ending(silent), ending(speaking, status_msg="", extra="{}")], at())
+
+    assert column("status_msg", [silent.pk, speaking.pk]) == ["half way", ""]
+    assert column("extra", [silent.pk, speaking.pk]) == [{"progress": 50}, {}]
+
+
+def test_every_failed_attempt_adds_an_error():
+    (pk,) = insert()
+    for number in range(3):
+        (found,) = claim()
+        jobs.end(ME, [ending(found, ENQUEUED, error=failure(f"attempt {number}"))], at(number))
+
+    assert [(entry["at"], entry["message"]) for entry in row(pk).errors] == [
+        (at(number).isoformat(), f"attempt {number}") for number in range(3)
+    ]
+
+
+def take_away(job: Claim) -> None:
+    jobs.filter(pk=job.pk).update(status=ENQUEUED, runner=None)
+
+
+def take_over(job: Claim) -> None:
+    take_away(job)
+    assert pks(claim(runner=ANOTHER)) == [job.pk]
+
+
+def take_again(job: Claim) -> None:
+    take_away(job)
+    assert pks(claim()) == [job.pk]
+
+
+def rescue(job: Claim) -> None:
+    assert jobs.rescue(ME, "gone", 1) > 0
+
+
+def cancel_in_the_queue(job: Claim) -> None:
+    take_away(job)
+    jobs.filter(pk=job.pk).update(status=CANCELLED)
+
+
+def delete(job: Claim) -> None:
+    jobs.filter(pk=job.pk).delete()
+
+
+def finish_elsewhere(job: Claim) -> None:
+    take_over(job)
+    assert jobs.end(ANOTHER, [ending(job._replace(claims=2))], at(5)) == []
+
+
+FENCES = [take_away, take_over, take_again, rescue, cancel_in_the_queue, delete, finish_elsewhere]
+
+
+@pytest.mark.parametrize("happens", FENCES)
+def test_the_outcome_of_a_job_that_is_not_ours_any_more_is_dropped_and_the_rest_lands(happens):
+    (taken,) = claimed()
+    happens(taken)
+    others = claimed(2, priority=100)
+    before = list(jobs.filter(pk=taken.pk).values())
+    late = ending(taken, result=b"J1", status_msg="late", extra="{}", attempts=-1, crashes=1, completed=at(9))
+
+    assert jobs.end(ME, [ending(others[0]), late, ending(others[1])], at(9)) == [taken]
+
+    assert list(jobs.filter(pk=taken.pk).values()) == before
+    assert column("status", pks(others)) == [COMPLETED, COMPLETED]
+
+
+@pytest.mark.parametrize("wrong", [{"runner": ANOTHER}, {"claims": 2}, {"claims": 0}])
+def test_an_outcome_under_another_runner_or_claim_is_dropped(wrong):
+    (mine,) = claimed()
+    before = everything()
+
+    stranger = mine._replace(claims=wrong.get("claims", 1))
+    assert jobs.end(wrong.get("runner", ME), [ending(stranger)], at(9)) == [stranger]
+
+    assert everything() == before
+
+
+def test_a_job_that_was_cancelled_while_it_ran_is_closed_when_it_ends():
+    cancelled, other = claimed(2)
+    jobs.filter(pk=cancelled.pk).update(status=CANCELLED)
+
+    assert jobs.end(ME, [ending(cancelled, result=b"J1", status_msg="late"), ending(other)], at(9)) == [cancelled]
+
+    job = row(cancelled.pk)
+    assert (job.status, job.runner_id, job.completed, job.result, job.status_msg) == (CANCELLED, None, at(9), None, "")
+    assert row(other.pk).status == COMPLETED
+
+
+def test_a_job_that_was_cancelled_under_another_runner_is_not_closed():
+    (job,) = claimed(runner=ANOTHER)
+    jobs.filter(pk=job.pk).update(status=CANCELLED)
+
+    assert jobs.end(ME, [ending(job)], at(9)) == [job]
+    assert (row(job.pk).runner_id, row(job.pk).completed) == (ANOTHER, None)
+
+
+def test_a_batch_whose_commit_was_not_confirmed_may_be_written_again():
+    done, failed, back = claimed(3)
+    batch = [
+        ending(done, result=b"J1"),
+        ending(failed, FAILED, error=failure("no")),
+        ending(back, ENQUEUED, attempts=-1, crashes=1),
+    ]
+    jobs.end(ME, batch, at())
+    before = everything()
+
+    assert jobs.end(ME, batch, at()) == []
+    assert everything() == before
+
+
+# Rescue
+
+
+def test_a_dead_runners_jobs_are_given_back_and_only_those_that_had_started_are_charged():
+    started, waiting = claimed(runner=DEAD) + claim_ahead(DEAD)
+    (foreign,) = claimed(runner=ANOTHER)
+
+    assert jobs.rescue(DEAD, "gone", 1) == 2
+
+    rescued = [started.pk, waiting.pk]
+    assert column("status", rescued) == [ENQUEUED, ENQUEUED]
+    assert column("runner_id", rescued) == [None, None]
+    assert column("started", rescued) == [None, None]
+    assert column("attempts", rescued) == [1, 0]
+    assert column("crashes", rescued) == [1, 0]
+    assert column("claims", rescued) == [1, 1]
+    assert (row(foreign.pk).status, row(foreign.pk).runner_id) == (ONGOING, ANOTHER)
+    assert jobs.rescue(DEAD, "gone", 1) == 0
+
+
+def claim_ahead(runner: int) -> list[Claim]:
+    insert()
+    return claim(1, runner=runner, ahead=1)
+
+
+@pytest.mark.parametrize(("retries", "rescues"), [(0, 0), (1, 1), (3, 3)])
+def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries, rescues):
+    (pk,) = insert(errors=[failure("earlier")])
+    for _ in range(rescues):
+        claim(runner=DEAD)
+        jobs.rescue(DEAD, "gone", retries)
+        assert row(pk).status == ENQUEUED
+    claim(runner=DEAD)
+
+    assert jobs.rescue(DEAD, "Its runner is gone.", retries) == 1
+
+    job = row(pk)
+    assert (job.status, job.runner_id, job.crashes, job.started) == (FAILED, None, retries + 1, at())
+    assert [entry["message"] for entry in job.errors] == ["earlier", "Its runner is gone."]
+    assert job.errors[-1]["at"] == job.completed.isoformat()
+    assert abs(job.completed - queue.as_field(queue.database_now(connection))) < timedelta(seconds=30)
+
+
+def test_a_job_that_had_not_started_is_given_back_whatever_it_was_charged_before():
+    (waiting,) = claim_ahead(DEAD)
+    jobs.update(crashes=5)
+
+    assert jobs.rescue(DEAD, "gone", 1) == 1
+    assert (row(waiting.pk).status, row(waiting.pk).crashes) == (ENQUEUED, 5)
+
+
+def test_ongoing_jobs_that_name_no_runner_are_those_of_the_published_package():
+    (orphan,) = insert(status=ONGOING, started=at(-60))
+    (unstarted,) = insert(status=ONGOING)
+    others = claimed() + claimed(runner=DEAD)
+    untouched = insert(status=CANCELLED) + insert(status=COMPLETED) + insert(status=SCHEDULED, run_after=at())
+    before = [row(pk).__dict__ for pk in untouched]
+
+    assert jobs.rescue(None, "gone", 1) == 2
+
+    assert column("status", [orphan, unstarted, *pks(others)]) == [ENQUEUED, ENQUEUED, ONGOING, ONGOING]
+    assert column("crashes", [orphan, unstarted]) == [1, 0]
+    assert column("attempts", [orphan, unstarted]) == [0, 0]
+    without_state = [{**row(pk).__dict__, "_state": None} for pk in untouched]
+    assert without_state == [{**values, "_state": None} for values in before]
+
+
+def test_a_cancelled_job_of_a_dead_runner_is_closed_and_stays_cancelled():
+    (job,) = claimed(runner=DEAD)
+    (foreign,) = claimed(runner=ANOTHER)
+    jobs.update(status=CANCELLED)
+
+    assert jobs.rescue(DEAD, "gone", 1) == 0
+
+    assert (row(job.pk).status, row(job.pk).runner_id) == (CANCELLED, None)
+    assert row(job.pk).completed is not None
+    assert (row(foreign.pk).runner_id, row(foreign.pk).completed) == (ANOTHER, None)
+
+
+# Prune
+
+
+def prune_all(status: str = COMPLETED, maximum: int | None = 0, before: datetime | None = None) -> list[int]:
+    while jobs.prune(status, maximum, before or at(3600)):
+        pass
+    return sorted(jobs.values_list("pk", flat=True))
+
+
+@pytest.mark.parametrize("status", FINISHED)
+@pytest.mark.parametrize("maximum", [0, 1, 3, 4])
+def test_of_each_status_as_many_are_kept_as_its_maximum_says(status, maximum):
+    mine = [insert(status=status, completed=at(number))[0] for number in range(4)]
+    others = [insert(status=other, completed=at())[0] for other in FINISHED if other != status]
+
+    assert prune_all(status, maximum) == mine[4 - maximum :] + others
+
+
+def test_a_maximum_of_none_keeps_all():
+    kept = insert(4, status=COMPLETED, completed=at())
+    assert prune_all(maximum=None) == kept
+
+
+def test_those_that_finished_first_go_first_whatever_their_age():
+    early, late, middle = (insert(status=COMPLETED, completed=at(second))[0] for second in (1, 3, 2))
+
+    assert prune_all(maximum=2) == [late, middle]
+    assert prune_all(maximum=1) == [late]
+
+
+def test_of_those_that_finished_at_the_same_moment_the_oldest_go_first():
+    same = insert(5, status=COMPLETED, completed=at())
+    assert prune_all(maximum=2) == same[3:]
+
+
+def test_nothing_is_pruned_that_finished_within_the_grace():
+    old, edge, fresh, newest = (insert(status=COMPLETED, completed=at(second))[0] for second in (-61, -60, -59, 0))
+
+    assert prune_all(maximum=0, before=at(-60)) == [fresh, newest]
+
+
+def test_a_job_that_still_names_a_runner_is_neither_pruned_nor_counted():
+    running = insert(2, status=CANCELLED, runner_id=ME, completed=at())
+    over = insert(2, status=CANCELLED, completed=at(-5))
+
+    assert prune_all(CANCELLED, 1) == [*running, over[1]]
+
+
+@pytest.mark.parametrize("status", [ENQUEUED, SCHEDULED, ONGOING])
+def test_a_job_that_has_not_finished_is_never_pruned(status):
+    live = insert(2, status=status, completed=at(-3600))
+    unstamped = insert(status=CANCELLED)
+
+    for finished in FINISHED:
+        prune_all(finished)
+    assert sorted(jobs.values_list("pk", flat=True)) == live + unstamped
+
+
+def test_a_large_backlog_is_pruned_in_batches():
+    finished = [
+        PeasyJobQueue(title="a job", job_name="x", status=COMPLETED, completed=at(n)) for n in range(2 * queue.BATCH)
+    ]
+    jobs.bulk_create(finished)
+
+    assert [jobs.prune(COMPLETED, 10, at(7200)) for _ in range(3)] == [queue.BATCH, queue.BATCH - 10, 0]
+    assert jobs.earliest("completed").completed == at(2 * queue.BATCH - 10)
+
+
+def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_noticed(monkeypatch):
+    monkeypatch.setattr(queue, "BATCH", 1)
+    over = insert(2, status=CANCELLED)
+    (stamped,) = insert(status=CANCELLED, completed=at(-9))
+    (running,) = insert(status=CANCELLED, runner_id=ME)
+    (waiting,) = insert()
+
+    for _ in range(3):
+        jobs.stamp_cancelled(at())
+
+    assert column("completed", [*over, stamped, running, waiting]) == [at(), at(), at(-9), None, None]
+
+
+# Report
+
+
+@pytest.mark.parametrize(
+    ("message", "extra", "expected"),
+    [
+        ("new", None, ("new", {"old": 1})),
+        (None, '{"progress": 5}', ("old", {"progress": 5})),
+        ("", "{}", ("", {})),
+        (None, None, ("old", {"old": 1})),
+    ],
+)
+def test_a_report_changes_only_what_it_says(message, extra, expected):
+    (pk,) = insert(status_msg="old", extra={"old": 1})
+
+    jobs.report(pk, message, extra)
+
+    assert (row(pk).status_msg, row(pk).extra) == expected
+
+
+@pytest.mark.parametrize("guards", [{"runner": ANOTHER}, {"claims": 2}, {"status": COMPLETED}, {}])
+def test_a_report_with_guards_is_dropped_unless_they_hold(guards):
+    (job,) = claimed(status_msg="old")
+
+    jobs.report(job.pk, "new", None, **{"runner": ME, "claims": 1, "status": ONGOING, **guards})
+
+    assert row(job.pk).status_msg == ("old" if guards else "new")
+
+
+# Clocks
+
+AUTUMN = datetime(2026, 11, 1, 5, 30, tzinfo=UTC)  # New York has 1:30 twice: this is the first
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def in_zone(transactional_db: None) -> Iterator[Callable[[str], None]]:
+    """Puts the session at the server into a zone, whatever Django has set."""
+
+    def move(offset: str) -> None:
+        with connection.cursor() as cursor:
+            if POSTGRES:
+                cursor.execute(f"SET TIME ZONE INTERVAL '{offset}' HOUR TO MINUTE")
+            elif MARIADB:
+                cursor.execute("SET time_zone = %s", [offset])
+
+    yield move
+    connection.close()
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("offset", ["+13:00", "-09:30"])
+def test_the_databases_clock_is_utc_whatever_the_zone_of_its_session(in_zone, offset, use_tz):
+    with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
+        in_zone(offset)
+        now = queue.database_now(connection)
+
+    assert now.tzinfo is UTC
+    assert abs(now - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_zone, use_tz):
+    with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
+        if MARIADB:  # on PostgreSQL Django has set the zone itself, and relies on it
+            in_zone("-03:30")
+        now = queue.as_field(queue.database_now(connection))
+        (pk,) = insert(status=SCHEDULED, run_after=now)
+
+        assert row(pk).run_after == now
+        assert (now.tzinfo is None) == (not use_tz)
+        assert jobs.promote(now - timedelta(milliseconds=1)) == 0
+        assert jobs.promote(now) == 1
+
+
+@override_settings(USE_TZ=True, TIME_ZONE="America/New_York")
+def test_a_field_holds_an_aware_time_under_use_tz():
+    assert queue.as_field(AUTUMN) == AUTUMN
+    assert queue.as_field(AUTUMN + HOUR) - queue.as_field(AUTUMN) == HOUR
+
+
+@override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
+def test_a_field_holds_the_local_time_without_use_tz_and_shows_an_hour_twice_in_autumn():
+    assert queue.as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
+    assert queue.as_field(AUTUMN) == queue.as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
+    assert queue.as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
+
+
+def register(**columns: Any) -> PeasyRunner:
+    defaults = {"host": "here", "pid": 1, "worker_type": "thread", "concurrency": 1, "lease_until": 0.0}
+    return runners.create(**{**defaults, "started": at(), "heartbeat": at(), **columns})
+
+
+@override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
+def test_a_lease_counts_real_seconds_through_the_hour_that_repeats(monkeypatch):
+    clock = queue.Clock(connection)
+    now = AUTUMN + HOUR / 4
+    monkeypatch.setattr(queue, "database_now", lambda connection: now)
+    runner = register()
+
+    assert runners.renew(runner.pk, 1800, clock)
+    assert runners.get().lease_until == AUTUMN.timestamp() + 45 * 60
+
+    now = AUTUMN + 44 * HOUR / 60
+    assert runners.expired() == []
+    now = AUTUMN + 46 * HOUR / 60  # 1:16 again, which is before 1:45
+    assert runners.expired() == [runner]
+
+
+def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
+    clock = queue.Clock(connection)
+    runner, other = register(), register(lease_until=1.0)
+
+    assert runners.renew(runner.pk, 30, clock)
+    assert abs(runners.get(pk=runner.pk).lease_until - queue.database_now(connection).timestamp() - 30) < 10
+    assert runners.expired() == [other]
+
+    runner.delete()
+    assert not runners.renew(runner.pk, 30, clock)
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_tz):
+    monkeypatch.setattr(queue, "database_now", lambda connection: AUTUMN)
+    clock = queue.Clock(connection)
+    with override_settings(USE_TZ=use_tz):
+        before = monotonic()
+        assert clock.sync() == AUTUMN.timestamp()
+        error = abs(clock.at(before + 60) - queue.as_field(AUTUMN + timedelta(minutes=1)))
+    assert error < timedelta(seconds=10)
+
+
+# Trouble
+
+real_trouble = pytest.mark.django_db(transaction=True)
+
+
+def of(action: Callable[[], Any]) -> BaseException:
+    with pytest.raises((DatabaseError, InterfaceError)) as caught:
+        action()
+    return caught.value
+
+
+def retitle(pk: int, by: BaseDatabaseWrapper | None = None) -> None:
+    with (by or connection).cursor() as cursor:
+        cursor.execute(f"UPDATE {TABLE} SET title = 'another' WHERE id = %s", [pk])
+
+
+@pytest.fixture
+def impatient(transactional_db: None) -> Iterator[None]:
+    queue.set_up(connection, 0.05)
+    yield
+    connection.close()
+
+
+def test_a_lock_that_is_not_given_up_in_time_is_told_from_an_outage(impatient):
+    (pk,) = insert()
+    with locked(pk):
+        error = of(lambda: retitle(pk))
+    assert queue.is_locked(error)
+    retitle(pk)
+
+
+def test_a_claim_that_meets_a_lock_gives_up_too(impatient):
+    (pk,) = insert()
+    with locked(pk):
+        if SQLITE:
+            assert queue.is_locked(of(claim))
+        else:
+            assert claim() == []
+    assert pks(claim()) == [pk]
+
+
+@servers_only
+@real_trouble
+def test_a_deadlock_is_a_lock():
+    one, two = insert(2)
+    errors: list[DatabaseError] = []
+
+    def reach(pk: int, by: BaseDatabaseWrapper) -> None:
+        try:
+            retitle(pk, by)
+        except DatabaseError as error:
+            errors.append(error)
+            by.rollback()
+
+    with locked(one) as this, locked(two) as that:
+        that.inc_thread_sharing()
+        thread = threading.Thread(target=reach, args=[one, that])
+        thread.start()
+        reach(two, this)
+        thread.join()
+        that.dec_thread_sharing()
+
+    (error,) = errors
+    assert queue.is_locked(error)
+
+
+@real_trouble
+def test_a_row_that_changed_since_the_transaction_has_read_it_is_a_lock():
+    (pk,) = insert()
+    with second_connection() as other:
+        with other.cursor() as cursor:
+            if POSTGRES:
+                cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            elif MARIADB:
+                cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                cursor.execute("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'")
+                if not cursor.fetchone():
+                    pytest.skip("this server does not tell such a change")
+                cursor.execute("SET SESSION innodb_snapshot_isolation = ON")  # the default since 11.6.2
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            if SQLITE:
+                cursor.execute("BEGIN DEFERRED")
+            cursor.execute(f"SELECT title FROM {TABLE} WHERE id = %s", [pk])
+            assert cursor.fetchone() == ("a job",)
+            retitle(pk)
+            error = of(lambda: retitle(pk, other))
+        other.rollback()
+    assert queue.is_locked(error)
+
+
+@servers_only
+@real_trouble
+def test_a_connection_that_the_server_has_closed_is_an_outage():
+    with second_connection() as other:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()" if POSTGRES else "SELECT CONNECTION_ID()")
+            session = cursor.fetchone()[0]
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)" if POSTGRES else "KILL %s", [session])
+        with other.cursor() as cursor:
+            errors = [of(lambda: cursor.execute("SELECT 1")) for _ in range(2)]
+    assert [queue.is_outage(error) for error in errors] == [True, True]
+    assert [queue.is_locked(error) for error in errors] == [False, False]
+
+
+@real_trouble
+def test_a_database_that_cannot_be_reached_is_an_outage(tmp_path):
+    with second_connection() as other:
+        other.settings_dict["NAME" if SQLITE else "PORT"] = tmp_path / "none" / "db.sqlite3" if SQLITE else 1
+        error = of(other.ensure_connection)
+    assert queue.is_outage(error) and not queue.is_locked(error)
+
+
+@pytest.mark.skipif(not SQLITE, reason="a file may be read-only")
+@real_trouble
+def test_a_read_only_file_is_an_outage():
+    (pk,) = insert()
+    with second_connection() as other:
+        with other.cursor() as cursor:
+            cursor.execute("PRAGMA query_only = ON")
+        error = of(lambda: retitle(pk, other))
+    assert queue.is_outage(error) and not queue.is_locked(error)
+
+
+def test_wrong_data_is_neither_a_lock_nor_an_outage():
+    (pk,) = insert()
+    with transaction.atomic():
+        error = of(lambda: jobs.filter(pk=pk).update(attempts=None))
+        connection.needs_rollback = True
+    assert not queue.is_locked(error) and not queue.is_outage(error)
+    assert isinstance(error, DatabaseError) and not isinstance(error, OperationalError)
+
+
+def test_the_errors_of_a_job_are_stored_as_json_a_page_can_read():
+    (job,) = claimed()
+    jobs.end(ME, [ending(job, FAILED, error=failure('a "quoted" \u2028 é'))], at())
+    assert json.loads(json.dumps(row(job.pk).errors))[0]["message"] == 'a "quoted" \u2028 é'

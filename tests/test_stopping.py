@@ -1,0 +1,255 @@
+"""A runner ends on a signal, in the middle of anything: nothing is lost, nothing is left, and it exits with 0."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from django.db import transaction
+
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.queue import COMPLETED, ENQUEUED, ONGOING
+from tests import jobs
+from tests.jobs import notes
+from tests.rows import assert_gone, finished, heartbeats, row, running, workers_of
+from tests.waiting import wait_until
+
+PROMPT = 5  # seconds: on an idle machine it is a tenth of one
+LONG_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 600}
+SHORT_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 0.3}
+
+both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
+both_signals = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def assert_given_back(job: PeasyJobQueue, claims: int = 1) -> None:
+    """As if it had never been claimed, but for the fence that only grows."""
+    job = row(job)
+    assert (job.status, job.runner_id, job.started, job.completed) == (ENQUEUED, None, None, None)
+    assert (job.attempts, job.crashes, job.claims, job.errors) == (0, 0, claims, [])
+
+
+# Idle
+
+
+@both_worker_types
+@both_signals
+def test_an_idle_runner_ends_at_once(run_peasy, worker_type, signum):
+    command = run_peasy("--worker-type", worker_type, settings=LONG_LIFE)
+    finished(jobs.nothing())
+    command.signal(signum)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
+def test_a_runner_that_has_only_just_started_ends_without_a_traceback(run_peasy, group):
+    command = run_peasy("--concurrency", "2")
+    command.signal(signal.SIGINT, group=group)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+    assert "Traceback" not in command.output()
+    assert "died" not in command.output()
+
+
+def test_a_runner_ends_while_its_worker_server_still_loads_the_project(run_peasy, tmp_path):
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "__init__.py").touch()
+    (slow / "jobs.py").write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.01)"
+    )
+    from django.conf import settings
+
+    command = run_peasy(
+        settings={"INSTALLED_APPS": [*settings.INSTALLED_APPS, "slow"]},
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+    )
+    command.signal(signal.SIGTERM)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+
+
+# Busy
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
+@both_signals
+def test_a_busy_runner_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_path, signum, group):
+    # systemd and Docker signal the whole group, a terminal does so with Ctrl-C.
+    go, record = tmp_path / "go", tmp_path / "record"
+    command = run_peasy("--concurrency", "2", settings={**LONG_LIFE, "PEASY_LEASE": 2})
+    job = jobs.last_words(str(go), str(record))
+    wait_until(lambda: notes(record))
+    command.signal(signum, group=group)
+    command.wait_for_output("Stopping: no more jobs are claimed, 1 still run.")
+    late = jobs.write_note(str(record), "too late")
+    heartbeats(2)  # its lease is renewed all the time
+    assert command.process.poll() is None
+    assert row(job).status == ONGOING
+    go.touch()
+    assert command.wait() == 0
+    job = row(job)
+    assert (job.status, job.result, job.status_msg, job.extra) == (COMPLETED, "said", "last words", {"progress": 99})
+    assert (job.attempts, job.crashes, job.runner_id) == (1, 0, None)
+    assert_given_back(late, claims=0)
+    assert len(notes(record)) == 1
+    assert_gone(command)
+
+
+def test_a_busy_runner_of_threads_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_path):
+    go, record = tmp_path / "go", tmp_path / "record"
+    command = run_peasy("--worker-type", "thread", "--concurrency", "2", settings={**LONG_LIFE, "PEASY_LEASE": 2})
+    job = jobs.last_words(str(go), str(record))
+    wait_until(lambda: notes(record))
+    command.signal(signal.SIGTERM, group=True)
+    command.wait_for_output("Stopping: no more jobs are claimed, 1 still run.")
+    late = jobs.write_note(str(record), "too late")
+    heartbeats(2)
+    go.touch()
+    assert command.wait() == 0
+    job = row(job)
+    assert (job.status, job.result, job.status_msg, job.attempts) == (COMPLETED, "said", "last words", 1)
+    assert_given_back(late, claims=0)
+    assert_gone(command)
+
+
+def test_progress_is_shown_while_the_runner_waits_for_its_jobs(run_peasy, tmp_path):
+    command = run_peasy("--concurrency", "2", settings=LONG_LIFE)
+    first = jobs.last_words(str(tmp_path / "first"), str(tmp_path / "record"))
+    second = jobs.wait_for(str(tmp_path / "second"), str(tmp_path / "record"))
+    wait_until(lambda: len(notes(tmp_path / "record")) == 2)
+    command.signal(signal.SIGTERM)
+    command.wait_for_output("Stopping")
+    Path(tmp_path, "first").touch()
+    finished(first)
+    assert row(second).status == ONGOING
+    Path(tmp_path, "second").touch()
+    assert command.wait() == 0
+    assert row(second).result == "waited"
+
+
+# Jobs that do not end in time
+
+
+@both_signals
+def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_runs_again(run_peasy, tmp_path, signum):
+    go, record = tmp_path / "go", tmp_path / "record"
+    job = jobs.program_and_wait(str(go), str(record))
+    command = run_peasy(settings=SHORT_LIFE)
+    wait_until(lambda: notes(record))
+    worker, program = map(int, notes(record)[0].split())
+    assert not is_gone(worker)
+    assert not is_gone(program)
+    command.signal(signum)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+    wait_until(lambda: is_gone(worker) and is_gone(program), 2)
+    assert_given_back(job)
+    assert command.output().count("1 jobs are ended before they have finished") == 1
+
+    go.touch()
+    assert run_peasy("--exit-on-empty").wait() == 0
+    job = row(job)
+    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (COMPLETED, "waited", 1, 0, 2)
+    assert len(notes(record)) == 2
+
+
+def test_a_thread_that_takes_longer_than_the_timeout_ends_with_its_process_and_runs_again(run_peasy, tmp_path):
+    go, record = tmp_path / "go", tmp_path / "record"
+    job = jobs.wait_for(str(go), str(record))
+    command = run_peasy("--worker-type", "thread", settings=SHORT_LIFE)
+    wait_until(lambda: notes(record))
+    command.signal(signal.SIGTERM)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+    assert_given_back(job)
+
+    go.touch()
+    assert run_peasy("--exit-on-empty", "--worker-type", "thread").wait() == 0
+    job = row(job)
+    assert (job.status, job.attempts, job.crashes, job.claims) == (COMPLETED, 1, 0, 2)
+    assert len([line for line in notes(record) if "started" in line]) == 2
+
+
+@both_worker_types
+@both_signals
+def test_a_second_signal_ends_it_now(run_peasy, tmp_path, worker_type, signum):
+    record = tmp_path / "record"
+    job = jobs.wait_for(str(tmp_path / "never"), str(record))
+    command = run_peasy("--worker-type", worker_type, settings=LONG_LIFE)
+    wait_until(lambda: notes(record))
+    command.signal(signum)
+    command.wait_for_output("Stopping")
+    command.signal(signum)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+    assert_given_back(job)
+
+
+def test_what_waits_in_a_worker_is_given_back_as_soon_as_the_signal_comes(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy(settings={**LONG_LIFE, "PEASY_MAX_COMPLETED": None})
+    finished(*[jobs.nothing() for _ in range(100)])  # seen to be short, so that many are given to a worker at once
+    with transaction.atomic():
+        # It signals by itself, sooner than the runner would take the others back for its being long.
+        long = jobs.signal_runner(command.pid, str(tmp_path / "go"), str(record))
+        short = [jobs.write_note(str(record), "too late") for _ in range(50)]
+    wait_until(lambda: notes(record))
+    pks = [job.pk for job in short]
+    wait_until(lambda: PeasyJobQueue.objects.filter(pk__in=pks, status=ENQUEUED, runner=None, attempts=0).count() == 50)
+    assert row(long).status == ONGOING
+    Path(tmp_path, "go").touch()
+    assert command.wait() == 0
+    assert row(long).status == COMPLETED
+    assert len(notes(record)) == 1
+    assert_gone(command)
+
+    assert run_peasy("--exit-on-empty", settings={"PEASY_MAX_COMPLETED": None}).wait() == 0
+    assert {row(job).status for job in short} == {COMPLETED}
+    assert notes(record)[1:] == ["too late"] * 50
+
+
+# Stopped workers
+
+
+@pytest.mark.parametrize("size", [1, 5_000_000])
+def test_a_worker_that_is_stopped_does_not_stop_its_runner(run_peasy, size):
+    command = run_peasy("--concurrency", "2", settings={"PEASY_LEASE": 2, "PEASY_MAX_COMPLETED": None})
+    stopped, _ = workers_of(command)
+    stopped.suspend()
+    # One each; the one that the stopped worker has been given is more than its socket holds.
+    text = "x" * size
+    with transaction.atomic():
+        big = [jobs.echo(text), jobs.echo(text)]
+    wait_until(lambda: PeasyJobQueue.objects.filter(status=COMPLETED).count() == 1)
+    finished(*[jobs.nothing() for _ in range(20)])
+    heartbeats(3)
+    assert sorted(row(job).status for job in big) == [COMPLETED, ONGOING]
+    stopped.resume()
+    assert {len(job.result) for job in finished(*big)} == {size}
+    command.signal(signal.SIGTERM)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+
+
+def test_a_worker_that_is_stopped_is_ended_with_its_runner_and_its_job_given_back(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy(settings=SHORT_LIFE)
+    job = jobs.wait_for(str(tmp_path / "never"), str(record))
+    wait_until(lambda: notes(record))
+    (worker,) = workers_of(command)
+    worker.suspend()
+    command.signal(signal.SIGTERM)
+    assert command.wait(PROMPT) == 0
+    assert_gone(command)
+    assert_given_back(job)
+    assert running  # placeholder
