@@ -189,8 +189,19 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
     die_with_parent(server)
     if sys.platform != "linux":
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
+    _listen_for_asked(ask_fd)
+    try:
+        _run_jobs(socket_fd, ticket_fd)
+    except OSError:
+        pass  # the runner is gone
+    except BaseException:
+        logger.exception("A worker process failed.")
+        os._exit(1)
+    os._exit(0)
+
+
+def _listen_for_asked(ask_fd: int) -> None:
     from peasy_jobs import execution
-    from peasy_jobs.queue import Run
 
     def read_asked(signum: int, frame: object) -> None:
         # Systemd and others send SIGTERM to every process: without a word from the runner it means nothing.
@@ -199,32 +210,34 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
                 execution.ask(pk, claims, why.decode(), reason.decode(), interrupt=True)
 
     signal.signal(signal.SIGTERM, read_asked)
+
+
+def _run_jobs(socket_fd: int, ticket_fd: int) -> None:
+    from peasy_jobs import execution
+    from peasy_jobs.queue import Run
+
     connection = socket.socket(fileno=socket_fd)
     send = _Sender(connection)
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}
     pid = os.getpid()
-    try:
-        while (ticket := _next_ticket(ticket_fd)) is not None:
-            while ticket not in jobs:
-                chunk = connection.recv(CHUNK)
-                if not chunk:
-                    os._exit(0)
-                inbox += chunk
-                for recalled, handed_out in take_messages(inbox):
-                    for stale in recalled:
-                        jobs.pop(stale, None)
-                    jobs.update({job[:2]: Run(*job) for job in handed_out})
-            outcome = execution.run(jobs.pop(ticket), send)
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
-            if os.getpid() != pid:
-                os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
-            send(outcome)
-            execution.tidy()
-    except OSError:
-        pass  # the runner is gone
-    os._exit(0)
+    while (ticket := _next_ticket(ticket_fd)) is not None:
+        while ticket not in jobs:
+            chunk = connection.recv(CHUNK)
+            if not chunk:
+                os._exit(0)
+            inbox += chunk
+            for recalled, handed_out in take_messages(inbox):
+                for stale in recalled:
+                    jobs.pop(stale, None)
+                jobs.update({job[:2]: Run(*job) for job in handed_out})
+        outcome = execution.run(jobs.pop(ticket), send)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
+        if os.getpid() != pid:
+            os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
+        send(outcome)
+        execution.tidy()
 
 
 class _Sender:
