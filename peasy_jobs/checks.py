@@ -36,6 +36,19 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
                 id="peasy_jobs.W002",
             )
         )
+    options = connections[alias].settings_dict["OPTIONS"]
+    wal = "journal_mode=wal" in str(options.get("init_command", "")).lower().replace(" ", "")
+    immediate = str(options.get("transaction_mode", "")).upper() in ("IMMEDIATE", "EXCLUSIVE")
+    if connections[alias].vendor == "sqlite" and not (wal and immediate) and not is_in_memory(alias):
+        messages.append(
+            Warning(
+                f"SQLite ({alias!r}) is not set up for several processes: a reader holds up a writer, and a "
+                "transaction that reads first fails with 'database is locked'.",
+                hint=f"Set DATABASES[{alias!r}]['OPTIONS'] = {{'init_command': 'PRAGMA journal_mode=WAL; "
+                "PRAGMA synchronous=NORMAL;', 'transaction_mode': 'IMMEDIATE', 'timeout': 20}.",
+                id="peasy_jobs.W003",
+            )
+        )
     return messages
 
 

@@ -23,6 +23,8 @@ class Conf:
     shutdown_timeout: float = 30
     lease: float = 30
     crash_retries: int = 1
+    job_timeout: float | None = None
+    max_jobs_per_worker: int | None = None
     max_payload: int = 10 * 1024 * 1024
     serializer: str = "pickle"
 
@@ -66,6 +68,16 @@ RULES = {
     "shutdown_timeout": Rule("E008", _seconds(0), "Set it to a number of seconds, 0 or more."),
     "lease": Rule("E009", _seconds(1), "Set it to a number of seconds, 1 or more."),
     "crash_retries": Rule("E010", _whole(0), "Set it to a whole number, 0 or more."),
+    "job_timeout": Rule(
+        "E013",
+        lambda value: value is None or (_seconds(0)(value) and value > 0),
+        "Set it to a number of seconds above 0, or to None for no limit.",
+    ),
+    "max_jobs_per_worker": Rule(
+        "E014",
+        lambda value: value is None or _whole(1)(value),
+        "Set it to a whole number of jobs, 1 or more, or to None to keep workers for good.",
+    ),
     "max_payload": Rule("E011", _whole(1), "Set it to a number of bytes, 1 or more."),
     "serializer": Rule("E012", lambda value: value in ("pickle", "json"), 'Set it to "pickle" or "json".'),
 }

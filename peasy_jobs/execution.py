@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from django.db import close_old_connections, connections, reset_queries
 from django.utils import timezone, translation
 
 from peasy_jobs import conf, payloads
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED, Run
 
 if TYPE_CHECKING:
     from peasy_jobs.peasy_jobs import Job
@@ -26,21 +28,64 @@ if TYPE_CHECKING:
 logger = logging.getLogger("peasy_jobs")
 
 TRACEBACK_LIMIT, MESSAGE_LIMIT = 20_000, 1_000  # characters
+UNKNOWN_DELAY, UNKNOWN_PATIENCE = 60.0, 3  # seconds, and times that a function that is not there is waited for
 
 
 class Failure(Exception):
     """A job failed for a reason that is not an exception of its own code."""
 
 
+class Unknown(Failure):
+    """There is no such job function here: maybe not yet, while a new version is being deployed."""
+
+
+class NotStorable(Failure):
+    """A job finished, but its result cannot be stored. Its work is done, so it is not run again."""
+
+
+class TimeLimit(Failure):
+    """A job took longer than its time limit."""
+
+
+class Stop(BaseException):
+    """Raised inside a job that is to end now: it may catch this to clean up, and is killed if that takes too long.
+
+    Not an `Exception`, so that a job which catches those and goes on ends all the same.
+    """
+
+
+class Retry(Exception):
+    """Raise this in a job to have it run again later. It does not count as a failed attempt.
+
+    after: seconds from now.
+    """
+
+    def __init__(self, after: float = 60) -> None:
+        if not isinstance(after, int | float) or not 0 <= after < 10**9:
+            raise ValueError(f"after is {after!r}. Give a number of seconds, 0 or more.")
+        super().__init__(f"to run again in {after:g} seconds")
+        self.after = after
+
+
+class Fail(Failure):
+    """Raise this in a job to have it FAILED at once, with this message and without further attempts."""
+
+
+class Cancel(Exception):
+    """Raise this in a job to have it CANCELLED."""
+
+
 class Outcome(NamedTuple):
-    """What came of one run. `started` and `ended` are `time.monotonic()`; `error` is None when it completed."""
+    """What came of one run. `started` and `ended` are `time.monotonic()`."""
 
     pk: int
     claims: int
     started: float
     ended: float
+    status: str  # what the job becomes
     result: bytes | None
     error: dict[str, str] | None
+    delay: float  # seconds until it runs again, when it does
 
 
 class Report(NamedTuple):
@@ -53,16 +98,38 @@ class Report(NamedTuple):
 
 
 class Execution:
-    """A job that runs in this process now: how its progress is handed to the runner."""
+    """A job that runs in this process now: how its progress is handed to the runner, and whether it is to stop."""
 
-    def __init__(self, pk: int, claims: int, send: Callable[[Report], None]) -> None:
-        self.pk, self.claims, self.send, self.pid = pk, claims, send, os.getpid()
+    def __init__(self, run: Run, send: Callable[[Report], None]) -> None:
+        self.pk, self.claims, self.send, self.pid = run.pk, run.claims, send, os.getpid()
         self.extra: dict[str, Any] | None = None  # as last reported from this process
         self.knows_extra = False
+        self.asked, self.reason = "", ""  # why it is to stop: CANCEL, TIMEOUT or SHUTDOWN, and in words
+        self.told = False  # `Stop` was raised: once is enough, what cleans up may call us again
+        self.thread = threading.get_ident()
+        self.inside = False  # the job's own code, which a signal may interrupt
 
     def report(self, status_msg: str | None, extra: str | None) -> None:
-        self.send(Report(self.pk, self.claims, status_msg, extra))
+        """Hand progress to the runner. Raises `Stop` when the job is to stop."""
+        report = Report(self.pk, self.claims, status_msg, extra)
+        if threading.get_ident() != self.thread:
+            self.send(report)
+            return
+        self.inside = False  # half a message would be the last one that the runner understands
+        try:
+            self.send(report)
+        finally:
+            self.inside = True
+        self.check()
 
+    def check(self) -> None:
+        """Raise `Stop` when the job is to stop and was not told yet."""
+        if self.asked and not self.told:
+            self.told = True
+            raise Stop(self.reason)
+
+
+CANCEL, TIMEOUT, SHUTDOWN = "cancel", "timeout", "shutdown"
 
 _running: dict[int, Execution] = {}
 
@@ -73,37 +140,74 @@ def current(pk: int) -> Execution | None:
     return execution if execution and execution.pid == os.getpid() else None
 
 
-def run(
-    pk: int, claims: int, job_name: str, args: bytes | None, kwargs: bytes | None, send: Callable[[Report], None]
-) -> Outcome:
+def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None:
+    """Ask a job that runs in this process to stop. With `interrupt` raise `Stop` right here, in its own thread."""
+    execution = _running.get(pk)
+    if execution is not None and execution.claims == claims and not execution.asked:
+        execution.reason, execution.asked = reason, why
+        if interrupt and execution.inside:
+            execution.check()
+
+
+def run(run: Run, send: Callable[[Report], None]) -> Outcome:
     """Run one job to its end, whatever that is. Never raises."""
-    _running[pk] = Execution(pk, claims, send)
-    result, error, started = None, None, monotonic()
+    execution = _running[run.pk] = Execution(run, send)
+    status, delay, result, error, job, started = COMPLETED, 0.0, None, None, None, monotonic()
     try:
-        result = _call(pk, job_name, args, kwargs)
+        job = find(run.job_name)
+        result = _call(job, run, execution)
+        if execution.asked == TIMEOUT:  # a thread that took no notice
+            raise TimeLimit(execution.reason)
     except BaseException as exception:  # sys.exit() and KeyboardInterrupt are the job's, not the worker's
-        error = described(exception)
-    del _running[pk]
-    return Outcome(pk, claims, started, monotonic(), result, error)
+        if isinstance(exception, Stop) and execution.asked == TIMEOUT:
+            exception = TimeLimit(execution.reason).with_traceback(exception.__traceback__)
+        if isinstance(exception, Stop) and execution.asked:
+            status = ENQUEUED
+        else:
+            status, delay = verdict(job, exception, run.failures)
+        if status != ENQUEUED and not isinstance(exception, Retry | Cancel):
+            error = described(exception)
+    del _running[run.pk]
+    return Outcome(run.pk, run.claims, started, monotonic(), status, result, error, delay)
 
 
-def _call(pk: int, job_name: str, args: bytes | None, kwargs: bytes | None) -> bytes | None:
-    serializer, max_bytes = conf.get().serializer, conf.get().max_payload
-    job = find(job_name)
-    positional = payloads.loads(args, job_name=job_name, column=payloads.ARGS, serializer=serializer) if args else ()
-    named = payloads.loads(kwargs, job_name=job_name, column=payloads.KWARGS, serializer=serializer) if kwargs else {}
-    result = job.call_with_pk(pk, positional, named)
-    if isawaitable(result):
-        result = async_to_sync(_wait_for)(result)
+def verdict(job: Job[..., Any] | None, exception: BaseException, failures: int) -> tuple[str, float]:
+    """What a job becomes after an exception: its status, and the seconds until it runs again when it does."""
+    if isinstance(exception, Retry):
+        return SCHEDULED, exception.after
+    if isinstance(exception, Cancel):
+        return CANCELLED, 0.0
+    if isinstance(exception, Unknown):
+        return FAILED, UNKNOWN_DELAY
+    final = isinstance(exception, Fail | NotStorable | payloads.PayloadRefused)
+    if final or job is None or failures > job.policy.retries or not isinstance(exception, job.policy.retry_on):
+        return FAILED, 0.0
+    try:
+        return SCHEDULED, job.policy.delay(failures)
+    except Exception:
+        logger.exception("The backoff of %s cannot be used; it runs again in a minute.", job.job_name)
+        return SCHEDULED, 60.0
+
+
+def _call(job: Job[..., Any], run: Run, execution: Execution) -> bytes | None:
+    how = {"job_name": run.job_name, "serializer": conf.get().serializer}
+    args = payloads.loads(run.args, column=payloads.ARGS, **how) if run.args else ()
+    kwargs = payloads.loads(run.kwargs, column=payloads.KWARGS, **how) if run.kwargs else {}
+    try:
+        execution.inside = True
+        execution.check()
+        result = job.call_with_pk(run.pk, args, kwargs)
+        if isawaitable(result):
+            result = async_to_sync(_wait_for)(result)
+    finally:
+        execution.inside = False
     if result is None:
         return None
     try:
-        return payloads.dumps(
-            result, job_name=job_name, column=payloads.RESULT, max_bytes=max_bytes, serializer=serializer
-        )
+        return payloads.dumps(result, column=payloads.RESULT, max_bytes=conf.get().max_payload, **how)
     except payloads.PayloadError as error:
         kind = type(result).__name__
-        raise Failure(
+        raise NotStorable(
             f"The job finished, but its result ({kind}) cannot be stored: {error}. Return plain values."
         ) from None
 
@@ -128,10 +232,10 @@ def find(job_name: str) -> Job[..., Any]:
             module = import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name and (module_name + ".").startswith(error.name + "."):
-                raise Failure(f"Cannot import {job_name}. Was it renamed after this job was enqueued?") from None
+                raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?") from None
             raise
     if name not in vars(module):
-        raise Failure(f"Cannot import {job_name}. Was it renamed after this job was enqueued?")
+        raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?")
     job = vars(module)[name]
     if not isinstance(job, Job):
         raise Failure(f"{job_name} is not decorated with @peasy.job, so the runner will not call it.")
@@ -141,7 +245,7 @@ def find(job_name: str) -> Job[..., Any]:
 def described(exception: BaseException) -> dict[str, str]:
     """What is kept of a failed attempt: the class path, one line, and the traceback if it is the job's own."""
     path = f"{type(exception).__module__}.{type(exception).__qualname__}"
-    if isinstance(exception, Failure | payloads.PayloadRefused):
+    if isinstance(exception, Failure | payloads.PayloadRefused) and not isinstance(exception, TimeLimit):
         return {"exception": path, "message": payloads.text(exception, MESSAGE_LIMIT), "traceback": ""}
     frames = exception.__traceback__
     ours = ("peasy_jobs.", "asgiref.", "concurrent.")  # the last two call an async job
@@ -150,7 +254,9 @@ def described(exception: BaseException) -> dict[str, str]:
     try:
         lines = "".join(traceback.format_exception(type(exception), exception, frames))
         summary = "".join(traceback.format_exception_only(exception)).strip()
-        if isinstance(exception, SystemExit):
+        if isinstance(exception, TimeLimit):
+            summary = str(exception)
+        elif isinstance(exception, SystemExit):
             summary = f"The job called sys.exit({exception.code!r})."
     except Exception as error:  # formatting asks the exception, which is the job's own code
         lines = summary = f"{path}, which cannot be shown ({type(error).__name__})."

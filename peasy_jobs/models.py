@@ -5,7 +5,7 @@ from typing import Any
 from django.db import models
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.queue import JobQuerySet, RunnerQuerySet
+from peasy_jobs.queue import JobQuerySet
 
 
 class LiveIndex(models.Index):
@@ -45,8 +45,6 @@ class PeasyRunner(models.Model):
     # Seconds since 1970 by the database's clock. Not a datetime: without USE_TZ those repeat an hour every autumn.
     lease_until = models.FloatField()
 
-    objects = RunnerQuerySet.as_manager()
-
     def __str__(self) -> str:
         return f"runner {self.pk} on {self.host}, pid {self.pid}"
 
@@ -82,12 +80,14 @@ class PeasyJobQueue(models.Model):
     queue_name = models.CharField(max_length=64, default="default")
     priority = models.SmallIntegerField(default=0)
     run_after = models.DateTimeField(null=True)
+    timeout = models.FloatField(null=True)  # seconds; None: PEASY_JOB_TIMEOUT
+    crash_retries = models.PositiveIntegerField(null=True)  # None: PEASY_CRASH_RETRIES
 
     status = models.CharField(max_length=1, choices=STATUS_CHOICES, default=ENQUEUED)
     status_msg = models.CharField(max_length=255, default="")
     extra = models.JSONField(null=True)
     result_data = models.BinaryField(null=True)
-    # One entry per failed attempt: at, exception (its class path), message, traceback.
+    # One entry per failed attempt, the newest last: at, where, exception (its class path), message, traceback.
     errors = models.JSONField(default=list)
 
     # Set from claim to the end, whoever ends it: a row that names a runner is being run. No constraint: claiming
@@ -141,6 +141,12 @@ class PeasyJobQueue(models.Model):
         if not self._state.adding and not kwargs.get("force_insert") and kwargs.get("update_fields") is None:
             kwargs["update_fields"] = self.USER_FIELDS
         super().save(**kwargs)
+
+    def cancel(self) -> bool:
+        """Cancel this job: `peasy.cancel` with its primary key."""
+        cancelled = type(self).objects.cancel(self.pk)
+        self.refresh_from_db(fields=["status", "completed"])
+        return cancelled
 
     @property
     def args(self) -> tuple[Any, ...]:

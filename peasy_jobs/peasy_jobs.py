@@ -17,6 +17,7 @@ from django.db import connections, router
 from django.utils import timezone
 
 from peasy_jobs import conf, execution, payloads, queue
+from peasy_jobs.policy import Backoff, Policy
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
@@ -48,15 +49,15 @@ class Job(Generic[P, R]):
 
     __wrapped__: Callable[P, R]
 
-    def __init__(self, function: Callable[P, R], title: str, *, priority: int, queue_name: str) -> None:
+    def __init__(self, function: Callable[P, R], title: str, policy: Policy, **options: Any) -> None:
         update_wrapper(self, function)  # first: an attribute of the function must not replace one of ours
-        self.function, self.title = function, title
+        self.function, self.title, self.policy = function, title, policy
         self.module_spec = _module_spec(function)
         self.job_name = f"{function.__module__}.{function.__qualname__}"
         self.signature = inspect.signature(function)
         self.takes_pk = "job_pk" in self.signature.parameters
         self.options: dict[str, Any] = {}
-        self._set(priority=priority, queue_name=queue_name)
+        self._set(**options)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> PeasyJobQueue:
         """Enqueue a call with these arguments, in the caller's own transaction. Returns the job.
@@ -112,6 +113,8 @@ class Job(Generic[P, R]):
         queue_name: str | None,
         user: Any = None,
         run_after: datetime | timedelta | None = None,
+        timeout: float | None = None,
+        crash_retries: int | None = None,
     ) -> None:
         if priority is not None:
             if type(priority) is not int or not -100 <= priority <= 100:
@@ -129,6 +132,14 @@ class Job(Generic[P, R]):
             self.options["user_id"] = user.pk
         if run_after is not None:
             self.options["run_after"] = run_after if isinstance(run_after, timedelta) else _moment(run_after)
+        if timeout is not None:
+            if type(timeout) not in (int, float) or not 0 < timeout <= 10**9:
+                raise ValueError(f"timeout is {timeout!r}. Give a number of seconds above 0.")
+            self.options["timeout"] = timeout
+        if crash_retries is not None:
+            if type(crash_retries) is not int or not 0 <= crash_retries < 2**31:
+                raise ValueError(f"crash_retries is {crash_retries!r}. Give a whole number, 0 or more.")
+            self.options["crash_retries"] = crash_retries
 
     def _options_now(self) -> dict[str, Any]:
         """The options of a call that is made now: a timedelta counts from here."""
@@ -210,14 +221,32 @@ def _moment(run_after: datetime) -> datetime:
 class Peasy:
     """The job queue as seen from a site's code. There is one, `peasy`."""
 
+    Retry, Fail, Cancel = execution.Retry, execution.Fail, execution.Cancel
+    Stop, TimeLimit = execution.Stop, execution.TimeLimit
+
     def job(
-        self, title: str, *, priority: int = 0, queue_name: str = "default"
+        self,
+        title: str,
+        *,
+        priority: int = 0,
+        queue_name: str = "default",
+        retries: int = 0,
+        backoff: Backoff = None,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+        timeout: float | None = None,
+        crash_retries: int | None = None,
     ) -> Callable[[Callable[P, R]], Job[P, R]]:
         """Decorate a module-level function: calling it then enqueues, and `run_peasy` runs it.
 
         title: what people see.
         priority: −100 to 100, higher first.
         queue_name: the queue whose runners run it.
+        retries: how often it runs again after it failed.
+        backoff: seconds until then: a list with one for each retry, the last one for all further ones, or a callable
+        that is given the number of failed attempts. Otherwise 10, 20, 40 … up to an hour, more or less a quarter.
+        retry_on: the exceptions after which it runs again.
+        timeout: seconds after which it is stopped and counts as failed; None: `PEASY_JOB_TIMEOUT`.
+        crash_retries: how often it runs again after its worker or runner died; None: `PEASY_CRASH_RETRIES`.
         Raises `TypeError` or `ValueError` when the function could not be found again by its name.
         """
         if callable(title):
@@ -225,9 +254,12 @@ class Peasy:
         if not _is_name(title, TITLE_LIMIT):
             raise TypeError(f"@peasy.job needs a title of 1 to {TITLE_LIMIT} characters, not {title!r}.")
 
+        policy = Policy(retries, backoff, retry_on)
+        budget = {"timeout": timeout, "crash_retries": crash_retries}
+
         def decorate(function: Callable[P, R]) -> Job[P, R]:
             _check_findable(function)
-            return Job(function, title, priority=priority, queue_name=queue_name)
+            return Job(function, title, policy, priority=priority, queue_name=queue_name, **budget)
 
         return decorate
 
@@ -239,7 +271,7 @@ class Peasy:
         status_msg: cut to 255 characters.
         extra: a dictionary of JSON values; `extra["progress"]`, 0 to 100, is what progress bars show.
         Does nothing when `job_pk` is None, as under `.call()`. Raises `TypeError` or `ValueError` when `extra` is not
-        a dictionary of JSON values.
+        a dictionary of JSON values, and `peasy.Stop`, once, when the job is to stop.
         """
         if job_pk is None:
             return
@@ -254,17 +286,38 @@ class Peasy:
             running.knows_extra = True
         running.report(message, text)
 
+    def cancel(self, job_pk: int) -> bool:
+        """Cancel a job. One that waits never runs; one that runs is stopped. Returns False if it had ended already.
+
+        In a process the job is interrupted by `peasy.Stop`, and killed if it goes on. A thread can only be asked:
+        `peasy.track` and `peasy.update_status` raise `peasy.Stop` then, and `peasy.cancelled` says so.
+        """
+        return _models().objects.cancel(job_pk)
+
+    def cancelled(self, job_pk: int | None) -> bool:
+        """Whether this job is to stop, cancelled or for another reason: a thread has to ask. False for None."""
+        if job_pk is None:
+            return False
+        running = execution.current(job_pk)
+        if running is not None:
+            return bool(running.asked)
+        return _models().objects.filter(pk=job_pk, status=queue.CANCELLED).exists()
+
     def track(self, job_pk: int | None, items: Iterable[R], message: str = "", total: int | None = None) -> Iterator[R]:
         """Go through `items` and show how far it is, a few times a second.
 
-        Sets `extra["progress"]` (0 to 100) where the number of items is known, and leaves the rest of `extra`.
+        Sets `extra["progress"]` (0 to 100) where the number of items is known, and leaves the rest of `extra`. Raises
+        `peasy.Stop` when the job is to stop.
         message: what is being done; the count is added.
         total: how many items there are, if `items` has no length.
         """
         if total is None and isinstance(items, Sized):
             total = len(items)
         shown, number = float("-inf"), 0
+        running = None if job_pk is None else execution.current(job_pk)
         for number, item in enumerate(items):
+            if running is not None:
+                running.check()
             if job_pk is not None and monotonic() - shown >= TRACK_EVERY:
                 self._show(job_pk, message, number, total)
                 shown = monotonic()

@@ -11,10 +11,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from peasy_jobs import queue
+from peasy_jobs.models import PeasyRunner
 
 if TYPE_CHECKING:
     from peasy_jobs.conf import Conf
-    from peasy_jobs.models import PeasyRunner
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -24,11 +24,12 @@ RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found 
 class Presence:
     """What the other runners know of this one."""
 
-    def __init__(self, runners: queue.RunnerQuerySet, jobs: queue.JobQuerySet, clock: queue.Clock, conf: Conf) -> None:
-        self.runners, self.jobs, self.clock, self.conf = runners, jobs, clock, conf
+    def __init__(self, jobs: queue.JobQuerySet, clock: queue.Clock, conf: Conf) -> None:
+        self.jobs, self.clock, self.conf = jobs, clock, conf
+        self.runners = PeasyRunner.objects.using(jobs.db)
         self.id = 0
         self.renew_at = self.rescue_at = float("-inf")
-        self.leased_until = self.steady_since = float("-inf")
+        self.renewed_at = self.leased_until = self.steady_since = float("-inf")
         self.looked_for_orphans = False  # the ongoing jobs of a published version, which name no runner
 
     def register(self, queues: list[str]) -> None:
@@ -55,9 +56,11 @@ class Presence:
         """Renew the lease when a fifth of it is over. False when other runners have taken this one for dead."""
         if monotonic() < self.renew_at:
             return True
-        if not self.runners.renew(self.id, self.conf.lease, self.clock):
+        until = self.clock.sync() + self.conf.lease
+        heartbeat = self.clock.at(monotonic())
+        if not self.runners.filter(pk=self.id).update(heartbeat=heartbeat, lease_until=until):
             return False
-        if monotonic() > self.leased_until:
+        if monotonic() > self.renewed_at + 2 / 5 * self.conf.lease:  # something held us up, and maybe everybody
             self.steady_since = monotonic()
         self._renewed()
         return True
@@ -75,13 +78,13 @@ class Presence:
             return 0
         self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(0.8, 1.2)
         steady = monotonic() - self.steady_since > self.conf.lease
-        expired = {runner.pk for runner in self.runners.expired()} if steady else set()
+        now = self.clock.sync()
         rescued = 0
         if not self.looked_for_orphans:
             rescued = self.jobs.rescue(None, "The runner of this job is gone.", self.conf.crash_retries)
             self.looked_for_orphans = True
         for runner in self.runners.exclude(pk=self.id):
-            if runner.pk in expired or _is_gone(runner):
+            if (steady and runner.lease_until < now) or _is_gone(runner):
                 reason = f"The runner of this job ({runner.host}, pid {runner.pid}) died before it had finished."
                 count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries)
                 self.runners.filter(pk=runner.pk).delete()
@@ -95,7 +98,7 @@ class Presence:
             self.runners.filter(pk=self.id).delete()
 
     def _renewed(self) -> None:
-        now = monotonic()
+        self.renewed_at = now = monotonic()
         self.renew_at = now + self.conf.lease / 5 * random.uniform(0.8, 1)
         self.leased_until = now + self.conf.lease
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connections, models, transaction
 from django.db.models import F, Min, Q
-from django.db.models.functions import Greatest
+from django.db.models.functions import Coalesce, Greatest
 from django.db.utils import InterfaceError, OperationalError
 from django.utils import timezone
 
@@ -24,12 +24,24 @@ from peasy_jobs import conf, wakeup
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+    from peasy_jobs.models import PeasyJobQueue
 
 ENQUEUED, SCHEDULED, ONGOING, COMPLETED, FAILED, CANCELLED = "QSOCFX"
 FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUS_MSG_LIMIT = 255
+ERRORS_KEPT = 25  # failed attempts of a job, the newest
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
+
+
+class Run(NamedTuple):
+    """A job as it is given to a worker."""
+
+    pk: int
+    claims: int
+    job_name: str
+    args: bytes | None
+    kwargs: bytes | None
+    failures: int  # failed attempts there will have been if this one fails
 
 
 class Claim(NamedTuple):
@@ -41,7 +53,14 @@ class Claim(NamedTuple):
     job_name: str
     args: bytes | None
     kwargs: bytes | None
+    attempts: int  # this one included
     crashes: int
+    crash_retries: int | None
+    timeout: float | None  # seconds
+
+    def run(self) -> Run:
+        """What a worker needs of it."""
+        return Run(self.pk, self.claims, self.job_name, self.args, self.kwargs, self.attempts - self.crashes)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -56,6 +75,8 @@ class Ending:
     extra: str | None = None  # JSON text
     started: datetime | None = None
     completed: datetime | None = None
+    run_after: datetime | None = None
+    patience: int = 0  # put back until `run_after` instead, while so many errors of the same kind were not yet kept
     attempts: int = 0  # added to the column
     crashes: int = 0  # added to the column
 
@@ -97,6 +118,17 @@ def as_field(moment: datetime) -> datetime:
     return moment if conf.uses_time_zones() else timezone.make_naive(moment, timezone.get_default_timezone())
 
 
+def bound_silence(connection: BaseDatabaseWrapper, limit: float) -> None:
+    """Let a runner's own connection wait `limit` seconds for a server that does not answer, where its driver can."""
+    seconds = max(1, round(limit))
+    options = {
+        "postgresql": {"connect_timeout": seconds},  # an answer to a query has no limit there: see `silence`
+        "mysql": {"connect_timeout": seconds, "read_timeout": seconds, "write_timeout": seconds},
+    }.get(connection.vendor, {})
+    own = connection.settings_dict
+    connection.settings_dict = {**own, "OPTIONS": {**options, **own["OPTIONS"]}}  # a copy: threads share the dictionary
+
+
 def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
     """Make a runner's own connection give up a lock after `lock_timeout` seconds: others still need it meanwhile."""
     milliseconds = int(lock_timeout * 1000)
@@ -119,21 +151,8 @@ def is_locked(error: BaseException) -> bool:
 
 def is_outage(error: BaseException) -> bool:
     """Whether the database could not be used at all, whatever was asked of it."""
-    return isinstance(error, OperationalError | InterfaceError)
-
-
-class RunnerQuerySet(models.QuerySet["PeasyRunner"]):
-    """The runners that are alive, or were not yet found dead."""
-
-    def renew(self, runner_id: int, lease: float, clock: Clock) -> bool:
-        """Say that the runner is alive for another `lease` seconds. False when it was taken for dead."""
-        until = clock.sync() + lease
-        alive = self.filter(pk=runner_id).update(heartbeat=clock.at(monotonic()), lease_until=until)
-        return alive == 1
-
-    def expired(self) -> list[PeasyRunner]:
-        """The runners that did not renew their lease in time."""
-        return list(self.filter(lease_until__lt=database_now(connections[self.db]).timestamp()))
+    too_large = error.args[:1] == (1153,)  # MariaDB: more than max_allowed_packet
+    return isinstance(error, OperationalError | InterfaceError) and not too_large
 
 
 class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
@@ -191,7 +210,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
                 " run_after = NULL, started = CASE WHEN place <= %s THEN %s END"
                 " FROM next WHERE id = next_id AND status = 'Q'"
-                " RETURNING -priority, id, claims, title, job_name, args_data, kwargs_data, crashes",
+                " RETURNING -priority, id, claims, title, job_name, args_data, kwargs_data,"
+                " attempts, crashes, crash_retries, timeout",
                 [*queues, runner_id, at_once, self._value("started", now)],
             )
             return list(cursor.fetchall())
@@ -201,14 +221,20 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     ) -> list[Any]:
         # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
         # index it would lock in another order than a finish does, and deadlock with it.
-        columns = ("priority", "pk", "claims", "title", "job_name", "args_data", "kwargs_data", "crashes")
+        columns = (
+            *("priority", "pk", "claims", "title", "job_name", "args_data", "kwargs_data"),
+            *("attempts", "crashes", "crash_retries", "timeout"),
+        )
         skip = connections[self.db].features.has_select_for_update_skip_locked
         rows: list[Any] = []
         with transaction.atomic(using=self.db):
             for queue in queues or [""]:
                 waiting = self.in_queues([queue] if queue else []).filter(status=ENQUEUED)
                 waiting = waiting.order_by("-priority", "pk").select_for_update(skip_locked=skip)
-                rows += [(-row[0], row[1], row[2] + 1, *row[3:]) for row in waiting.values_list(*columns)[:limit]]
+                for priority, pk, claims, *given, attempts, crashes, budget, timeout in waiting.values_list(*columns)[
+                    :limit
+                ]:
+                    rows.append((-priority, pk, claims + 1, *given, attempts + 1, crashes, budget, timeout))
             rows = sorted(set(rows))[:limit]  # MariaDB may find a job in two queues: their names ignore case
             pks = [row[1] for row in rows]
             for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
@@ -249,12 +275,13 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         table = self._table()
         with transaction.atomic(using=self.db):
             errors = self._errors_of([ending.claim.pk for ending in endings if ending.error])
-            rows = [self._ending_row(runner_id, ending, errors, now) for ending in endings]
+            rows = [self._ending_row(runner_id, ending, errors.get(ending.claim.pk, []), now) for ending in endings]
             with connections[self.db].cursor() as cursor:
                 # Plain SQL: one prepared statement for any mix of endings; the ORM would send a query for each.
                 cursor.executemany(
                     f"UPDATE {table} SET status = %s, result_data = %s, status_msg = COALESCE(%s, status_msg),"
                     " extra = COALESCE(%s, extra), errors = COALESCE(%s, errors), started = %s, completed = %s,"
+                    " run_after = %s,"
                     " attempts = attempts + %s, crashes = crashes + %s, runner_id = NULL"
                     " WHERE id = %s AND status = 'O' AND runner_id = %s AND claims = %s",
                     rows,
@@ -263,25 +290,20 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                     return []
             return self._not_landed(runner_id, endings, now)
 
-    def _ending_row(
-        self, runner_id: int, ending: Ending, errors: dict[int, list[dict[str, str]]], now: datetime
-    ) -> list[Any]:
+    def _ending_row(self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime) -> list[Any]:
         entries = None
         if ending.error:
-            entries = json.dumps([*errors.get(ending.claim.pk, []), {"at": now.isoformat(), **ending.error}])
+            kind = ending.error["exception"]
+            if ending.patience > sum(entry["exception"] == kind for entry in errors):
+                ending.status, ending.completed, ending.attempts = SCHEDULED, None, -1
+            elif ending.status == FAILED:
+                ending.run_after = None
+            entries = json.dumps([*errors, {"at": now.isoformat(), **ending.error}][-ERRORS_KEPT:])
         return [
-            ending.status,
-            ending.result,
-            ending.status_msg,
-            ending.extra,
-            entries,
-            self._value("started", ending.started),
-            self._value("completed", ending.completed),
-            ending.attempts,
-            ending.crashes,
-            ending.claim.pk,
-            runner_id,
-            ending.claim.claims,
+            *(ending.status, ending.result, ending.status_msg, ending.extra, entries),
+            *(self._value("started", ending.started), self._value("completed", ending.completed)),
+            *(self._value("run_after", ending.run_after), ending.attempts, ending.crashes),
+            *(ending.claim.pk, runner_id, ending.claim.claims),
         ]
 
     def _errors_of(self, pks: list[int]) -> dict[int, list[dict[str, str]]]:
@@ -296,12 +318,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             claim, row = ending.claim, found.get(ending.claim.pk)
             if row is None or tuple(row) != (*wanted[claim.pk], None):
                 lost.append(claim)
-                self.close_cancelled(runner_id, claim, now)
+                self.close_cancelled(runner_id, claim.pk, claim.claims, now)
         return lost
 
-    def close_cancelled(self, runner_id: int, claim: Claim, now: datetime) -> None:
+    def close_cancelled(self, runner_id: int, pk: int, claims: int, now: datetime) -> None:
         """A job that was cancelled while it ran has stopped running."""
-        mine = self.filter(pk=claim.pk, status=CANCELLED, runner=runner_id, claims=claim.claims)
+        mine = self.filter(pk=pk, status=CANCELLED, runner=runner_id, claims=claims)
         mine.update(runner=None, completed=now)
 
     def report(self, pk: int, status_msg: str | None, extra: str | None, **guards: Any) -> None:
@@ -312,6 +334,16 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         if columns:
             self.filter(pk=pk, **guards).update(**columns)
 
+    def cancel(self, pk: int) -> bool:
+        """Cancel a job. One that waits never runs; one that runs is stopped by its runner. False: it had ended."""
+        now = as_field(database_now(connections[self.db]))
+        waiting = self.filter(pk=pk, status__in=(ENQUEUED, SCHEDULED)).update(status=CANCELLED, completed=now)
+        return bool(waiting or self.filter(pk=pk, status=ONGOING).update(status=CANCELLED))
+
+    def cancelled_of(self, runner_id: int) -> list[tuple[int, int]]:
+        """Primary key and claims of the jobs that this runner runs and that were cancelled."""
+        return list(self.filter(runner=runner_id, status=CANCELLED).values_list("pk", "claims"))
+
     def promote(self, now: datetime) -> int:
         """Scheduled jobs that are due may run now. Returns how many there were in this batch."""
         due = self.filter(status=SCHEDULED, run_after__lte=now).order_by("run_after")
@@ -321,17 +353,17 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def rescue(self, dead: int | None, reason: str, crash_retries: int) -> int:
         """Give back the jobs of a runner that is gone; `None` stands for those of the published package.
 
-        A job that had started is charged with a crash, and is FAILED with `reason` when it had `crash_retries` before.
+        A job that had started is charged with a crash, and FAILED with `reason` if it had its `crash_retries`.
         """
         now = as_field(database_now(connections[self.db]))
         with transaction.atomic(using=self.db):
             mine = self.filter(runner=dead) if dead is not None else self.filter(runner=None)
             ongoing = mine.filter(status=ONGOING)
-            entry = {"at": now.isoformat(), "exception": "", "message": reason, "traceback": ""}
+            entry = {"at": now.isoformat(), "where": "", "exception": "", "message": reason, "traceback": ""}
             rescued = 0
-            for pk, claims, errors in ongoing.filter(crashes__gte=crash_retries, started__isnull=False).values_list(
-                "pk", "claims", "errors"
-            ):
+            for pk, claims, errors in ongoing.filter(
+                crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False
+            ).values_list("pk", "claims", "errors"):
                 rescued += ongoing.filter(pk=pk, claims=claims).update(
                     status=FAILED, errors=[*errors, entry], completed=now, runner=None, crashes=F("crashes") + 1
                 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, InterfaceError
 
 from peasy_jobs import queue
 from peasy_jobs.execution import Failure, Report, described
-from peasy_jobs.queue import COMPLETED, FAILED, ONGOING, Claim, Ending
+from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,6 +20,7 @@ logger = logging.getLogger("peasy_jobs")
 WRITE_EVERY = 0.005  # seconds between two batches while every worker has enough to do
 WRITE_AGAIN = 0.1  # seconds until an outcome that met a lock is tried again
 WRITE_AT_ONCE = 1000  # outcomes
+ROW_BY_ROW = 1.0  # seconds
 PROGRESS_EVERY = 0.25
 
 Trouble = (DatabaseError, InterfaceError, ValueError, TypeError, OverflowError)
@@ -33,13 +34,14 @@ class Recorder:
         self.endings: list[Ending] = []
         self.progress: dict[int, Report] = {}
         self.write_at = self.progress_at = 0.0
+        self.gave_back = False
 
-    def end(self, claim: Claim, status: str, **columns: Any) -> None:
-        """A claimed job has ended in this status, or goes back to the queue."""
-        report = self.progress.pop(claim.pk, None)
-        if report is not None and report.claims == claim.claims:
-            columns |= {"status_msg": report.status_msg, "extra": report.extra}
-        self.endings.append(Ending(claim=claim, status=status, **columns))
+    def end(self, ending: Ending) -> None:
+        """A claimed job has ended, or goes back to the queue."""
+        report = self.progress.pop(ending.claim.pk, None)
+        if report is not None and report.claims == ending.claim.claims:
+            ending.status_msg, ending.extra = report.status_msg, report.extra
+        self.endings.append(ending)
 
     def report(self, report: Report) -> None:
         """A running job says how far it is."""
@@ -55,9 +57,12 @@ class Recorder:
             moments.append(0.0 if urgent and self.write_at - monotonic() <= WRITE_EVERY else self.write_at)
         return min(moments, default=float("inf"))
 
-    def write(self, runner_id: int, urgent: bool) -> None:
-        """Write what is due. Raises what the database raises when nothing can be written; everything is kept then."""
-        now = monotonic()
+    def write(self, runner_id: int, urgent: bool) -> bool:
+        """Write what is due. Returns whether jobs went back to the queue.
+
+        Raises what the database raises when nothing can be written; everything is kept then.
+        """
+        now, self.gave_back = monotonic(), False
         if self.endings and now >= self.next_write(urgent):
             self.write_at = now + WRITE_EVERY
             self._write_endings(runner_id, self.endings[:WRITE_AT_ONCE])
@@ -65,6 +70,7 @@ class Recorder:
             self.progress_at = now + PROGRESS_EVERY
             for report in list(self.progress.values()):
                 self._write_progress(runner_id, report)
+        return self.gave_back
 
     def _write_endings(self, runner_id: int, batch: list[Ending]) -> None:
         try:
@@ -72,11 +78,14 @@ class Recorder:
         except Trouble as error:
             if self._is_outage(error):
                 raise
+            started = monotonic()
             for ending in batch:
                 self._write_ending(runner_id, ending)
+                if monotonic() - started > ROW_BY_ROW:
+                    break  # locks take their time, and the heartbeat must go on
         else:
             del self.endings[: len(batch)]
-            self._log(batch, lost)
+            self._written(batch, lost)
 
     def _write_ending(self, runner_id: int, ending: Ending) -> None:
         written = ending
@@ -86,13 +95,16 @@ class Recorder:
             if self._is_outage(error):
                 raise
             if queue.is_locked(error):
-                self.write_at = monotonic() + WRITE_AGAIN  # the others and the heartbeat go on
+                self.endings.remove(ending)
+                self.endings.append(ending)  # the others come first, next time too
+                self.write_at = monotonic() + WRITE_AGAIN
                 return
+            self.connection.close_if_unusable_or_obsolete()  # what is too large for MariaDB ends the connection
             failure = described(Failure(f"What came of this job cannot be stored: {error}"))
             written = Ending(claim=ending.claim, status=FAILED, error=failure, completed=ending.completed)
             lost = self.jobs.end(runner_id, [written], self.clock.at(monotonic()))
         self.endings.remove(ending)
-        self._log([written], lost)
+        self._written([written], lost)
 
     def _write_progress(self, runner_id: int, report: Report) -> None:
         try:
@@ -113,7 +125,8 @@ class Recorder:
             return self.connection.vendor == "sqlite"  # it locks the whole file
         return queue.is_outage(error)
 
-    def _log(self, endings: list[Ending], lost: list[Claim]) -> None:
+    def _written(self, endings: list[Ending], lost: list[Claim]) -> None:
+        self.gave_back = self.gave_back or any(ending.status in (ENQUEUED, SCHEDULED) for ending in endings)
         for ending in endings:
             title, pk = ending.claim.title, ending.claim.pk
             if ending.claim in lost:

@@ -5,29 +5,30 @@ from __future__ import annotations
 import logging
 import random
 import selectors
-import signal
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
-from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connections, reset_queries, router
 
-from peasy_jobs import queue, wakeup
+from peasy_jobs import outcomes, queue, wakeup
 from peasy_jobs.conf import Conf
-from peasy_jobs.execution import Failure, Outcome, Report, described
-from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.execution import CANCEL, TIMEOUT, Outcome, Report
+from peasy_jobs.health import unapplied_migrations
+from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.presence import Presence
-from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, Claim
+from peasy_jobs.queue import ENQUEUED, Claim, Ending
 from peasy_jobs.recorder import Recorder
+from peasy_jobs.silence import SilenceAlarm
+from peasy_jobs.stopping import Stopper, StopSignals
 from peasy_jobs.workers import Death, ProcessWorkers, ThreadWorkers, Worker, Workers
 
 logger = logging.getLogger("peasy_jobs")
 
-LOCK_TIMEOUT = 1.0  # seconds that the runner's own connection waits for a lock
+LOCK_TIMEOUT = 0.5  # seconds that the runner's own connection waits for a lock
 PROMOTE_EVERY = 1.0
 PRUNE_EVERY = 5.0
+CANCEL_EVERY = 0.5
 LOOK_AHEAD = 0.1  # seconds of work that may wait in a worker
 LOOK_AHEAD_JOBS = 250
 GIVE_UP = 5.0  # seconds after a second signal until the runner ends with its outcomes unwritten
@@ -43,20 +44,22 @@ class Runner:
         self.connection = connections[router.db_for_write(PeasyJobQueue)]
         self.jobs = PeasyJobQueue.objects.using(self.connection.alias)
         self.clock = queue.Clock(self.connection)
-        self.presence = Presence(PeasyRunner.objects.using(self.connection.alias), self.jobs, self.clock, conf)
+        self.presence = Presence(self.jobs, self.clock, conf)
         self.selector = selectors.DefaultSelector()
         self.recorder = Recorder(self.connection, self.jobs, self.clock)
+        self.stopper = Stopper(conf.job_timeout)
         self.connected, self.listening = False, -1
         self.wakeup: wakeup.Wakeup = wakeup.Look()
-        self.signals = 0
-        self.stopping = self.killing = self.done = False
+        self.signals = StopSignals(self.selector)
+        self.silence = SilenceAlarm(conf.lease / 3)
+        self.stopping = self.hurried = self.killing = self.done = False
         self.kill_at = float("inf")  # when the jobs that still run are ended
         self.held: dict[int, Claim] = {}  # claimed, no outcome yet
         self.ahead: set[int] = set()  # those of them that are not marked as started
         self.pace: float | None = None  # seconds that a job takes
         self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
         self.follow_ups: list[float] = []
-        self.look_at = self.promote_at = self.prune_at = self.retry_at = 0.0
+        self.look_at = self.promote_at = self.cancel_at = self.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
 
     def run(self) -> bool:
@@ -64,9 +67,9 @@ class Runner:
 
         Returns False when threads had to be left running, with their jobs given back: the process must end at once.
         """
-        with self._signals():
+        with self.selector, self.signals:
             kind = ProcessWorkers if self.conf.worker_type == "process" else ThreadWorkers
-            self.workers: Workers = kind(self.conf.concurrency, self.selector)
+            self.workers: Workers = kind(self.conf.concurrency, self.selector, self.conf.max_jobs_per_worker)
             try:
                 while not self._over():
                     self._wait()
@@ -81,18 +84,24 @@ class Runner:
         """One round of everything but waiting. Trouble with the database ends it; nothing is lost, the next goes on."""
         self._absorb()
         self._heed_signals()
+        for claim in self.stopper.enforce(self.workers.workers):
+            if self.killing:  # the end of this process will end the thread
+                self._give_back(claim)
         reset_queries()
         if monotonic() < self.retry_at:
             return
         try:
             self._connect()
-            self._stay_alive()
-            self.recorder.write(self.presence.id, urgent=self._is_hungry())
-            self._mark_begun()
-            self._keep_house()
-            self._recall()
-            if not self.stopping:
-                self._claim()
+            with self.silence.set(self.listening):
+                self._stay_alive()
+                if self.recorder.write(self.presence.id, urgent=self._is_hungry()):
+                    self.hint = True  # jobs went back to the queue, which no wake-up tells us of
+                self._mark_begun()
+                self._keep_house()
+                self._stop_cancelled()
+                self._recall()
+                if not self.stopping:
+                    self._claim()
         except (DatabaseError, InterfaceError) as error:
             self._wait_out(error)
         else:
@@ -117,45 +126,40 @@ class Runner:
             return  # of a job that was taken from us
         seconds = outcome.ended - outcome.started
         self.pace = seconds if self.pace is None else self.pace + (seconds - self.pace) / 8
-        self._end(
-            claim,
-            FAILED if outcome.error else COMPLETED,
-            result=outcome.result,
-            error=outcome.error,
-            started=self.clock.at(outcome.started),
-            completed=self.clock.at(outcome.ended),
-        )
+        self._end(outcomes.ended(claim, outcome, self.clock))
 
     def _absorb_death(self, death: Death) -> None:
         for claim in death.innocent:
             self._give_back(claim)
         for claim in death.victims:
+            asked = self.stopper.forget(claim)
             if self.held.get(claim.pk) is not claim:
                 continue  # taken from us, and killed for that
-            if death.reason is None or self.killing:
+            if death.reason is None or self.killing or (asked and asked.why != TIMEOUT):
                 self._give_back(claim)
-            elif claim.crashes < self.conf.crash_retries:
-                logger.warning(
-                    "The worker of %s (job %d) died (%s). It runs again.", claim.title, claim.pk, death.reason
-                )
-                self._end(claim, ENQUEUED, crashes=1)
+            elif asked:
+                self._end(outcomes.killed_late(claim, death.since, asked.reason, self.clock))
             else:
-                error = described(Failure(f"The worker running this job died ({death.reason})."))
-                started, completed = self.clock.at(death.since), self.clock.at(monotonic())
-                self._end(claim, FAILED, error=error, crashes=1, started=started, completed=completed)
+                ending = outcomes.crashed(claim, death.since, death.reason, self.conf.crash_retries, self.clock)
+                if ending.status == ENQUEUED:
+                    name = claim.title, claim.pk, death.reason
+                    logger.warning("The worker of %s (job %d) died (%s). It runs again.", *name)
+                self._end(ending)
 
     def _give_back(self, claim: Claim) -> None:
-        self._end(claim, ENQUEUED, attempts=-1)
+        self._end(outcomes.given_back(claim))
 
-    def _end(self, claim: Claim, status: str, **columns: Any) -> None:
-        self.held.pop(claim.pk, None)
-        self.ahead.discard(claim.pk)
-        self.recorder.end(claim, status, **columns)
+    def _end(self, ending: Ending) -> None:
+        self.held.pop(ending.claim.pk, None)
+        self.ahead.discard(ending.claim.pk)
+        self.stopper.forget(ending.claim)
+        self.recorder.end(ending)
 
     # What is kept going beside the jobs
 
     def _connect(self) -> None:
         if not self.connected:
+            queue.bound_silence(self.connection, self.conf.lease / 3)
             self.connection.ensure_connection()
             queue.set_up(self.connection, LOCK_TIMEOUT)
             self.wakeup = wakeup.watch(self.connection)
@@ -164,6 +168,8 @@ class Runner:
                 self.selector.register(self.listening, selectors.EVENT_READ, self.wakeup.readable)
             self.connected = self.hint = True
         if not self.presence.id:
+            if missing := unapplied_migrations(self.connection):
+                raise DatabaseError(f"migrations are missing, {', '.join(missing)}: run manage.py migrate")
             self.presence.register(self.queues)
             self._say_what_is_served()
         if self.trouble_since is not None:
@@ -173,7 +179,9 @@ class Runner:
     def _stay_alive(self) -> None:
         if not self.presence.renew():
             logger.error("This runner was taken for dead. It ends what it runs and goes on under a new id.")
-            self._end_running()
+            for worker in self.workers.workers:
+                if worker.pending:
+                    worker.kill()
             self.held, self.ahead = {}, set()
             self.recorder = Recorder(self.connection, self.jobs, self.clock)
             self.presence.register(self.queues)
@@ -200,6 +208,24 @@ class Runner:
         }
         before = self.clock.at(monotonic() - grace)
         return sum(self.jobs.prune(status, maximum, before) for status, maximum in maxima.items())
+
+    def _stop_cancelled(self) -> None:
+        """Jobs that were cancelled while this runner held them."""
+        if not self.held or monotonic() < self.cancel_at:
+            return
+        self.cancel_at = monotonic() + CANCEL_EVERY
+        for pk, claims in self.jobs.cancelled_of(self.presence.id):
+            holders = [worker for worker in self.workers.workers if pk in worker.pending]
+            for worker in holders:
+                for claim in worker.recall() if next(iter(worker.pending)) != pk else []:
+                    if claim.pk == pk:
+                        self._give_back(claim)  # which the queue refuses: it is closed
+                    else:
+                        self._hand_out([claim])
+                if pk in worker.pending:
+                    self.stopper.ask(worker, worker.pending[pk], CANCEL, "It was cancelled.")
+            if not holders and all(ending.claim.pk != pk for ending in self.recorder.endings):
+                self.jobs.close_cancelled(self.presence.id, pk, claims, self.clock.at(monotonic()))
 
     def _wait_out(self, error: Exception) -> None:
         if self.trouble_since is None:
@@ -240,9 +266,10 @@ class Runner:
             depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)))
         # Filled up when half of it is done, so that jobs travel in batches.
         return {
-            worker: depth - len(worker.pending)
+            worker: int(min(depth - len(worker.pending), worker.room))
             for worker in self.workers.workers
             if worker.ready
+            and worker.room > 0
             and (not worker.pending or (len(worker.pending) <= depth // 2 and now - worker.busy_since < LOOK_AHEAD))
         }
 
@@ -302,6 +329,8 @@ class Runner:
             moments = [self.retry_at]
         else:
             moments = [self.presence.renew_at, self.presence.rescue_at, self.prune_at]
+            if self.held:
+                moments.append(self.cancel_at)
             moments.append(self.recorder.next_write(urgent=self._is_hungry()))
             moments += [worker.busy_since + LOOK_AHEAD for worker in self.workers.workers if len(worker.pending) > 1]
             if not self.stopping and self.presence.holds_lease() and self._room():
@@ -309,6 +338,7 @@ class Runner:
                 moments.append(now if self.backlog or empty else self.look_at)
                 if self.wakeup.interval is not None:
                     moments.append(now + self.wakeup.interval)
+        moments.append(self.stopper.next_moment(self.workers.workers))
         if not self.killing:
             moments.append(self.kill_at)
         for key, _ in self.selector.select(max(0, min(moments) - now)):
@@ -327,49 +357,24 @@ class Runner:
         self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
         self.done = True
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM only set a flag, and a byte that ends the wait."""
-        wake_r, wake_w = socket.socketpair()
-        wake_r.setblocking(False)
-        wake_w.setblocking(False)
-        self.selector.register(wake_r, selectors.EVENT_READ, lambda: wake_r.recv(4096))
-        before = {signum: signal.signal(signum, self._signalled) for signum in (signal.SIGINT, signal.SIGTERM)}
-        fd = signal.set_wakeup_fd(wake_w.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(fd)
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-            self.selector.close()
-            wake_r.close()
-            wake_w.close()
-
-    def _signalled(self, signum: int, frame: object) -> None:
-        self.signals += 1
-
     def _heed_signals(self) -> None:
         now = monotonic()
-        if self.signals and not self.stopping:
+        if self.signals.count and not self.stopping:
             logger.info("Stopping: no more jobs are claimed, %d still run.", len(self.held))
             self.stopping, self.kill_at = True, now + self.conf.shutdown_timeout
             for worker in self.workers.workers:
                 for claim in worker.recall():
                     self._give_back(claim)
-        if self.signals > 1:
+        if self.signals.count > 1:
             self.kill_at = min(self.kill_at, now)
         if now >= self.kill_at and not self.killing:
             if self.held:
                 logger.warning("%d jobs are ended before they have finished. They run again later.", len(self.held))
             self.killing = True
-            self._end_running()
-
-    def _end_running(self) -> None:
-        for worker in list(self.workers.workers):
-            if worker.pending and not worker.kill():
-                for claim in list(worker.pending.values()):
-                    self._give_back(claim)
+            self.stopper.ask_all(self.workers.workers, "The runner stops (PEASY_SHUTDOWN_TIMEOUT).")
+        if self.signals.count > 1 and not self.hurried:
+            self.hurried = True
+            self.stopper.hurry()
 
     def _say_what_is_served(self) -> None:
         queues = f"queues {', '.join(self.queues)}" if self.queues else "all queues"

@@ -32,11 +32,13 @@ logger = logging.getLogger("peasy_jobs")
 
 # From the runner: what to do, for which worker. A start comes with the worker's socket and ticket pipe.
 REQUEST = struct.Struct("!cq")
-START, KILL = b"S", b"K"
+START, ASK, KILL = b"S", b"A", b"K"
 # To the runner: worker, pid, and None while it lives or its wait status once it is gone (-1: it never started).
 REPORT = struct.Struct("!qqq")
 STARTED = -2
 TICKET = struct.Struct("!qq")  # job and claim: a job that was recalled may come back under a new claim
+# From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
+ASKED = struct.Struct("!qq9p128p")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _shown = logging.StreamHandler()
@@ -89,7 +91,7 @@ def _listen(control: socket.socket, runner_pid: int) -> None:
                     os.read(wake_r, CHUNK)
                 _report_dead(control, workers)
             if control in ready:
-                data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 2)
+                data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 3)
                 while len(data) < REQUEST.size:
                     if not (more := control.recv(REQUEST.size - len(data))):
                         return
@@ -127,10 +129,14 @@ def import_jobs() -> None:
 
 
 def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker: int, fds: list[int]) -> None:
-    if what == KILL:
+    if what != START:
         for pid, number in workers.items():
             if number == worker:  # not reaped yet, so the pid is still its own
-                _kill_group(pid)
+                if what == KILL:
+                    _kill_group(pid)
+                else:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
         return
     server = os.getpid()
     try:
@@ -173,7 +179,7 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _work(server: int, socket_fd: int, ticket_fd: int) -> None:
+def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
     """The life of a worker process: take a ticket, run its job, hand over the outcome. Never returns."""
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)  # so that ending a job ends what it started
@@ -183,34 +189,55 @@ def _work(server: int, socket_fd: int, ticket_fd: int) -> None:
     die_with_parent(server)
     if sys.platform != "linux":
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
+    _listen_for_asked(ask_fd)
+    try:
+        _run_jobs(socket_fd, ticket_fd)
+    except OSError:
+        pass  # the runner is gone
+    except BaseException:
+        logger.exception("A worker process failed.")
+        os._exit(1)
+    os._exit(0)
+
+
+def _listen_for_asked(ask_fd: int) -> None:
     from peasy_jobs import execution
+
+    def read_asked(signum: int, frame: object) -> None:
+        # Systemd and others send SIGTERM to every process: without a word from the runner it means nothing.
+        with contextlib.suppress(BlockingIOError):
+            for pk, claims, why, reason in ASKED.iter_unpack(os.read(ask_fd, ASKED.size * 16)):
+                execution.ask(pk, claims, why.decode(), reason.decode(), interrupt=True)
+
+    signal.signal(signal.SIGTERM, read_asked)
+
+
+def _run_jobs(socket_fd: int, ticket_fd: int) -> None:
+    from peasy_jobs import execution
+    from peasy_jobs.queue import Run
 
     connection = socket.socket(fileno=socket_fd)
     send = _Sender(connection)
     inbox = bytearray()
-    jobs: dict[tuple[int, int], tuple[int, int, str, bytes | None, bytes | None]] = {}
+    jobs: dict[tuple[int, int], Run] = {}
     pid = os.getpid()
-    try:
-        while (ticket := _next_ticket(ticket_fd)) is not None:
-            while ticket not in jobs:
-                chunk = connection.recv(CHUNK)
-                if not chunk:
-                    os._exit(0)
-                inbox += chunk
-                for recalled, handed_out in take_messages(inbox):
-                    for stale in recalled:
-                        jobs.pop(stale, None)
-                    jobs.update({job[:2]: job for job in handed_out})
-            outcome = execution.run(*jobs.pop(ticket), send)
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
-            if os.getpid() != pid:
-                os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
-            send(outcome)
-            execution.tidy()
-    except OSError:
-        pass  # the runner is gone
-    os._exit(0)
+    while (ticket := _next_ticket(ticket_fd)) is not None:
+        while ticket not in jobs:
+            chunk = connection.recv(CHUNK)
+            if not chunk:
+                os._exit(0)
+            inbox += chunk
+            for recalled, handed_out in take_messages(inbox):
+                for stale in recalled:
+                    jobs.pop(stale, None)
+                jobs.update({job[:2]: Run(*job) for job in handed_out})
+        outcome = execution.run(jobs.pop(ticket), send)
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
+        if os.getpid() != pid:
+            os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
+        send(outcome)
+        execution.tidy()
 
 
 class _Sender:

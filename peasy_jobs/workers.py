@@ -24,7 +24,19 @@ from peasy_jobs import execution
 from peasy_jobs.channel import Channel
 from peasy_jobs.execution import Outcome, Report
 from peasy_jobs.queue import Claim
-from peasy_jobs.server import KILL, REPORT, REQUEST, SIGNALS, START, STARTED, TICKET, import_jobs, log_level
+from peasy_jobs.server import (
+    ASK,
+    ASKED,
+    KILL,
+    REPORT,
+    REQUEST,
+    SIGNALS,
+    START,
+    STARTED,
+    TICKET,
+    import_jobs,
+    log_level,
+)
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -51,10 +63,17 @@ class Worker(Protocol):
     busy_since: float
     ready: bool
 
+    @property
+    def room(self) -> float:
+        """How many more jobs it may be given before it is replaced."""
+
     def hand_out(self, claims: list[Claim]) -> None: ...
 
     def recall(self) -> list[Claim]:
         """Take back what the worker has not begun."""
+
+    def ask(self, claim: Claim, why: str, reason: str) -> None:
+        """Ask the worker to stop this job, if it runs it."""
 
     def kill(self) -> bool:
         """End the worker and what its job has started; its death is collected. False: it cannot be ended."""
@@ -74,6 +93,8 @@ class Workers(Protocol):
 
 class ThreadWorker:
     """Runs jobs in a thread of the runner. It cannot be killed."""
+
+    room = float("inf")
 
     def __init__(self, number: int, deliver: Callable[[Event], None]) -> None:
         self.ready = True
@@ -97,12 +118,15 @@ class ThreadWorker:
                 recalled.append(self.pending.pop(claim.pk))
         return recalled
 
+    def ask(self, claim: Claim, why: str, reason: str) -> None:
+        execution.ask(claim.pk, claim.claims, why, reason, interrupt=False)
+
     def kill(self) -> bool:
         return False
 
     def _work(self) -> None:
         while claim := self.jobs.get():
-            outcome = execution.run(claim.pk, claim.claims, claim.job_name, claim.args, claim.kwargs, self.deliver)
+            outcome = execution.run(claim.run(), self.deliver)
             execution.tidy()
             self.deliver(outcome)
 
@@ -110,7 +134,7 @@ class ThreadWorker:
 class ThreadWorkers:
     """Workers that are threads of this process."""
 
-    def __init__(self, concurrency: int, selector: selectors.BaseSelector) -> None:
+    def __init__(self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None) -> None:
         self.arrived: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.wake_r, self.wake_w = socket.socketpair()
         self.wake_r.setblocking(False)
@@ -155,22 +179,24 @@ class ThreadWorkers:
 class ProcessWorker:
     """Runs jobs in a process of their own. The worker server forks it, reports its end, and kills it when told to."""
 
-    def __init__(self, number: int, request: Callable[[bytes, ProcessWorker], None]) -> None:
+    def __init__(self, number: int, request: Callable[[bytes, ProcessWorker], None], max_jobs: int | None) -> None:
+        self.max_jobs = float("inf") if max_jobs is None else max_jobs
         self.pending: dict[int, Claim] = {}
-        self.busy_since = 0.0
+        self.busy_since, self.done = 0.0, 0
         self.number, self.pid, self.ready = number, 0, False
         self.request = request
         ours, self.theirs = socket.socketpair()
         self.channel = Channel(ours)
         self.ticket_r, self.ticket_w = os.pipe()
-        os.set_blocking(self.ticket_r, False)
-        os.set_blocking(self.ticket_w, False)
+        self.ask_r, self.ask_w = os.pipe()
+        for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
+            os.set_blocking(fd, False)
         self.recalled: list[tuple[int, int]] = []  # tickets of what the worker holds and must forget
 
     def hand_out(self, claims: list[Claim]) -> None:
         if not self.pending:
             self.busy_since = monotonic()
-        jobs = [(claim.pk, claim.claims, claim.job_name, claim.args, claim.kwargs) for claim in claims]
+        jobs = [tuple(claim.run()) for claim in claims]
         self.pending.update({claim.pk: claim for claim in claims})
         self.channel.send((self.recalled, jobs))
         self.recalled = []
@@ -185,9 +211,18 @@ class ProcessWorker:
         self.recalled += recalled
         return [self.pending.pop(pk) for pk, _ in recalled]
 
+    def ask(self, claim: Claim, why: str, reason: str) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.ask_w, ASKED.pack(claim.pk, claim.claims, why.encode(), reason.encode()))
+        self.request(ASK, self)
+
     def kill(self) -> bool:
         self.request(KILL, self)
         return True
+
+    @property
+    def room(self) -> float:
+        return self.max_jobs - self.done - len(self.pending)
 
     def receive(self) -> list[Event]:
         events: list[Event] = []
@@ -196,6 +231,7 @@ class ProcessWorker:
                 outcome = Outcome(*values)
                 self.pending.pop(outcome.pk, None)
                 self.busy_since = monotonic()
+                self.done += 1
                 events.append(outcome)
             else:
                 events.append(Report(*values))
@@ -203,15 +239,15 @@ class ProcessWorker:
 
     def close(self) -> None:
         self.channel.close()
-        os.close(self.ticket_r)
-        os.close(self.ticket_w)
+        for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
+            os.close(fd)
 
 
 class ProcessWorkers:
     """Workers that are processes, and the server that forks them."""
 
-    def __init__(self, concurrency: int, selector: selectors.BaseSelector) -> None:
-        self.concurrency, self.selector = concurrency, selector
+    def __init__(self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None) -> None:
+        self.concurrency, self.selector, self.max_jobs = concurrency, selector, max_jobs
         self.workers: list[ProcessWorker] = []
         self.events: list[Event] = []
         self.started = 0  # workers so far: numbers are not used twice
@@ -220,6 +256,9 @@ class ProcessWorkers:
         self._fill()
 
     def collect(self) -> list[Event]:
+        for worker in [worker for worker in self.workers if worker.room == 0 and not worker.pending]:
+            self.workers.remove(worker)
+            self._forget(worker)  # it sees that and ends
         self._fill()
         for worker in self.workers:
             if worker.channel.outbox:
@@ -250,10 +289,10 @@ class ProcessWorkers:
             self._start_server()
         while len(self.workers) < self.concurrency:
             self.started += 1
-            worker = ProcessWorker(self.started, self._request)
+            worker = ProcessWorker(self.started, self._request, self.max_jobs)
             self.workers.append(worker)
             self.selector.register(worker.channel.connection, selectors.EVENT_READ, lambda w=worker: self._receive(w))
-            self._request(START, worker, [worker.theirs.fileno(), worker.ticket_r])
+            self._request(START, worker, [worker.theirs.fileno(), worker.ticket_r, worker.ask_r])
             worker.theirs.close()
 
     def _start_server(self) -> None:

@@ -32,6 +32,8 @@ DEFAULTS = {
     "PEASY_SHUTDOWN_TIMEOUT": 30,
     "PEASY_LEASE": 30,
     "PEASY_CRASH_RETRIES": 1,
+    "PEASY_JOB_TIMEOUT": None,
+    "PEASY_MAX_JOBS_PER_WORKER": None,
     "PEASY_MAX_PAYLOAD": 10 * 1024 * 1024,
     "PEASY_SERIALIZER": "pickle",
 }
@@ -62,6 +64,18 @@ RULES: dict[str, tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
     "PEASY_LEASE": ("E009", SECONDS.format("1"), (1, 1.5, 3600), (0, 0.9, *NO_SECONDS)),
     "PEASY_CRASH_RETRIES": ("E010", "Set it to a whole number, 0 or more.", (0, 3), (None, *NO_COUNT)),
     "PEASY_MAX_PAYLOAD": ("E011", "Set it to a number of bytes, 1 or more.", (1, 2**40), (0, None, *NO_COUNT)),
+    "PEASY_JOB_TIMEOUT": (
+        "E013",
+        "Set it to a number of seconds above 0, or to None for no limit.",
+        (None, 0.5, 3600),
+        (0, *[value for value in NO_SECONDS if value is not None]),
+    ),
+    "PEASY_MAX_JOBS_PER_WORKER": (
+        "E014",
+        "Set it to a whole number of jobs, 1 or more, or to None to keep workers for good.",
+        (None, 1, 1000),
+        (0, *NO_COUNT),
+    ),
     "PEASY_SERIALIZER": ("E012", 'Set it to "pickle" or "json".', ("pickle", "json"), ("yaml", "", None, 1, {})),
 }
 
@@ -169,7 +183,7 @@ class JobsElsewhere:
 def test_a_router_that_parts_the_jobs_from_the_data_is_a_warning(another_database: Any, tmp_path: Path) -> None:
     assert not run_checks(tags=["peasy_jobs"])
     another_database(tmp_path / "jobs.sqlite3")
-    [message] = run_checks(tags=["peasy_jobs"])
+    [message, _] = run_checks(tags=["peasy_jobs"])  # the other one: it is not in WAL mode
     assert message.id == "peasy_jobs.W002"
     assert message.msg == "A database router puts the jobs into 'jobs', apart from the data in 'default'."
     assert "transaction.on_commit()" in message.hint

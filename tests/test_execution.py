@@ -20,6 +20,7 @@ from peasy_jobs import execution, payloads
 from peasy_jobs.execution import MESSAGE_LIMIT, TRACEBACK_LIMIT, Outcome, Report
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, peasy
+from peasy_jobs.queue import COMPLETED, Run
 from tests import jobs
 
 loaded: list[bool] = []
@@ -89,7 +90,7 @@ def stored(value: Any, job_name: str, column: str) -> bytes:
 def run_named(
     name: str, args: bytes | None = None, kwargs: bytes | None = None, sent: list[Report] | None = None
 ) -> Outcome:
-    outcome = execution.run(7, 3, name, args, kwargs, ([] if sent is None else sent).append)
+    outcome = execution.run(Run(7, 3, name, args, kwargs, 1), ([] if sent is None else sent).append)
     assert (outcome.pk, outcome.claims) == (7, 3)
     assert outcome.started <= outcome.ended
     assert outcome.error is None or outcome.result is None
@@ -130,7 +131,7 @@ def test_the_result_is_stored_for_its_function() -> None:
 
 
 def test_a_job_without_arguments_or_a_result_needs_no_payload() -> None:
-    assert run_named("tests.jobs.nothing")[4:] == (None, None)
+    assert run_named("tests.jobs.nothing")[4:] == (COMPLETED, None, None, 0.0)
 
 
 def test_the_job_is_told_its_primary_key() -> None:
@@ -284,7 +285,7 @@ def test_arguments_that_the_function_does_not_take_any_more_fail_the_job() -> No
 @pytest.mark.parametrize("name", ["tests.jobs.renamed", "tests.gone.export", "tests.jobs.nothing.call"])
 def test_a_function_that_was_renamed_or_deleted_fails_the_job(name: str) -> None:
     assert failure(run_named(name)) == {
-        "exception": "peasy_jobs.execution.Failure",
+        "exception": "peasy_jobs.execution.Unknown",
         "message": f"Cannot import {name}. Was it renamed after this job was enqueued?",
         "traceback": "",
     }

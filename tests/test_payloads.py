@@ -29,6 +29,7 @@ from peasy_jobs import execution, payloads
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.payloads import ARGS, KWARGS, RESULT, PayloadError, PayloadRefused
 from peasy_jobs.peasy_jobs import peasy
+from peasy_jobs.queue import Run
 
 NAME = "shop.jobs.export"
 COLUMNS = (ARGS, KWARGS, RESULT)
@@ -398,7 +399,7 @@ def test_arguments_that_are_too_much_together_are_refused(settings: Any) -> None
 
 def result_error(what: str) -> str:
     args = payloads.dumps([what], job_name=give.job_name, column=ARGS, max_bytes=1000, serializer="json")
-    outcome = execution.run(1, 1, give.job_name, args, None, lambda report: None)
+    outcome = execution.run(Run(1, 1, give.job_name, args, None, 1), lambda report: None)
     assert outcome.error and outcome.result is None
     return outcome.error["message"]
 

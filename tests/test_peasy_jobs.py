@@ -21,6 +21,7 @@ import peasy_jobs
 from peasy_jobs import execution, payloads, queue, wakeup
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, peasy
+from peasy_jobs.queue import Run
 from tests import jobs
 
 needs_database = pytest.mark.django_db
@@ -51,7 +52,7 @@ def run_next() -> PeasyJobQueue:
     """Claim the next job, run it here, and write what came of it: what a runner does."""
     now = queue.as_field(queue.database_now(connection))
     [claim] = PeasyJobQueue.objects.claim(1, 1, [], now)
-    outcome = execution.run(claim.pk, claim.claims, claim.job_name, claim.args, claim.kwargs, lambda report: None)
+    outcome = execution.run(claim.run(), lambda report: None)
     ending = queue.Ending(
         claim=claim,
         status=queue.FAILED if outcome.error else queue.COMPLETED,
@@ -538,7 +539,7 @@ def reports(job: Job[..., Any], *args: Any) -> list[tuple[str | None, str | None
     sent: list[execution.Report] = []
     name = job.job_name
     data = payloads.dumps(list(args), job_name=name, column=payloads.ARGS, max_bytes=1000, serializer="json")
-    outcome = execution.run(-1, 1, name, data, None, sent.append)  # the pk of no row
+    outcome = execution.run(Run(-1, 1, name, data, None, 1), sent.append)  # the pk of no row
     assert outcome.error is None, outcome.error
     return [(report.status_msg, report.extra) for report in sent]
 
@@ -553,7 +554,7 @@ def test_a_process_that_the_job_forked_writes_its_progress_itself() -> None:
     job = jobs.progress_from_fork()
     name = jobs.progress_from_fork.job_name
     sent: list[Any] = []
-    assert execution.run(job.pk, 1, name, None, None, sent.append).error is None
+    assert execution.run(Run(job.pk, 1, name, None, None, 1), sent.append).error is None
     assert sent == []
     job.refresh_from_db()
     assert (job.status_msg, job.extra) == ("from a fork", {"progress": 40})

@@ -14,8 +14,9 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import CaptureQueriesContext, override_settings
 
-from peasy_jobs import queue
+from peasy_jobs import conf, queue
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.presence import Presence
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED, Claim, Ending
 from tests.rivals import TABLE, locked, second_connection
 
@@ -118,7 +119,16 @@ def test_a_claim_says_what_to_run():
     (found,) = claim()
 
     assert found._replace(args=bytes(found.args), kwargs=bytes(found.kwargs)) == Claim(
-        pk=pk, claims=1, title="export", job_name="app.jobs.export", args=b"J[1]", kwargs=b"J{}", crashes=1
+        pk=pk,
+        claims=1,
+        title="export",
+        job_name="app.jobs.export",
+        args=b"J[1]",
+        kwargs=b"J{}",
+        attempts=1,
+        crashes=1,
+        crash_retries=None,
+        timeout=None,
     )
 
 
@@ -770,32 +780,60 @@ def register(**columns: Any) -> PeasyRunner:
     return runners.create(**{**defaults, "started": at(), "heartbeat": at(), **columns})
 
 
+def presence(lease: float = 30) -> Presence:
+    return Presence(jobs, queue.Clock(connection), conf.Conf(lease=lease))
+
+
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_lease_counts_real_seconds_through_the_hour_that_repeats(monkeypatch):
-    clock = queue.Clock(connection)
-    now = AUTUMN + HOUR / 4
-    monkeypatch.setattr(queue, "database_now", lambda connection: now)
-    runner = register()
+    moment = [AUTUMN + HOUR / 4]
+    monkeypatch.setattr(queue, "database_now", lambda connection: moment[0])
+    mine, other = presence(1800), presence(1800)
+    mine.register([])
+    other.register([])
+    other.steady_since = float("-inf")
+    lease_until = runners.get(pk=mine.id).lease_until
+    assert lease_until == AUTUMN.timestamp() + 45 * 60
+    runners.filter(pk=mine.id).update(host_id="another host")
 
-    assert runners.renew(runner.pk, 1800, clock)
-    assert runners.get().lease_until == AUTUMN.timestamp() + 45 * 60
-
-    now = AUTUMN + 44 * HOUR / 60
-    assert runners.expired() == []
-    now = AUTUMN + 46 * HOUR / 60  # 1:16 again, which is before 1:45
-    assert runners.expired() == [runner]
+    moment[0] = AUTUMN + 44 * HOUR / 60
+    other.rescue()
+    assert runners.filter(pk=mine.id).exists()
+    moment[0] = AUTUMN + 46 * HOUR / 60  # 1:16 again, which is before 1:45
+    other.rescue_at = 0
+    other.rescue()
+    assert not runners.filter(pk=mine.id).exists()
 
 
 def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
-    clock = queue.Clock(connection)
-    runner, other = register(), register(lease_until=1.0)
+    mine = presence()
+    mine.register([])
+    runners.update(lease_until=1.0)
+    mine.renew_at = 0
 
-    assert runners.renew(runner.pk, 30, clock)
-    assert abs(runners.get(pk=runner.pk).lease_until - queue.database_now(connection).timestamp() - 30) < 10
-    assert runners.expired() == [other]
+    assert mine.renew()
+    assert abs(runners.get(pk=mine.id).lease_until - queue.database_now(connection).timestamp() - 30) < 10
 
-    runner.delete()
-    assert not runners.renew(runner.pk, 30, clock)
+    runners.all().delete()
+    mine.renew_at = 0
+    assert not mine.renew()
+
+
+def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
+    mine, dead = presence(), register(host_id="another host", lease_until=1.0)
+    mine.register([])
+    mine.rescue()
+    assert runners.filter(pk=dead.pk).exists(), "it has only just come"
+    mine.steady_since -= 31
+    mine.renewed_at -= 13  # something held it up
+    mine.renew_at = mine.rescue_at = 0
+    mine.renew()
+    mine.rescue()
+    assert runners.filter(pk=dead.pk).exists()
+    mine.steady_since -= 31
+    mine.rescue_at = 0
+    mine.rescue()
+    assert not runners.filter(pk=dead.pk).exists()
 
 
 @pytest.mark.parametrize("use_tz", [True, False])

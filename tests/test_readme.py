@@ -48,7 +48,7 @@ def run_next(job):
     """What a runner does with a job, without one."""
     (claim,) = PeasyJobQueue.objects.claim(1, 1, [], job.created)
     reports = []
-    outcome = execution.run(claim.pk, claim.claims, claim.job_name, claim.args, claim.kwargs, reports.append)
+    outcome = execution.run(claim.run(), reports.append)
     status = PeasyJobQueue.FAILED if outcome.error else PeasyJobQueue.COMPLETED
     columns = {"result": outcome.result, "status_msg": reports[-1].status_msg, "extra": reports[-1].extra}
     PeasyJobQueue.objects.end(1, [Ending(claim=claim, status=status, **columns)], job.created)

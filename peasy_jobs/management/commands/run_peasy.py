@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import router
+from django.db import DatabaseError, router
 
 from peasy_jobs import conf
 from peasy_jobs.checks import is_in_memory
+from peasy_jobs.health import problems
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import Runner
 from peasy_jobs.server import show_log
@@ -29,6 +30,9 @@ class Command(BaseCommand):
             "--queue", action="append", default=[], help="Run only jobs of this queue; may be given several times."
         )
         parser.add_argument("--exit-on-empty", action="store_true", help="Exit when no job may run now.")
+        parser.add_argument(
+            "--check", action="store_true", help="Run nothing; say whether jobs are being run, for probes (exit code)."
+        )
 
     def handle(self, **options: Any) -> None:
         given = {name: options[name] for name in ("concurrency", "worker_type") if options[name] is not None}
@@ -37,6 +41,9 @@ class Command(BaseCommand):
                 f"The jobs are in an in-memory database ({alias!r}), which run_peasy cannot see from its own process. "
                 "Give DATABASES a file or a server."
             )
+        if options["check"]:
+            self._check(alias)
+            return
         show_log((logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)[options["verbosity"]])
         runner = Runner(
             replace(conf.get(), **given), self._say, queues=options["queue"], exit_on_empty=options["exit_on_empty"]
@@ -46,6 +53,16 @@ class Command(BaseCommand):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+
+    def _check(self, alias: str) -> None:
+        try:
+            wrong, told = problems(alias)
+        except DatabaseError as error:
+            raise CommandError(f"The database cannot be used: {str(error).strip()}") from None
+        for line in told:
+            self._say(line)
+        if wrong:
+            raise CommandError("\n".join(wrong))
 
     def _say(self, line: str) -> None:
         self.stdout.write(line)

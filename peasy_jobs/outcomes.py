@@ -1,0 +1,67 @@
+"""What a claimed job becomes after what its worker reported, or after its worker died. Writes nothing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import monotonic
+
+from peasy_jobs.execution import (
+    UNKNOWN_PATIENCE,
+    Failure,
+    Outcome,
+    TimeLimit,
+    described,
+    find,
+    verdict,
+)
+from peasy_jobs.queue import ENQUEUED, FAILED, SCHEDULED, Claim, Clock, Ending
+
+
+def given_back(claim: Claim) -> Ending:
+    """It did not run, or not to an end that counts: it runs again, and this attempt never was."""
+    return Ending(claim=claim, status=ENQUEUED, attempts=-1)
+
+
+def ended(claim: Claim, outcome: Outcome, clock: Clock) -> Ending:
+    """It ran to an end."""
+    if outcome.status == ENQUEUED:
+        return given_back(claim)
+    ending = Ending(
+        claim=claim,
+        status=outcome.status,
+        result=outcome.result,
+        error=outcome.error,
+        started=clock.at(outcome.started),
+    )
+    if outcome.delay or outcome.status == SCHEDULED:
+        ending.run_after = clock.at(outcome.ended + outcome.delay)
+    if outcome.status != SCHEDULED:
+        ending.completed = clock.at(outcome.ended)
+        ending.patience = UNKNOWN_PATIENCE if outcome.delay else 0
+    elif not outcome.error:  # it asked to come back later, which is no failed attempt
+        ending.attempts = -1
+    return ending
+
+
+def killed_late(claim: Claim, since: float, reason: str, clock: Clock) -> Ending:
+    """Its worker had to be killed because it ran too long. What its code says of retries is looked up here."""
+    job, error, now = None, TimeLimit(reason), monotonic()
+    with suppress(Exception):
+        job = find(claim.job_name)
+    status, delay = verdict(job, error, claim.attempts - claim.crashes)
+    ending = Ending(claim=claim, status=status, error=described(error), started=clock.at(since))
+    if status == SCHEDULED:
+        ending.run_after = clock.at(now + delay)
+    else:
+        ending.completed = clock.at(now)
+    return ending
+
+
+def crashed(claim: Claim, since: float, reason: str, crash_retries: int, clock: Clock) -> Ending:
+    """Its worker died."""
+    budget = crash_retries if claim.crash_retries is None else claim.crash_retries
+    if claim.crashes < budget:
+        return Ending(claim=claim, status=ENQUEUED, crashes=1)
+    error = described(Failure(f"The worker running this job died ({reason})."))
+    started, completed = clock.at(since), clock.at(monotonic())
+    return Ending(claim=claim, status=FAILED, error=error, crashes=1, started=started, completed=completed)

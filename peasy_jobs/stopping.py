@@ -1,0 +1,122 @@
+"""Jobs that are to stop: asked first, killed when they take too long over it. Signals that stop the runner itself."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+
+from peasy_jobs.execution import SHUTDOWN, TIMEOUT
+from peasy_jobs.queue import Claim
+from peasy_jobs.workers import Worker
+
+logger = logging.getLogger("peasy_jobs")
+
+GRACE = 1.0  # seconds that a job has to clean up before its worker is killed
+
+
+@dataclass(slots=True)
+class Asked:
+    """A running job that was asked to stop."""
+
+    why: str
+    reason: str
+    kill_at: float  # time.monotonic()
+
+
+class Stopper:
+    """Which running jobs were asked to stop, and why."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = limit  # seconds, of jobs that have none of their own
+        self.asked: dict[int, Asked] = {}
+
+    def ask(self, worker: Worker, claim: Claim, why: str, reason: str) -> None:
+        """Ask the job that this worker runs to stop, once."""
+        if claim.pk not in self.asked:
+            logger.info("%s (job %d) is asked to stop: %s", claim.title, claim.pk, reason)
+            self.asked[claim.pk] = Asked(why, reason, monotonic() + GRACE)
+            worker.ask(claim, why, reason)
+
+    def ask_all(self, workers: Iterable[Worker], reason: str) -> None:
+        """The runner stops: ask whatever still runs, and kill it after the grace, whatever it was asked before."""
+        for worker, claim in _running(workers):
+            self.ask(worker, claim, SHUTDOWN, reason)
+            self.asked[claim.pk].kill_at = min(self.asked[claim.pk].kill_at, monotonic() + GRACE)
+
+    def hurry(self) -> None:
+        """The grace is over."""
+        for asked in self.asked.values():
+            asked.kill_at = min(asked.kill_at, monotonic())
+
+    def forget(self, claim: Claim) -> Asked | None:
+        """A job has ended. Returns how it was asked to, if it was."""
+        return self.asked.pop(claim.pk, None)
+
+    def enforce(self, workers: Iterable[Worker]) -> list[Claim]:
+        """Ask what is over its time limit, kill what did not stop. Returns what should be killed and cannot be."""
+        now, immortal = monotonic(), []
+        for worker, claim in _running(workers):
+            asked = self.asked.get(claim.pk)
+            if asked is None:
+                limit = self._limit(claim)
+                if limit is not None and now >= worker.busy_since + limit:
+                    whose = "timeout of @peasy.job" if claim.timeout is not None else "PEASY_JOB_TIMEOUT"
+                    self.ask(
+                        worker, claim, TIMEOUT, f"The job took longer than its time limit of {limit:g} s ({whose})."
+                    )
+            elif now >= asked.kill_at:
+                asked.kill_at = float("inf")
+                if not worker.kill():
+                    immortal.append(claim)
+        return immortal
+
+    def next_moment(self, workers: Iterable[Worker]) -> float:
+        """When `enforce` has something to do (`time.monotonic()`)."""
+        moments = []
+        for worker, claim in _running(workers):
+            asked, limit = self.asked.get(claim.pk), self._limit(claim)
+            if asked is not None:
+                moments.append(asked.kill_at)
+            elif limit is not None:
+                moments.append(worker.busy_since + limit)
+        return min(moments, default=float("inf"))
+
+    def _limit(self, claim: Claim) -> float | None:
+        return self.limit if claim.timeout is None else claim.timeout
+
+
+def _running(workers: Iterable[Worker]) -> list[tuple[Worker, Claim]]:
+    return [(worker, next(iter(worker.pending.values()))) for worker in workers if worker.pending]
+
+
+class StopSignals:
+    """Counts SIGINT and SIGTERM. A handler only counts; a byte in a socket ends the wait of whoever selects."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self.count = 0
+        self.selector = selector
+
+    def __enter__(self) -> None:
+        self.wake_r, self.wake_w = socket.socketpair()
+        self.wake_r.setblocking(False)
+        self.wake_w.setblocking(False)
+        self.selector.register(self.wake_r, selectors.EVENT_READ, lambda: self.wake_r.recv(4096))
+        self.fd = signal.set_wakeup_fd(self.wake_w.fileno(), warn_on_full_buffer=False)
+        self.before = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(self.fd)
+        self.selector.unregister(self.wake_r)
+        self.wake_r.close()
+        self.wake_w.close()
+
+    def _handle(self, signum: int, frame: object) -> None:
+        self.count += 1
