@@ -26,6 +26,7 @@ from peasy_jobs.workers import Death, ProcessWorkers, ThreadWorkers, Worker, Wor
 logger = logging.getLogger("peasy_jobs")
 
 LOCK_TIMEOUT = 0.5  # seconds that the runner's own connection waits for a lock
+LOCK_IS_TROUBLE = 3.0  # seconds: a lock of less is everyday life on SQLite
 PROMOTE_EVERY = 1.0
 PRUNE_EVERY = 5.0
 CANCEL_EVERY = 0.5
@@ -61,6 +62,7 @@ class Runner:
         self.follow_ups: list[float] = []
         self.look_at = self.promote_at = self.cancel_at = self.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
+        self.told_trouble = False
 
     def run(self) -> bool:
         """Run jobs until a signal ends it, or until none is left with `exit_on_empty`.
@@ -106,7 +108,8 @@ class Runner:
             self._wait_out(error)
         else:
             if self.trouble_since is not None:
-                logger.warning("The database works again after %.1f s.", monotonic() - self.trouble_since)
+                if self.told_trouble:
+                    logger.warning("The database works again after %.1f s.", monotonic() - self.trouble_since)
                 self.trouble_since = None
 
     # What workers report
@@ -228,11 +231,14 @@ class Runner:
                 self.jobs.close_cancelled(self.presence.id, pk, claims, self.clock.at(monotonic()))
 
     def _wait_out(self, error: Exception) -> None:
+        locked = queue.is_locked(error)
         if self.trouble_since is None:
-            self.trouble_since = monotonic()
+            self.trouble_since, self.told_trouble = monotonic(), False
+        if not self.told_trouble and (not locked or monotonic() - self.trouble_since > LOCK_IS_TROUBLE):
+            self.told_trouble = True
             logger.warning("Cannot use the database (%s). Trying until it works again.", str(error).strip())
         self.retry_at = monotonic() + random.uniform(0.1, 0.5)
-        if not queue.is_locked(error):
+        if not locked:
             if self.listening >= 0:
                 self.selector.unregister(self.listening)
             self.wakeup, self.connected, self.listening = wakeup.Look(), False, -1

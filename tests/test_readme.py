@@ -83,6 +83,23 @@ def test_the_ways_to_call_work(shop):
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("ready", "subscribers", "status"),
+    [(False, 1, "S"), (True, 0, "F"), (True, 1, "C")],
+    ids=["later", "failed", "delivered"],
+)
+def test_a_job_may_come_back_later_or_fail_at_once(monkeypatch, ready, subscribers, status):
+    module = types.ModuleType("shop.mail")
+    module.is_ready, module.subscribers, module.deliver = lambda n: ready, lambda n: subscribers, lambda n: None
+    monkeypatch.setitem(sys.modules, "shop.mail", module)
+    exec(compile(snippet("send the newsletter"), "shop/mail.py", "exec"), vars(module))
+    job = module.send_newsletter(7)
+    (claim,) = PeasyJobQueue.objects.claim(1, 1, [], job.created)
+    assert execution.run(claim.run(), lambda report: None).status == status
+    assert claim.timeout == 120
+
+
+@pytest.mark.django_db
 def test_progress_and_cancelling_work(shop):
     job = shop.export_data(17)
     names = {"peasy": peasy, "PeasyJobQueue": PeasyJobQueue, "job": job, "job_pk": job.pk}
@@ -121,7 +138,7 @@ def test_every_check_and_option_is_mentioned():
     assert f"`{min(rule.id for rule in conf.RULES.values())}`".strip("`") in README
     assert max(rule.id for rule in conf.RULES.values()) in README
     parser = load_command_class("peasy_jobs", "run_peasy").create_parser("manage.py", "run_peasy")
-    ours = {"--concurrency", "--worker-type", "--queue", "--exit-on-empty"}
+    ours = {"--concurrency", "--worker-type", "--queue", "--exit-on-empty", "--check"}
     assert ours <= set(parser._option_string_actions)
     assert all(f"`{option}" in README for option in ours)
 
