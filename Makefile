@@ -1,15 +1,21 @@
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 600
+SEED ?= 1
+DATABASE ?= sqlite
 PY = .venv/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test torture lint clean
 
 demo: .venv/.installed
 	@$(PY) example_project/demo.py
 
 test: .venv/.installed-test
 	@$(PY) tests/run.py $(ARGS)
+
+torture: .venv/.installed-test
+	@$(PY) -m tests.torture --seconds $(SECONDS) --seed $(SEED) --database $(DATABASE) $(ARGS)
 
 lint: .venv/.installed-test
 	$(PY) -m ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -159,6 +160,7 @@ def run(run: Run, send: Callable[[Report], None]) -> Outcome:
         if execution.asked == TIMEOUT:  # a thread that took no notice
             raise TimeLimit(execution.reason)
     except BaseException as exception:  # sys.exit() and KeyboardInterrupt are the job's, not the worker's
+        result = None
         if isinstance(exception, Stop) and execution.asked == TIMEOUT:
             exception = TimeLimit(execution.reason).with_traceback(exception.__traceback__)
         if isinstance(exception, Stop) and execution.asked:
@@ -167,7 +169,8 @@ def run(run: Run, send: Callable[[Report], None]) -> Outcome:
             status, delay = verdict(job, exception, run.failures)
         if status != ENQUEUED and not isinstance(exception, Retry | Cancel):
             error = described(exception)
-    del _running[run.pk]
+    if _running.get(run.pk) is execution:  # a thread may run it anew while an old one, taken from us, still does
+        del _running[run.pk]
     return Outcome(run.pk, run.claims, started, monotonic(), status, result, error, delay)
 
 
@@ -224,16 +227,15 @@ def find(job_name: str) -> Job[..., Any]:
     from peasy_jobs.peasy_jobs import Job  # late: that module imports this one
 
     module_name, _, name = job_name.rpartition(".")
-    module = sys.modules.get(module_name)
-    if module is None:
-        if not module_name or apps.get_containing_app_config(module_name) is None:
-            raise Failure(f"{job_name} is not inside an installed app, so the runner will not import it.")
-        try:
-            module = import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name and (module_name + ".").startswith(error.name + "."):
-                raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?") from None
-            raise
+    loaded = sys.modules.get(module_name) is not None
+    if not loaded and (not module_name or apps.get_containing_app_config(module_name) is None):
+        raise Failure(f"{job_name} is not inside an installed app, so the runner will not import it.")
+    try:
+        module = import_module(module_name)  # of a loaded one too: it waits for another thread that is at it
+    except ModuleNotFoundError as error:
+        if error.name and (module_name + ".").startswith(error.name + "."):
+            raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?") from None
+        raise
     if name not in vars(module):
         raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?")
     job = vars(module)[name]
@@ -242,11 +244,16 @@ def find(job_name: str) -> Job[..., Any]:
     return job
 
 
-def described(exception: BaseException) -> dict[str, str]:
-    """What is kept of a failed attempt: the class path, one line, and the traceback if it is the job's own."""
+def described(exception: BaseException, pid: int | None = None) -> dict[str, str]:
+    """What is kept of a failed attempt: where, the class path, one line, and the traceback if it is the job's own.
+
+    pid: the process that ran it, if not this one.
+    """
+    where = f"{socket.gethostname()}, pid {pid or os.getpid()}"
     path = f"{type(exception).__module__}.{type(exception).__qualname__}"
     if isinstance(exception, Failure | payloads.PayloadRefused) and not isinstance(exception, TimeLimit):
-        return {"exception": path, "message": payloads.text(exception, MESSAGE_LIMIT), "traceback": ""}
+        message = payloads.text(exception, MESSAGE_LIMIT)
+        return {"where": where, "exception": path, "message": message, "traceback": ""}
     frames = exception.__traceback__
     ours = ("peasy_jobs.", "asgiref.", "concurrent.")  # the last two call an async job
     while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith(ours):
@@ -261,6 +268,7 @@ def described(exception: BaseException) -> dict[str, str]:
     except Exception as error:  # formatting asks the exception, which is the job's own code
         lines = summary = f"{path}, which cannot be shown ({type(error).__name__})."
     return {
+        "where": where,
         "exception": path,
         "message": payloads.text(summary, MESSAGE_LIMIT),
         # Of a long one the end says where the error is.

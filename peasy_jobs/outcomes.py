@@ -43,13 +43,13 @@ def ended(claim: Claim, outcome: Outcome, clock: Clock) -> Ending:
     return ending
 
 
-def killed_late(claim: Claim, since: float, reason: str, clock: Clock) -> Ending:
+def killed_late(claim: Claim, since: float, pid: int, reason: str, clock: Clock) -> Ending:
     """Its worker had to be killed because it ran too long. What its code says of retries is looked up here."""
     job, error, now = None, TimeLimit(reason), monotonic()
     with suppress(Exception):
         job = find(claim.job_name)
     status, delay = verdict(job, error, claim.attempts - claim.crashes)
-    ending = Ending(claim=claim, status=status, error=described(error), started=clock.at(since))
+    ending = Ending(claim=claim, status=status, error=described(error, pid), started=clock.at(since))
     if status == SCHEDULED:
         ending.run_after = clock.at(now + delay)
     else:
@@ -57,11 +57,11 @@ def killed_late(claim: Claim, since: float, reason: str, clock: Clock) -> Ending
     return ending
 
 
-def crashed(claim: Claim, since: float, reason: str, crash_retries: int, clock: Clock) -> Ending:
+def crashed(claim: Claim, since: float, pid: int, reason: str, crash_retries: int, clock: Clock) -> Ending:
     """Its worker died."""
     budget = crash_retries if claim.crash_retries is None else claim.crash_retries
     if claim.crashes < budget:
         return Ending(claim=claim, status=ENQUEUED, crashes=1)
-    error = described(Failure(f"The worker running this job died ({reason})."))
+    error = described(Failure(f"The worker running this job died ({reason})."), pid)
     started, completed = clock.at(since), clock.at(monotonic())
     return Ending(claim=claim, status=FAILED, error=error, crashes=1, started=started, completed=completed)

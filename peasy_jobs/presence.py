@@ -85,8 +85,9 @@ class Presence:
             self.looked_for_orphans = True
         for runner in self.runners.exclude(pk=self.id):
             if (steady and runner.lease_until < now) or _is_gone(runner):
-                reason = f"The runner of this job ({runner.host}, pid {runner.pid}) died before it had finished."
-                count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries)
+                where = f"{runner.host}, pid {runner.pid}"
+                reason = f"The runner of this job ({where}) died before it had finished."
+                count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries, where)
                 self.runners.filter(pk=runner.pk).delete()
                 logger.warning("%s is gone. Jobs rescued: %d.", runner, count)
                 rescued += count

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connections, models, transaction
-from django.db.models import F, Min, Q
+from django.db.models import Case, F, Min, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest
 from django.db.utils import InterfaceError, OperationalError
 from django.utils import timezone
@@ -337,8 +337,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def cancel(self, pk: int) -> bool:
         """Cancel a job. One that waits never runs; one that runs is stopped by its runner. False: it had ended."""
         now = as_field(database_now(connections[self.db]))
-        waiting = self.filter(pk=pk, status__in=(ENQUEUED, SCHEDULED)).update(status=CANCELLED, completed=now)
-        return bool(waiting or self.filter(pk=pk, status=ONGOING).update(status=CANCELLED))
+        # One statement: between two, one for those that wait and one for those that run, a job could change sides.
+        completed = Case(When(runner=None, then=Value(now, models.DateTimeField())), default=F("completed"))
+        alive = self.filter(pk=pk, status__in=(ENQUEUED, SCHEDULED, ONGOING))
+        return bool(alive.update(status=CANCELLED, completed=completed))
 
     def cancelled_of(self, runner_id: int) -> list[tuple[int, int]]:
         """Primary key and claims of the jobs that this runner runs and that were cancelled."""
@@ -350,7 +352,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         pks = list(due.values_list("pk", flat=True)[:BATCH])
         return self.filter(pk__in=pks, status=SCHEDULED).update(status=ENQUEUED) if pks else 0
 
-    def rescue(self, dead: int | None, reason: str, crash_retries: int) -> int:
+    def rescue(self, dead: int | None, reason: str, crash_retries: int, where: str = "") -> int:
         """Give back the jobs of a runner that is gone; `None` stands for those of the published package.
 
         A job that had started is charged with a crash, and FAILED with `reason` if it had its `crash_retries`.
@@ -359,7 +361,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         with transaction.atomic(using=self.db):
             mine = self.filter(runner=dead) if dead is not None else self.filter(runner=None)
             ongoing = mine.filter(status=ONGOING)
-            entry = {"at": now.isoformat(), "where": "", "exception": "", "message": reason, "traceback": ""}
+            entry = {"at": now.isoformat(), "where": where, "exception": "", "message": reason, "traceback": ""}
             rescued = 0
             for pk, claims, errors in ongoing.filter(
                 crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False

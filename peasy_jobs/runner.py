@@ -141,9 +141,10 @@ class Runner:
             if death.reason is None or self.killing or (asked and asked.why != TIMEOUT):
                 self._give_back(claim)
             elif asked:
-                self._end(outcomes.killed_late(claim, death.since, asked.reason, self.clock))
+                self._end(outcomes.killed_late(claim, death.since, death.pid, asked.reason, self.clock))
             else:
-                ending = outcomes.crashed(claim, death.since, death.reason, self.conf.crash_retries, self.clock)
+                budget, clock = self.conf.crash_retries, self.clock
+                ending = outcomes.crashed(claim, death.since, death.pid, death.reason, budget, clock)
                 if ending.status == ENQUEUED:
                     name = claim.title, claim.pk, death.reason
                     logger.warning("The worker of %s (job %d) died (%s). It runs again.", *name)
@@ -302,9 +303,11 @@ class Runner:
         return waiting
 
     def _hand_out(self, claims: list[Claim]) -> None:
-        batches: dict[Worker, list[Claim]] = {worker: [] for worker in self._room()}
+        room = self._room()
+        batches: dict[Worker, list[Claim]] = {worker: [] for worker in room}
         for claim in claims:
-            worker = min(batches, key=lambda worker: len(worker.pending) + len(batches[worker]), default=None)
+            free = (worker for worker in room if len(batches[worker]) < room[worker])
+            worker = min(free, key=lambda worker: len(worker.pending) + len(batches[worker]), default=None)
             if worker is None:
                 self._give_back(claim)
                 continue

@@ -33,9 +33,9 @@ logger = logging.getLogger("peasy_jobs")
 # From the runner: what to do, for which worker. A start comes with the worker's socket and ticket pipe.
 REQUEST = struct.Struct("!cq")
 START, ASK, KILL = b"S", b"A", b"K"
-# To the runner: worker, pid, and None while it lives or its wait status once it is gone (-1: it never started).
+# To the runner: worker, pid, and one of these or, once it is gone, its wait status.
 REPORT = struct.Struct("!qqq")
-STARTED = -2
+STARTED, NOT_STARTED = -2, -1
 TICKET = struct.Struct("!qq")  # job and claim: a job that was recalled may come back under a new claim
 # From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
 ASKED = struct.Struct("!qq9p128p")
@@ -145,7 +145,7 @@ def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker:
             pid = os.fork()
     except OSError as error:
         logger.error("Could not start a worker process: %s.", error)
-        control.sendall(REPORT.pack(worker, 0, -1))
+        control.sendall(REPORT.pack(worker, 0, NOT_STARTED))
     else:
         if pid == 0:
             try:
@@ -191,7 +191,8 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
     _listen_for_asked(ask_fd)
     try:
-        _run_jobs(socket_fd, ticket_fd)
+        with socket.socket(fileno=socket_fd) as connection:
+            _run_jobs(connection, ticket_fd)
     except OSError:
         pass  # the runner is gone
     except BaseException:
@@ -212,11 +213,10 @@ def _listen_for_asked(ask_fd: int) -> None:
     signal.signal(signal.SIGTERM, read_asked)
 
 
-def _run_jobs(socket_fd: int, ticket_fd: int) -> None:
+def _run_jobs(connection: socket.socket, ticket_fd: int) -> None:
     from peasy_jobs import execution
     from peasy_jobs.queue import Run
 
-    connection = socket.socket(fileno=socket_fd)
     send = _Sender(connection)
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}

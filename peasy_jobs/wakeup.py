@@ -109,8 +109,11 @@ class Listen:
     def hinted(self) -> bool:
         if self.unread:
             self.unread = False
+            # Not psycopg's notifies(), which warns that it does not go together with a handler.
+            server = self.connection.pgconn
             with self.wrapper.wrap_database_errors:
-                for _ in self.connection.notifies(timeout=0):
+                server.consume_input()
+                while server.notifies():
                     self.notified = True
         # One that arrived during a query has left the socket silent, but called the handler.
         notified, self.notified = self.notified, False

@@ -28,6 +28,7 @@ from peasy_jobs.server import (
     ASK,
     ASKED,
     KILL,
+    NOT_STARTED,
     REPORT,
     REQUEST,
     SIGNALS,
@@ -40,7 +41,7 @@ from peasy_jobs.server import (
 
 logger = logging.getLogger("peasy_jobs")
 
-SERVER_RETRY = 1.0  # seconds between two starts of a worker server that fails
+START_RETRY = 1.0  # seconds until a worker server, or a worker, that could not be started is tried again
 STOP_TIMEOUT = 2.0  # seconds for a worker server to end by itself
 
 
@@ -51,6 +52,7 @@ class Death(NamedTuple):
     victims: list[Claim]
     innocent: list[Claim]
     since: float  # time.monotonic() when it began the first of `victims`
+    pid: int
 
 
 Event = Outcome | Report | Death
@@ -252,7 +254,7 @@ class ProcessWorkers:
         self.events: list[Event] = []
         self.started = 0  # workers so far: numbers are not used twice
         self.server: subprocess.Popen[bytes] | None = None
-        self.server_started = float("-inf")
+        self.server_started = self.fill_at = float("-inf")
         self._fill()
 
     def collect(self) -> list[Event]:
@@ -284,10 +286,10 @@ class ProcessWorkers:
 
     def _fill(self) -> None:
         if self.server is None:
-            if monotonic() < self.server_started + SERVER_RETRY:
+            if monotonic() < self.server_started + START_RETRY:
                 return
             self._start_server()
-        while len(self.workers) < self.concurrency:
+        while len(self.workers) < self.concurrency and monotonic() >= self.fill_at:
             self.started += 1
             worker = ProcessWorker(self.started, self._request, self.max_jobs)
             self.workers.append(worker)
@@ -333,6 +335,8 @@ class ProcessWorkers:
                 if status == STARTED:
                     worker.pid, worker.ready = pid, True
                 else:
+                    if status == NOT_STARTED:
+                        self.fill_at = monotonic() + START_RETRY
                     self._bury(worker, _how(status))
 
     def _lose_server(self, server: subprocess.Popen[bytes]) -> None:
@@ -365,7 +369,7 @@ class ProcessWorkers:
     def _bury(self, worker: ProcessWorker, reason: str | None) -> None:
         self.events += worker.receive()
         innocent = worker.recall()
-        self.events.append(Death(reason, list(worker.pending.values()), innocent, worker.busy_since))
+        self.events.append(Death(reason, list(worker.pending.values()), innocent, worker.busy_since, worker.pid))
         self.workers.remove(worker)
         self._forget(worker)
 
@@ -376,7 +380,7 @@ class ProcessWorkers:
 
 
 def _how(status: int) -> str:
-    if status == -1:
+    if status == NOT_STARTED:
         return "could not be started"
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:

@@ -1,5 +1,6 @@
 """Apps that make a runner's life harder: installed in the process of a test's `run_peasy` only."""
 
+import os
 import time
 from datetime import timedelta
 
@@ -34,3 +35,19 @@ class TwoHoursAhead(AppConfig):
         now, today = time.time, timezone.now
         time.time = lambda: now() + 7200
         timezone.now = lambda: today() + timedelta(hours=2)
+
+
+class NoForks(AppConfig):
+    """The system has no process left to give, until the file that `FREE` names exists."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        fork = os.fork
+
+        def fails() -> int:
+            if not os.path.exists(os.environ["FREE"]):
+                raise BlockingIOError("Resource temporarily unavailable")
+            return fork()
+
+        os.fork = fails

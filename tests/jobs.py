@@ -302,3 +302,227 @@ def kill_runner(pid: int, record: str) -> None:
     if len(notes(record)) == 1:
         os.kill(pid, signal.SIGKILL)
         time.sleep(600)
+
+
+# Jobs that fail, and come back
+
+
+def _time() -> float:
+    return time.time()
+
+
+@peasy.job("fail some times", retries=3, backoff=[0, 0.5, 1])
+def fail_times(record: str, times: int) -> str:
+    note(record, f"started {_time()}")
+    if len(notes(record)) <= times:
+        raise ValueError(f"failure {len(notes(record))}")
+    return "at last"
+
+
+@peasy.job("fail always, with a callable backoff", retries=2, backoff=lambda failures: failures / 2)
+def fail_with_callable(record: str) -> None:
+    note(record, f"started {_time()}")
+    raise ValueError("again")
+
+
+@peasy.job("fail with a backoff that fails", retries=1, backoff=lambda failures: 1 / 0)
+def fail_with_bad_backoff(record: str) -> None:
+    note(record, "started")
+    raise ValueError("again")
+
+
+@peasy.job("fail and wait as long as it is by default", retries=1)
+def fail_with_default(record: str) -> None:
+    note(record, "started")
+    raise ValueError("again")
+
+
+@peasy.job("fail thirty times", retries=29, backoff=[0])
+def fail_thirty_times() -> None:
+    raise ValueError("again")
+
+
+@peasy.job("retry on some", retries=5, backoff=[0], retry_on=(ConnectionError, TimeoutError))
+def retry_on_some(record: str) -> None:
+    """Raises what is worth a retry twice, and then what is not."""
+    note(record, "started")
+    if len(notes(record)) <= 2:
+        raise ConnectionRefusedError("busy")
+    raise ValueError("broken")
+
+
+@peasy.job("come back")
+def come_back(record: str, after: float, times: int) -> str:
+    note(record, f"started {_time()}")
+    if len(notes(record)) <= times:
+        raise peasy.Retry(after=after)
+    return "here again"
+
+
+@peasy.job("give up", retries=5, backoff=[0])
+def give_up(record: str) -> None:
+    note(record, "started")
+    raise peasy.Fail("there is no such customer")
+
+
+@peasy.job("call oneself off", retries=5, backoff=[0])
+def call_off(record: str) -> None:
+    note(record, "started")
+    raise peasy.Cancel
+
+
+@peasy.job("return what cannot be stored", retries=5, backoff=[0])
+def unstorable(record: str) -> object:
+    note(record, "started")
+    return (number for number in range(3))
+
+
+# Jobs that are stopped
+
+
+def _wait(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.01)
+
+
+@peasy.job("clean up when stopped")
+def clean_up(path: str, record: str) -> str:
+    note(record, f"started {os.getpid()}")
+    try:
+        _wait(path)
+    except peasy.Stop as stop:
+        note(record, f"cleaned up: {stop}")
+        raise
+    return "waited"
+
+
+@peasy.job("clean up when over the limit", timeout=0.5)
+def limited(path: str, record: str) -> str:
+    return clean_up.call(path, record)
+
+
+@peasy.job("ignore the request", timeout=0.5)
+def stubborn(path: str, record: str) -> None:
+    """Goes on whatever it is told, and has started a program."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as program:
+        note(record, f"started {os.getpid()} {program.pid}")
+        while not Path(path).exists():
+            try:
+                time.sleep(0.01)
+            except BaseException:
+                note(record, "refused")
+
+
+@peasy.job("catch everything that is an error", timeout=0.5)
+def catch_errors(record: str) -> None:
+    note(record, f"started {os.getpid()}")
+    while True:
+        try:
+            time.sleep(0.01)
+            raise ValueError
+        except Exception:  # noqa: S112
+            continue
+
+
+@peasy.job("over the limit, with retries", timeout=0.5, retries=1, backoff=[0])
+def limited_with_retry(record: str) -> str:
+    note(record, f"started {os.getpid()}")
+    if len(notes(record)) == 1:
+        time.sleep(600)
+    return "second"
+
+
+@peasy.job("ignore the request, with retries", timeout=0.5, retries=1, backoff=[0])
+def stubborn_with_retry(record: str) -> str:
+    note(record, f"started {os.getpid()}")
+    while len(notes(record)) == 1 or notes(record)[-1] == "refused":
+        try:
+            time.sleep(0.01)
+        except BaseException:
+            note(record, "refused")
+    return "second"
+
+
+@peasy.job("a slow thread", timeout=0.5)
+def slow_thread(path: str, record: str) -> str:
+    note(record, "started")
+    _wait(path)
+    note(record, "ended")
+    return "waited"
+
+
+@peasy.job("a slow thread, with retries", timeout=0.5, retries=1, backoff=[0])
+def slow_thread_with_retry(directory: str, record: str) -> str:
+    """The first run waits for the file `go`; a second one does not."""
+    note(record, "started")
+    if notes(record).count("started") == 1:
+        _wait(f"{directory}/go")
+    note(record, "ended")
+    return "waited"
+
+
+@peasy.job("return what was asked")
+def ask_whether_cancelled(record: str, job_pk: int) -> str:
+    note(record, "started")
+    while not peasy.cancelled(job_pk):
+        time.sleep(0.01)
+    note(record, "noticed")
+    return "noticed"
+
+
+@peasy.job("track for ever")
+def track_for_ever(record: str, job_pk: int) -> None:
+    note(record, "started")
+    try:
+        for _ in peasy.track(job_pk, iter(int, 1), "Counting"):
+            time.sleep(0.01)
+    except peasy.Stop as stop:
+        note(record, f"noticed: {stop}")
+        raise
+
+
+@peasy.job("show progress for ever")
+def report_for_ever(record: str, job_pk: int) -> None:
+    note(record, "started")
+    try:
+        while True:
+            peasy.update_status(job_pk, status_msg="still here")
+            time.sleep(0.01)
+    except peasy.Stop as stop:
+        note(record, f"noticed: {stop}")
+        raise
+
+
+@peasy.job("short work")
+def short_work(record: str, number: int) -> int:
+    note(record, f"{number} {os.getpid()}")
+    time.sleep(0.01)
+    return number
+
+
+# Jobs in the way of the database
+
+
+@peasy.job("hold the write lock")
+def hold_write_lock(path: str, record: str) -> str:
+    with transaction.atomic():
+        PeasyJobQueue.objects.filter(pk=-1).update(title="never")
+        note(record, f"started {os.getpid()}")
+        _wait(path)
+    note(record, "ended")
+    return "committed"
+
+
+@peasy.job("start and end")
+def start_and_end(record: str, number: int, seconds: float = 0.02) -> int:
+    note(record, f"started {number}")
+    time.sleep(seconds)
+    note(record, f"ended {number}")
+    return number
+
+
+@peasy.job("cancel those that wait behind")
+def cancel_others(record: str, job_pk: int) -> None:
+    """Cancels the jobs whose keys are in its `extra`, before the runner takes them back because this one is slow."""
+    pks = PeasyJobQueue.objects.values_list("extra", flat=True).get(pk=job_pk)
+    note(record, f"cancelled {[peasy.cancel(pk) for pk in pks]}")

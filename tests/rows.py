@@ -1,6 +1,7 @@
 """What the tests ask of the tables: how jobs and runners stand there."""
 
 import psutil
+from django.conf import settings
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.queue import FINISHED, ONGOING
@@ -42,6 +43,19 @@ def heartbeats(count: int) -> None:
     for _ in range(count):
         last = runner().heartbeat
         wait_until(lambda last=last: runner().heartbeat != last)
+
+
+def with_app(name: str) -> dict[str, list[str]]:
+    """Settings for a runner that also has this app."""
+    return {"INSTALLED_APPS": [*settings.INSTALLED_APPS, name]}
+
+
+def is_gone(pid: int) -> bool:
+    """Whether no such process runs any more."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def server_of(command: Command) -> psutil.Process:

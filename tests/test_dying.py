@@ -7,14 +7,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.queue import COMPLETED, FAILED, ONGOING, database_now
 from tests import jobs
 from tests.jobs import notes
-from tests.rows import finished, row, runner, running, server_of, workers_of
+from tests.rows import finished, heartbeats, is_gone, row, runner, running, server_of, with_app, workers_of
 from tests.waiting import wait_until
 
 ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
@@ -106,6 +106,19 @@ def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_work
     go.touch()
 
 
+def test_workers_that_cannot_be_started_are_tried_again_now_and_then(run_peasy, tmp_path):
+    free = tmp_path / "free"
+    command = run_peasy(
+        "--concurrency", "2", settings={"PEASY_LEASE": 2, **with_app("tests.deaf.NoForks")}, env={"FREE": str(free)}
+    )
+    command.wait_for_output("Could not start a worker process: ")
+    heartbeats(5)  # each takes a fifth of the lease
+    assert command.output().count("Could not start a worker process: ") <= 10
+    free.touch()
+    (job,) = finished(jobs.echo(1))
+    assert job.result == 1
+
+
 # What a job may start
 
 
@@ -136,7 +149,7 @@ def test_a_dead_worker_server_is_replaced_and_no_job_is_charged(run_peasy, tmp_p
     server_of(command).kill()
     command.wait_for_output("The worker server died (exit code -9). Starting another.")
     wait_until(lambda: len(started(record)) == 4)
-    assert all(not psutil.pid_exists(pid) or _is_zombie(pid) for pid in started(record)[:2])
+    assert all(is_gone(pid) for pid in started(record)[:2])
     for name in "1234":
         Path(tmp_path, name).touch()
     for job in finished(*long):
@@ -152,33 +165,32 @@ def test_a_worker_server_that_dies_while_its_runner_is_suspended_is_replaced(run
     command.signal(signal.SIGSTOP)
     wait_until(lambda: psutil.Process(command.pid).status() == psutil.STATUS_STOPPED)
     server.kill()
-    wait_until(lambda: all(_is_zombie(process.pid) for process in workers))
+    wait_until(lambda: all(is_gone(process.pid) for process in workers))
     command.signal(signal.SIGCONT)
     (job,) = finished(jobs.echo(1))
     assert (job.status, job.crashes) == (COMPLETED, 0)
 
 
-def _is_zombie(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
 # The runner dies
 
 
-@pytest.mark.parametrize("job", ["wait_for", "hold_gil", None])
-def test_no_worker_outlives_its_runner_by_more_than_a_second(run_peasy, tmp_path, job):
+@pytest.mark.parametrize("job", ["wait_for", "program_and_wait", "hold_gil", None])
+def test_no_worker_and_no_program_of_a_job_outlives_its_runner_by_more_than_a_second(run_peasy, tmp_path, job):
     record = tmp_path / "record"
     command = run_peasy("--concurrency", "2")
     if job is not None:
-        arguments = [str(tmp_path / "never")] if job == "wait_for" else []
+        arguments = [] if job == "hold_gil" else [str(tmp_path / "never")]
         getattr(jobs, job)(*arguments, str(record))
-        wait_until(lambda: started(record))
+        wait_until(lambda: notes(record))
     assert len(workers_of(command)) == 2
     command.kill()
     wait_until(lambda: not command.processes(), 1, lambda: f"Left: {command.processes()}")
+
+
+def test_a_runner_that_dies_before_its_worker_server_is_ready_leaves_nothing(run_peasy):
+    command = run_peasy("--concurrency", "2")
+    command.kill()
+    wait_until(lambda: not command.processes(), 2, lambda: f"Left: {command.processes()}")
 
 
 def test_a_restarted_runner_rescues_its_jobs_at_once_and_runs_each_once_more(run_peasy, tmp_path):
@@ -249,7 +261,7 @@ def test_the_jobs_of_a_runner_of_another_host_wait_for_the_end_of_its_lease(run_
         concurrency=1,
         started=now,
         heartbeat=now,
-        lease_until=_database_time() + 6,
+        lease_until=database_now(connection).timestamp() + 4,
     )
     PeasyJobQueue.objects.filter(pk=job.pk).update(status=ONGOING, runner=away, claims=1, attempts=1, started=now)
     Path(tmp_path, "go").touch()
@@ -271,18 +283,12 @@ def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_i
     other = run_peasy(settings={"PEASY_LEASE": 1})
     other_row = PeasyRunner.objects.exclude(pk=keeper.pk).get()
     # It has looked for the dead long after it could have said that one is.
-    wait_until(lambda: PeasyRunner.objects.get(pk=other_row.pk).heartbeat - other_row.heartbeat > timedelta(seconds=5))
+    wait_until(lambda: PeasyRunner.objects.get(pk=other_row.pk).heartbeat - other_row.heartbeat > timedelta(seconds=4))
     assert row(job).runner_id == keeper.pk
     assert "is gone" not in other.output()
     Path(tmp_path, "go").touch()
     (job,) = finished(job)
     assert (job.attempts, job.crashes, len(started(record))) == (1, 0, 1)
-
-
-def _database_time() -> float:
-    from django.db import connection
-
-    return database_now(connection).timestamp()
 
 
 # The runner is suspended for longer than its lease
@@ -333,8 +339,8 @@ def test_a_runner_that_was_taken_for_dead_ends_what_it_still_runs(run_peasy, tmp
     wait_until(lambda: len(started(record)) == 2, message=other.describe)
     straggler.signal(signal.SIGCONT)
     straggler.wait_for_output("This runner was taken for dead.")
-    wait_until(lambda: _is_zombie(started(record)[0]))
-    assert not _is_zombie(started(record)[1])
+    wait_until(lambda: is_gone(started(record)[0]))
+    assert not is_gone(started(record)[1])
     Path(tmp_path, "2").touch()
     (done,) = finished(job)
     assert (done.status, done.result, done.attempts, done.crashes) == (COMPLETED, "run 2", 2, 1)

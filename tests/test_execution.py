@@ -3,9 +3,12 @@
 import builtins
 import contextlib
 import json
+import os
 import pickle
+import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +117,14 @@ def failure(outcome: Outcome) -> dict[str, str]:
     """The error of an outcome, of which every part can be written into every database."""
     error = outcome.error
     assert error is not None
-    assert set(error) == {"exception", "message", "traceback"}
+    assert set(error) == {"where", "exception", "message", "traceback"}
+    assert error["where"] == f"{socket.gethostname()}, pid {os.getpid()}"
     assert error["message"]
     assert len(error["message"]) <= MESSAGE_LIMIT
     assert len(error["traceback"]) <= TRACEBACK_LIMIT
     assert "\0" not in "".join(error.values())
     json.dumps(error, ensure_ascii=False).encode()
-    return error
+    return {name: text for name, text in error.items() if name != "where"}
 
 
 # What ends well
@@ -351,6 +355,15 @@ def test_an_app_is_not_taken_for_another_whose_name_it_starts_with(shop: Path, s
     shop.with_name("shop2.py").write_text(JOB)
     assert "not inside an installed app" in failure(run_named("shop2.export"))["message"]
     assert builtins.peasy_was_imported is None
+
+
+def test_a_thread_waits_for_another_that_imports_the_module(shop: Path, settings: Any) -> None:
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
+    exports = shop / "exports.py"
+    exports.write_text("import time\ntime.sleep(0.3)\n" + exports.read_text())
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = list(threads.map(run_named, ["shop.exports.export"] * 2))
+    assert [outcome.error for outcome in outcomes] == [None, None]
 
 
 @pytest.mark.parametrize("line", ["import peasy_no_such_library", "1 / 0", "raise SystemExit(3)", "def ("])

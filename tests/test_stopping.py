@@ -4,7 +4,6 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 from django.db import transaction
 
@@ -12,7 +11,8 @@ from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import COMPLETED, ENQUEUED, ONGOING
 from tests import jobs
 from tests.jobs import notes
-from tests.rows import assert_gone, finished, heartbeats, row, running, workers_of
+from tests.processes import REPOSITORY
+from tests.rows import assert_gone, finished, heartbeats, is_gone, row, with_app, workers_of
 from tests.waiting import wait_until
 
 PROMPT = 5  # seconds: on an idle machine it is a tenth of one
@@ -21,13 +21,6 @@ SHORT_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 0.3}
 
 both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 both_signals = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def assert_given_back(job: PeasyJobQueue, claims: int = 1) -> None:
@@ -63,19 +56,21 @@ def test_a_runner_that_has_only_just_started_ends_without_a_traceback(run_peasy,
 def test_a_runner_ends_while_its_worker_server_still_loads_the_project(run_peasy, tmp_path):
     slow = tmp_path / "slow"
     slow.mkdir()
-    (slow / "__init__.py").touch()
-    (slow / "jobs.py").write_text(
-        f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path)!r}, 'go').exists(): time.sleep(0.01)"
+    Path(slow, "__init__.py").touch()
+    Path(slow, "jobs.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'loading').touch()\n"
+        f"while not pathlib.Path({str(tmp_path)!r}, 'never').exists(): time.sleep(0.01)\n"
     )
-    from django.conf import settings
-
     command = run_peasy(
-        settings={"INSTALLED_APPS": [*settings.INSTALLED_APPS, "slow"]},
-        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])},
+        settings=with_app("slow"),
+        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])},
     )
+    wait_until(Path(tmp_path, "loading").exists)
     command.signal(signal.SIGTERM)
     assert command.wait(PROMPT) == 0
     assert_gone(command)
+    assert "Traceback" not in command.output()
 
 
 # Busy
@@ -252,4 +247,3 @@ def test_a_worker_that_is_stopped_is_ended_with_its_runner_and_its_job_given_bac
     assert command.wait(PROMPT) == 0
     assert_gone(command)
     assert_given_back(job)
-    assert running  # placeholder

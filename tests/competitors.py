@@ -1,0 +1,146 @@
+"""The parts that `rivals.Rival` processes play, each with a connection of its own, set up as a runner does it.
+
+A part prints "ready", waits for a line, and prints what it has done as JSON.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import django
+from django.db import OperationalError, connection, transaction
+
+django.setup()
+
+from peasy_jobs import queue  # noqa: E402
+from peasy_jobs.models import PeasyJobQueue  # noqa: E402
+from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending  # noqa: E402
+from peasy_jobs.runner import LOCK_TIMEOUT  # noqa: E402
+
+jobs = PeasyJobQueue.objects
+PATIENCE = 60  # seconds
+
+
+class Over:
+    """Whether so many jobs were made and none of them may still run. Fails when that takes too long."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.deadline = total, monotonic() + PATIENCE
+
+    def __call__(self) -> bool:
+        alive = jobs.filter(status__in=(ENQUEUED, SCHEDULED, ONGOING))
+        assert monotonic() < self.deadline, f"{jobs.count()} jobs, still alive: {list(alive.values()[:5])}"
+        return jobs.count() == self.total and not alive.exists()
+
+
+def patiently(action: Callable[[], Any]) -> Any:
+    """Do the whole of it again when a lock was in the way, as a runner does at its next turn."""
+    deadline = monotonic() + PATIENCE
+    while True:
+        try:
+            return action()
+        except OperationalError as error:
+            if not queue.is_locked(error) or monotonic() > deadline:
+                raise
+
+
+def now() -> Any:
+    return queue.as_field(queue.database_now(connection))
+
+
+def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]:
+    """Claims until nothing is left. Says what it got, as primary key and `claims`."""
+    mine: list[Claim] = []
+    waiting = jobs.in_queues(queues).filter(status=ENQUEUED)
+    while True:
+        claims = patiently(lambda: jobs.claim(runner, limit, queues, now()))
+        assert len(claims) <= limit
+        mine += claims
+        if not claims and not waiting.exists():  # what others hold may still come back
+            return [(claim.pk, claim.claims) for claim in mine]
+
+
+def worker(runner: int, limit: int, total: int) -> list[tuple[int, int, str, bool]]:
+    """Claims and ends until all is over: of its claims every third fails and every fifth goes back at first.
+
+    Says of each run: primary key, `claims`, the status it was to get, whether it got it.
+    """
+    runs: list[tuple[int, int, str, bool]] = []
+    over = Over(total)
+    while not over():
+        claims = patiently(lambda: jobs.claim(runner, limit, [], now()))
+        endings = [ended(claim) for claim in claims]
+        lost = patiently(lambda endings=endings: jobs.end(runner, endings, now()))
+        runs += [(end.claim.pk, end.claim.claims, end.status, end.claim not in lost) for end in endings]
+    return runs
+
+
+def ended(claim: Claim) -> Ending:
+    if claim.pk % 5 == 0 and claim.claims == 1:
+        return Ending(claim=claim, status=ENQUEUED, attempts=-1)
+    if claim.pk % 3 == 0:
+        error = {"exception": "builtins.ValueError", "message": "no", "traceback": ""}
+        return Ending(claim=claim, status=FAILED, error=error, started=now(), completed=now())
+    return Ending(claim=claim, status=COMPLETED, result=b"J%d" % claim.pk, started=now(), completed=now())
+
+
+def enqueuer(count: int) -> list[int]:
+    """Enqueues so many jobs, each in a transaction of its own, and as many that it rolls back."""
+    pks = []
+    for _ in range(count):
+        pks.append(patiently(enqueued).pk)
+        with transaction.atomic():
+            patiently(enqueued)
+            transaction.set_rollback(True)
+    return pks
+
+
+def enqueued() -> PeasyJobQueue:
+    return jobs.enqueue(title="a job", job_name="tests.jobs.nothing")
+
+
+def canceller(every: int, total: int) -> list[int]:
+    """Cancels each so-manieth job that it sees alive, in turn by its verb and by an update. Says which it got."""
+    cancelled: list[int] = []
+    over = Over(total)
+    while not over():
+        alive = jobs.filter(status__in=(ENQUEUED, ONGOING)).order_by("pk").values_list("pk", flat=True)
+        for pk in [pk for pk in alive if pk % every == 0]:
+            if patiently(lambda pk=pk: cancel(pk)):
+                cancelled.append(pk)
+    return cancelled
+
+
+def cancel(pk: int) -> bool:
+    if pk % 2:
+        return jobs.cancel(pk)
+    return bool(jobs.filter(pk=pk, status=ENQUEUED).update(status=PeasyJobQueue.CANCELLED))
+
+
+def sweeper(backwards: bool) -> list[int]:
+    """Cancels all jobs, oldest or newest first. Says which it was the one to cancel."""
+    pks = jobs.order_by("-pk" if backwards else "pk").values_list("pk", flat=True)
+    return [pk for pk in list(pks) if patiently(lambda pk=pk: jobs.cancel(pk))]
+
+
+def rescuer(dead: list[int]) -> list[int]:
+    """Rescues the jobs of each of these runners. Says how many it got of each."""
+    return [patiently(lambda runner=runner: jobs.rescue(runner, "gone", 1)) for runner in dead]
+
+
+PARTS: dict[str, Callable[..., Any]] = {
+    part.__name__: part for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer)
+}
+
+if __name__ == "__main__":
+    part, options = sys.argv[1], json.loads(sys.argv[2])
+    if options.pop("set_up", True):
+        queue.set_up(connection, LOCK_TIMEOUT)
+    elif connection.vendor == "mysql":
+        with connection.cursor() as cursor:  # what the server gives to those who set nothing
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(PARTS[part](**options)))

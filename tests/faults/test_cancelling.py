@@ -1,0 +1,276 @@
+"""A job is cancelled while it runs: only that job stops, within two seconds where it runs in a process of its own."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from django.db import transaction
+
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.peasy_jobs import peasy
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, ONGOING
+from tests import jobs
+from tests.jobs import notes
+from tests.rows import finished, row, running, workers_of
+from tests.waiting import wait_until
+
+ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_CANCELLED": None}
+GONE_WITHIN = 2  # seconds after the request, in a process and on an idle machine: the grace is one of them
+SLACK = 3  # what a busy machine may add
+
+
+def by_status(job: PeasyJobQueue) -> None:
+    PeasyJobQueue.objects.filter(pk=job.pk).update(status=PeasyJobQueue.CANCELLED)
+
+
+def by_key(job: PeasyJobQueue) -> None:
+    assert peasy.cancel(job.pk) is True
+
+
+def by_row(job: PeasyJobQueue) -> None:
+    assert job.cancel() is True
+    assert job.status == CANCELLED
+
+
+every_way = pytest.mark.parametrize("cancel", [by_status, by_key, by_row])
+both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def stopped(job: PeasyJobQueue) -> PeasyJobQueue:
+    """Wait until a cancelled job runs no more, as its row says."""
+    wait_until(lambda: row(job).runner_id is None and row(job).completed, message=lambda: f"{row(job).__dict__}")
+    return row(job)
+
+
+# In a process
+
+
+@every_way
+def test_a_running_job_is_interrupted_and_only_that_one(run_peasy, tmp_path, cancel):
+    record, other_record = tmp_path / "record", tmp_path / "other"
+    command = run_peasy("--concurrency", "2")
+    job = jobs.clean_up(str(tmp_path / "never"), str(record))
+    other = jobs.clean_up(str(tmp_path / "go"), str(other_record))
+    wait_until(lambda: notes(record) and notes(other_record))
+    workers = {process.pid for process in workers_of(command)}
+    cancel(job)
+    since = time.monotonic()
+    job = stopped(job)
+    assert time.monotonic() - since < GONE_WITHIN + SLACK
+    assert notes(record)[1:] == ["cleaned up: It was cancelled."]
+    assert (job.status, job.attempts, job.crashes, job.errors, job.result) == (CANCELLED, 1, 0, [], None)
+    assert job.started <= job.completed
+    assert row(other).status == ONGOING
+    Path(tmp_path, "go").touch()
+    (other,) = finished(other)
+    assert (other.status, other.result, other.attempts, len(notes(other_record))) == (COMPLETED, "waited", 1, 1)
+    assert {process.pid for process in workers_of(command)} == workers  # it went by itself
+    assert row(job).status == CANCELLED
+
+
+@every_way
+def test_a_running_job_that_refuses_is_killed_with_its_program_and_only_that_one(run_peasy, tmp_path, cancel):
+    record = tmp_path / "record"
+    command = run_peasy("--concurrency", "2", settings={"PEASY_JOB_TIMEOUT": 600})
+    stubborn = jobs.stubborn.using()
+    stubborn.options["timeout"] = 600
+    job = stubborn(str(tmp_path / "never"), str(record))
+    other = jobs.wait_for(str(tmp_path / "go"), str(tmp_path / "other"))
+    wait_until(lambda: notes(record) and notes(tmp_path / "other"))
+    worker, program = map(int, notes(record)[0].split()[1:])
+    cancel(job)
+    since = time.monotonic()
+    wait_until(lambda: is_gone(worker) and is_gone(program))
+    assert time.monotonic() - since < GONE_WITHIN + SLACK
+    job = stopped(job)
+    assert notes(record)[1:] == ["refused"]
+    assert (job.status, job.attempts, job.crashes, job.errors) == (CANCELLED, 1, 0, [])
+    assert row(other).status == ONGOING
+    Path(tmp_path, "go").touch()
+    (other,) = finished(other)
+    assert (other.status, other.attempts, other.crashes) == (COMPLETED, 1, 0)
+    assert len(notes(tmp_path / "other")) == 2
+    (after,) = finished(jobs.echo("after"))
+    assert after.result == "after"
+    assert "often out of memory" not in command.output()
+
+
+def test_a_job_that_holds_the_interpreter_lock_is_killed_when_it_is_cancelled(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    run_peasy()
+    job = jobs.hold_gil(str(record))
+    wait_until(lambda: notes(record))
+    by_key(job)
+    since = time.monotonic()
+    wait_until(lambda: is_gone(int(notes(record)[0].split()[1])))
+    assert time.monotonic() - since < GONE_WITHIN + SLACK
+    assert (stopped(job).status, row(job).crashes, len(notes(record))) == (CANCELLED, 0, 1)
+
+
+def test_a_job_that_would_be_retried_is_not_when_it_was_cancelled(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    retried = jobs.limited_with_retry.using()
+    retried.options["timeout"] = 600
+    run_peasy()
+    job = retried(str(record))
+    wait_until(lambda: notes(record))
+    by_key(job)
+    job = stopped(job)
+    finished(jobs.nothing())
+    assert (row(job).status, row(job).run_after, len(notes(record))) == (CANCELLED, None, 1)
+
+
+def test_cancelling_many_stops_each_of_them_and_no_other(run_peasy, tmp_path):
+    records = [tmp_path / f"record {number}" for number in range(4)]
+    run_peasy("--concurrency", "4", settings=ALL)
+    todo = [jobs.clean_up(str(tmp_path / "go"), str(record)) for record in records]
+    wait_until(lambda: all(notes(record) for record in records))
+    PeasyJobQueue.objects.filter(pk__in=[todo[0].pk, todo[2].pk]).update(status=CANCELLED)
+    assert stopped(todo[0]).status == stopped(todo[2]).status == CANCELLED
+    Path(tmp_path, "go").touch()
+    kept = finished(todo[1], todo[3])
+    assert {(job.status, job.attempts) for job in kept} == {(COMPLETED, 1)}
+    assert [len(notes(record)) for record in records] == [2, 1, 2, 1]
+
+
+def test_a_job_that_waits_in_the_pipe_of_a_worker_never_runs_when_it_is_cancelled(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    run_peasy(settings=ALL)
+    finished(*[jobs.nothing() for _ in range(100)])  # seen to be short, so that many are given to a worker at once
+    with transaction.atomic():
+        first = jobs.cancel_others(str(record))
+        rest = [jobs.write_note(str(record), number) for number in range(20)]
+        PeasyJobQueue.objects.filter(pk=first.pk).update(extra=[job.pk for job in rest[::2]])
+    done = finished(first, *rest)
+    assert notes(record)[0] == f"cancelled {[True] * 10}"
+    # `first` ran for longer than the others may wait in the pipe; those that it cancelled were held by the runner.
+    assert sorted(map(int, notes(record)[1:])) == list(range(1, 20, 2))
+    assert {job.status for job in done[1::2]} == {CANCELLED}
+    assert {job.status for job in done[2::2]} == {COMPLETED}
+    for job in rest[::2]:
+        assert (stopped(job).runner_id, row(job).result) == (None, None)
+
+
+# In a thread
+
+
+@every_way
+@pytest.mark.parametrize("job", ["track_for_ever", "report_for_ever"])
+def test_a_thread_notices_where_it_shows_its_progress(run_peasy, tmp_path, job, cancel):
+    record = tmp_path / "record"
+    run_peasy("--worker-type", "thread")
+    job = getattr(jobs, job)(str(record))
+    wait_until(lambda: notes(record) and row(job).status_msg)
+    cancel(job)
+    job = stopped(job)
+    assert notes(record) == ["started", "noticed: It was cancelled."]
+    assert (job.status, job.errors, job.crashes) == (CANCELLED, [], 0)
+    (after,) = finished(jobs.echo("after"))
+    assert after.result == "after"
+
+
+@both_worker_types
+def test_a_job_can_ask_whether_it_was_cancelled(run_peasy, tmp_path, worker_type):
+    record = tmp_path / "record"
+    run_peasy("--worker-type", worker_type)
+    job = jobs.ask_whether_cancelled(str(record))
+    wait_until(lambda: notes(record))
+    by_status(job)
+    job = stopped(job)
+    # A thread ends of its own accord and what it returns is dropped; a process is interrupted before it can ask.
+    assert notes(record) == (["started", "noticed"] if worker_type == "thread" else ["started"])
+    assert (job.status, job.result, job.errors) == (CANCELLED, None, [])
+
+
+def test_a_thread_that_does_not_notice_keeps_its_slot_and_its_row_names_the_runner_until_it_ends(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    settings = {"PEASY_LEASE": 2, "PEASY_MAX_CANCELLED": 0, "PEASY_PRUNE_GRACE": 0}
+    command = run_peasy("--worker-type", "thread", settings=settings)
+    job = jobs.wait_for(str(tmp_path / "go"), str(record))
+    wait_until(lambda: notes(record))
+    claimed = running(job)
+    waiting = jobs.nothing()
+    by_status(job)
+    command.wait_for_output("is asked to stop: It was cancelled.")
+    # Long enough for several rounds of pruning, which happen every five seconds.
+    since = claimed.started
+    wait_until(lambda: _now() - since > timedelta(seconds=13), 40)
+    now = row(job)
+    assert (now.status, now.runner_id, now.completed) == (CANCELLED, claimed.runner_id, None)
+    assert row(waiting).status == ENQUEUED
+    Path(tmp_path, "go").touch()
+    finished(waiting)
+    assert notes(record)[1:] == ["ended"]
+    wait_until(lambda: not PeasyJobQueue.objects.filter(pk=job.pk).exists())  # and now it is pruned
+
+
+def _now():
+    from django.db import connection
+
+    from peasy_jobs.queue import as_field, database_now
+
+    return as_field(database_now(connection))
+
+
+# What had ended, and what never began
+
+
+def test_cancelling_a_job_that_had_ended_changes_nothing(run_peasy):
+    run_peasy()
+    (done,) = finished(jobs.echo(1))
+    (failed,) = finished(jobs.boom())
+    for job in (done, failed):
+        assert peasy.cancel(job.pk) is False
+        assert job.cancel() is False
+        assert (row(job).status, row(job).completed) == (job.status, job.completed)
+    assert peasy.cancel(2**31) is False
+
+
+def test_a_job_that_waits_never_runs_when_it_is_cancelled(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    queued = [jobs.write_note(str(record), cancel.__name__) for cancel in (by_status, by_key, by_row)]
+    later = jobs.write_note.using(run_after=timedelta(seconds=0.5))(str(record), "later")
+    for cancel, job in zip((by_status, by_key, by_row), queued, strict=True):
+        cancel(job)
+    by_key(later)
+    run_peasy(settings=ALL)
+    finished(jobs.write_note.using(run_after=timedelta(seconds=1))(str(record), "last"))
+    assert notes(record) == ["last"]
+    assert {row(job).status for job in (*queued, later)} == {CANCELLED}
+    for job in (*queued, later):
+        assert stopped(job).attempts == 0
+
+
+def test_a_job_that_is_cancelled_twice_is_cancelled_once(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    run_peasy()
+    job = jobs.clean_up(str(tmp_path / "never"), str(record))
+    wait_until(lambda: notes(record))
+    assert peasy.cancel(job.pk) is True
+    peasy.cancel(job.pk)
+    stopped(job)
+    assert peasy.cancel(job.pk) is False
+    assert len(notes(record)) == 2
+
+
+def test_cancelled_jobs_of_a_runner_that_died_are_closed_by_the_next(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy()
+    job = jobs.wait_for(str(tmp_path / "never"), str(record))
+    wait_until(lambda: notes(record))
+    os.kill(command.pid, 19)  # SIGSTOP: it cannot notice
+    by_status(job)
+    command.kill()
+    run_peasy()
+    job = stopped(job)
+    assert (job.status, job.crashes, len(notes(record))) == (CANCELLED, 0, 1)

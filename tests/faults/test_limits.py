@@ -1,0 +1,212 @@
+"""A job takes too long: it is asked to stop, then killed; a thread is asked, and runs nowhere else until it ends."""
+
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from django.db import transaction
+
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.queue import COMPLETED, FAILED, ONGOING
+from tests import jobs
+from tests.jobs import notes
+from tests.rows import finished, heartbeats, row, running
+from tests.waiting import wait_until
+
+LATE = 40  # seconds: for what takes two or three on an idle machine
+ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
+OWN_LIMIT = "The job took longer than its time limit of 0.5 s (timeout of @peasy.job)."
+
+both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+# In a process
+
+
+def test_a_job_over_its_limit_may_clean_up_and_has_failed(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy()
+    (job,) = finished(jobs.limited(str(tmp_path / "never"), str(record)), timeout=LATE)
+    assert notes(record)[1:] == [f"cleaned up: {OWN_LIMIT}"]
+    pid = int(notes(record)[0].split()[1])
+    assert (job.status, job.error, job.attempts, job.crashes, job.runner_id) == (FAILED, OWN_LIMIT, 1, 0, None)
+    (entry,) = job.errors
+    assert entry["exception"] == "peasy_jobs.execution.TimeLimit"
+    assert entry["where"] == f"{socket.gethostname()}, pid {pid}"
+    assert "in clean_up" in entry["traceback"]  # where it was when it was stopped
+    assert job.completed - job.started >= timedelta(seconds=0.4)
+    assert "died" not in command.output()
+
+
+def test_a_job_that_ignores_the_request_is_killed_with_the_program_it_started(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    run_peasy()
+    (job,) = finished(jobs.stubborn(str(tmp_path / "never"), str(record)), timeout=LATE)
+    started, *refusals = notes(record)
+    worker, program = map(int, started.split()[1:])
+    assert refusals == ["refused"]  # asked once, and not again while it might clean up
+    assert (job.status, job.error, job.attempts, job.crashes) == (FAILED, OWN_LIMIT, 1, 0)
+    assert job.errors[0]["where"] == f"{socket.gethostname()}, pid {worker}"
+    assert job.completed - job.started >= timedelta(seconds=1.4)  # the limit and the grace
+    wait_until(lambda: is_gone(worker) and is_gone(program))
+    (after,) = finished(jobs.echo("after"))
+    assert after.result == "after"
+
+
+def test_a_loop_that_catches_every_exception_does_not_swallow_the_request(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy()
+    (job,) = finished(jobs.catch_errors(str(record)), timeout=LATE)
+    assert (job.status, job.error) == (FAILED, OWN_LIMIT)
+    assert "in catch_errors" in job.traceback  # by itself: a job that is killed has no traceback of its own
+    pid = int(notes(record)[0].split()[1])
+    assert not is_gone(pid), command.describe()
+
+
+def test_the_limit_of_the_site_holds_for_jobs_without_one_and_is_named(run_peasy, tmp_path):
+    record, other = tmp_path / "record", tmp_path / "other"
+    run_peasy("--concurrency", "2", settings={"PEASY_JOB_TIMEOUT": 0.3})
+    site, own = finished(
+        jobs.clean_up(str(tmp_path / "never"), str(record)),
+        jobs.limited(str(tmp_path / "never"), str(other)),
+        timeout=LATE,
+    )
+    assert site.error == "The job took longer than its time limit of 0.3 s (PEASY_JOB_TIMEOUT)."
+    assert own.error == OWN_LIMIT
+    assert (site.status, own.status) == (FAILED, FAILED)
+
+
+@pytest.mark.parametrize("job", ["limited_with_retry", "stubborn_with_retry"])
+def test_a_job_over_its_limit_is_retried_while_retries_are_left(run_peasy, tmp_path, job):
+    record = tmp_path / "record"
+    run_peasy()
+    (job,) = finished(getattr(jobs, job)(str(record)), timeout=LATE)
+    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (COMPLETED, "second", 2, 0, 2)
+    assert [entry["message"] for entry in job.errors] == [OWN_LIMIT]
+    assert len([line for line in notes(record) if line.startswith("started")]) == 2
+
+
+def test_a_stop_never_hits_the_next_job_of_the_same_worker(run_peasy, tmp_path):
+    record, log = tmp_path / "record", tmp_path / "log"
+    run_peasy(settings={**ALL, "PEASY_MAX_CANCELLED": None})
+    finished(*[jobs.nothing() for _ in range(50)])
+    late, todo = [], []
+    for number in range(4):  # all for one worker: before and after each that is stopped there is short work
+        with transaction.atomic():
+            todo += [jobs.short_work(str(record), 100 * number + n) for n in range(30)]
+            late.append(jobs.limited(str(tmp_path / "never"), str(log)))
+            todo += [jobs.short_work(str(record), 100 * number + n) for n in range(30, 60)]
+    done = finished(*todo, *late, timeout=LATE)
+    assert {(job.status, job.attempts, job.crashes, job.error) for job in done[: len(todo)]} == {(COMPLETED, 1, 0, "")}
+    assert {(job.status, job.error) for job in done[len(todo) :]} == {(FAILED, OWN_LIMIT)}
+    assert sorted(int(line.split()[0]) for line in notes(record)) == sorted(job.result for job in done[: len(todo)])
+    # The stopped jobs cleaned up, so that no worker had to be killed.
+    assert {line.split()[1] for line in notes(record)} == {line.split()[1] for line in notes(log) if "started" in line}
+
+
+def test_a_job_that_ends_at_its_limit_is_never_both_and_no_other_is_hit(run_peasy, tmp_path):
+    """Jobs of just about the limit: the request meets them in their last moment, and in the next job's first."""
+    record = tmp_path / "record"
+    run_peasy("--concurrency", "2", settings={**ALL, "PEASY_JOB_TIMEOUT": 0.1})
+    with transaction.atomic():
+        todo = []
+        for number in range(40):
+            todo.append(jobs.start_and_end(str(record), number, 0.095 + number % 10 / 1000))
+            todo.append(jobs.start_and_end(str(record), 1000 + number, 0))
+    done = finished(*todo, timeout=LATE)
+    lines = notes(record)
+    for job in done[1::2]:  # these are nowhere near their limit
+        assert (job.status, job.attempts, job.crashes) == (COMPLETED, 1, 0), job.errors
+    for number, job in enumerate(done[::2]):
+        assert (job.attempts, job.crashes) == (1, 0)
+        assert lines.count(f"started {number}") == 1
+        if job.status == COMPLETED:
+            assert (f"ended {number}" in lines, job.errors) == (True, [])
+        else:
+            assert (job.status, job.result, len(job.errors)) == (FAILED, None, 1)
+
+
+# In a thread
+
+
+def test_a_thread_over_its_limit_keeps_its_slot_until_it_returns_and_has_then_failed(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy("--worker-type", "thread", settings={"PEASY_LEASE": 2})
+    job, other = jobs.slow_thread(str(tmp_path / "go"), str(record)), jobs.write_note(str(tmp_path / "other"))
+    command.wait_for_output(f"is asked to stop: {OWN_LIMIT}")
+    heartbeats(3)  # the grace is over
+    assert row(job).status == ONGOING
+    assert row(other).status == PeasyJobQueue.ENQUEUED
+    assert notes(record) == ["started"]
+    Path(tmp_path, "go").touch()
+    job, other = finished(job, other)
+    assert notes(record) == ["started", "ended"]
+    assert (job.status, job.error, job.result, job.attempts, job.crashes) == (FAILED, OWN_LIMIT, None, 1, 0)
+    assert other.status == COMPLETED
+    assert job.completed <= other.started
+
+
+def test_a_thread_over_its_limit_is_retried_after_it_returned_and_never_runs_twice_at_once(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy("--worker-type", "thread", "--concurrency", "2", settings={"PEASY_LEASE": 2})
+    job = jobs.slow_thread_with_retry(str(tmp_path), str(record))
+    command.wait_for_output(f"is asked to stop: {OWN_LIMIT}")
+    (meanwhile,) = finished(jobs.echo("in the other thread"))
+    assert meanwhile.result == "in the other thread"
+    heartbeats(3)
+    assert (row(job).status, row(job).claims, notes(record)) == (ONGOING, 1, ["started"])
+    Path(tmp_path, "go").touch()
+    (job,) = finished(job)
+    assert notes(record) == ["started", "ended"] * 2
+    assert (job.status, job.result, job.attempts, job.crashes) == (COMPLETED, "waited", 2, 0)
+    assert [entry["message"] for entry in job.errors] == [OWN_LIMIT]
+
+
+def test_a_thread_over_its_limit_stops_where_it_shows_its_progress(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    run_peasy("--worker-type", "thread", settings={"PEASY_JOB_TIMEOUT": 0.4})
+    (job,) = finished(jobs.track_for_ever(str(record)), timeout=LATE)
+    reason = "The job took longer than its time limit of 0.4 s (PEASY_JOB_TIMEOUT)."
+    assert notes(record) == ["started", f"noticed: {reason}"]
+    assert (job.status, job.error) == (FAILED, reason)
+
+
+# Recycling
+
+
+def test_workers_are_replaced_after_so_many_jobs_and_none_is_lost(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy("--concurrency", "2", settings={**ALL, "PEASY_MAX_JOBS_PER_WORKER": 7})
+    with transaction.atomic():
+        todo = [jobs.short_work(str(record), number) for number in range(100)]
+    done = finished(*todo, timeout=LATE)
+    assert {(job.status, job.attempts, job.crashes) for job in done} == {(COMPLETED, 1, 0)}
+    ran = [line.split() for line in notes(record)]
+    assert sorted(int(number) for number, _ in ran) == list(range(100))
+    by_pid: dict[str, int] = {}
+    for _, pid in ran:
+        by_pid[pid] = by_pid.get(pid, 0) + 1
+    assert max(by_pid.values()) == 7
+    assert len(by_pid) >= 15
+    assert "died" not in command.output()
+    wait_until(lambda: sum(not is_gone(int(pid)) for pid in by_pid) <= 2)
+
+
+def test_without_a_number_a_worker_is_kept(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    run_peasy(settings=ALL)
+    finished(*[jobs.short_work(str(record), number) for number in range(50)], timeout=LATE)
+    assert len({line.split()[1] for line in notes(record)}) == 1
+    job = jobs.wait_for(str(tmp_path / "go"))
+    running(job)
+    Path(tmp_path, "go").touch()
+    finished(job)

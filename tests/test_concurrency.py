@@ -1,0 +1,144 @@
+"""Runners, cancels and rescues that meet at one database, each in a process of its own."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from peasy_jobs import queue
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
+from tests.rivals import TABLE, Rival, compete
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+jobs = PeasyJobQueue.objects
+START = datetime(2026, 6, 1, 12, tzinfo=UTC)
+# As a runner sets its connection up; on MariaDB also as the server has it, which locks gaps.
+set_ups = pytest.mark.parametrize("set_up", [True, False] if settings.TEST_DATABASE == "mariadb" else [True])
+
+
+def insert(count: int, **columns: Any) -> list[int]:
+    """Make so many rows and return their keys, oldest first."""
+    rows = [PeasyJobQueue(**{"title": "a job", "job_name": "tests.jobs.nothing", **columns}) for _ in range(count)]
+    before = set(jobs.values_list("pk", flat=True))
+    jobs.bulk_create(rows)  # MariaDB before 10.5 and MySQL do not tell the keys
+    return sorted(set(jobs.values_list("pk", flat=True)) - before)
+
+
+def flat(lists: list[list[Any]]) -> list[Any]:
+    return [item for some in lists for item in some]
+
+
+@set_ups
+def test_eight_claimers_share_2000_jobs_none_twice_and_none_lost(set_up):
+    pks = insert(2000)
+
+    got = compete(*(Rival("claimer", runner=n, limit=10, queues=[], set_up=set_up) for n in range(1, 9)))
+
+    assert sorted(pk for pk, _ in flat(got)) == pks
+    assert {claims for _, claims in flat(got)} == {1}
+    held = {pk: runner for runner, claims in enumerate(got, 1) for pk, _ in claims}
+    assert dict(jobs.values_list("pk", "runner")) == held
+    assert set(jobs.values_list("status", "claims", "attempts")) == {(ONGOING, 1, 1)}
+
+
+@set_ups
+def test_claimers_of_different_queues_take_each_their_own(set_up):
+    mail, post, bulk = (insert(200, queue_name=name) for name in ("mail", "post", "bulk"))
+    served = [["mail"], ["mail", "post"], ["post"], ["post", "mail"]]
+
+    got = compete(
+        *(Rival("claimer", runner=n, limit=7, queues=queues, set_up=set_up) for n, queues in enumerate(served, 1))
+    )
+
+    assert sorted(pk for pk, _ in flat(got)) == mail + post
+    assert {pk for pk, _ in got[0]} <= set(mail) and {pk for pk, _ in got[2]} <= set(post)
+    assert set(jobs.filter(pk__in=bulk).values_list("status", "claims")) == {(ENQUEUED, 0)}
+
+
+@set_ups
+def test_each_job_ends_once_while_others_are_enqueued_and_cancelled(set_up):
+    early, total = insert(200), 400
+
+    *worked, first, second, cancelled = compete(
+        *(Rival("worker", runner=n, limit=10, total=total, set_up=set_up) for n in (1, 2, 3)),
+        *(Rival("enqueuer", count=100, set_up=set_up) for _ in range(2)),
+        Rival("canceller", every=7, total=total, set_up=set_up),
+    )
+
+    pks = sorted([*early, *first, *second])
+    runs = flat(worked)
+    claims = Counter(pk for pk, *_ in runs)
+    landed = Counter(pk for pk, _, status, written in runs if written and status != ENQUEUED)
+    assert sorted(jobs.values_list("pk", flat=True)) == pks
+    assert len(cancelled) == len(set(cancelled)) and landed == dict.fromkeys(set(pks) - set(cancelled), 1)
+    assert len({(pk, number) for pk, number, *_ in runs}) == len(runs), "one claim was given to two workers"
+    for job in jobs.all():
+        if job.pk in cancelled:
+            assert job.status == CANCELLED
+        else:
+            assert job.status == (COMPLETED if job.pk % 3 else FAILED)
+            assert job.completed is not None and (job.result, len(job.errors)) in {(job.pk, 0), (None, 1)}
+        assert (job.runner_id, job.claims) == (None, claims[job.pk])
+        assert job.completed is not None or not job.claims or job.status == CANCELLED
+
+
+@set_ups
+def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(set_up):
+    pks = insert(400)
+
+    *got, forwards, backwards = compete(
+        *(Rival("claimer", runner=n, limit=1, queues=[], set_up=set_up) for n in (1, 2)),
+        *(Rival("sweeper", backwards=backwards, set_up=set_up) for backwards in (False, True)),
+    )
+
+    assert sorted(forwards + backwards) == pks, "each was cancelled, by one of the two"
+    held = {pk: runner for runner, claims in enumerate(got, 1) for pk, _ in claims}
+    assert held, "nothing was claimed meanwhile"
+    for job in jobs.all():
+        assert job.status == CANCELLED
+        assert (job.runner_id, job.claims, job.attempts) == ((held[job.pk], 1, 1) if job.pk in held else (None, 0, 0))
+        assert (job.completed is None) == (job.pk in held), "over means that nobody runs it"
+
+
+@set_ups
+def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(set_up):
+    dead = list(range(1, 21))
+    for runner in dead:
+        insert(8, status=ONGOING, runner_id=runner, claims=1, attempts=1, started=queue.as_field(START))
+        insert(4, status=ONGOING, runner_id=runner, claims=1, attempts=1)  # claimed ahead
+        insert(4, status=ONGOING, runner_id=runner, claims=2, attempts=2, crashes=1, started=queue.as_field(START))
+        insert(2, status=CANCELLED, runner_id=runner, claims=1, attempts=1, started=queue.as_field(START))
+
+    one, two = compete(*(Rival("rescuer", dead=dead, set_up=set_up) for _ in range(2)))
+
+    assert [sum(both) for both in zip(one, two, strict=True)] == [16] * 20
+    found = Counter(jobs.values_list("status", "runner", "claims", "attempts", "crashes"))
+    assert found == {
+        (ENQUEUED, None, 1, 1, 1): 160,
+        (ENQUEUED, None, 1, 0, 0): 80,
+        (FAILED, None, 2, 2, 2): 80,
+        (CANCELLED, None, 1, 1, 0): 40,
+    }
+    assert {len(job.errors) for job in jobs.filter(status=FAILED)} == {1}
+    assert not jobs.filter(status=CANCELLED, completed=None).exists()
+
+
+def test_a_job_that_goes_back_to_the_queue_just_now_is_cancelled_all_the_same():
+    """Between two looks at it, one for waiting and one for running jobs, it must not slip through."""
+    (pk,) = insert(1, status=ONGOING, runner_id=1, claims=1)
+
+    def give_back(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, params, many, context)
+        if sql.startswith("UPDATE"):
+            with connection.cursor() as cursor:
+                cursor.cursor.execute(f"UPDATE {TABLE} SET status = 'Q', runner_id = NULL WHERE status = 'O'")
+        return result
+
+    with connection.execute_wrapper(give_back):
+        assert jobs.cancel(pk)
+    assert jobs.get(pk=pk).status == CANCELLED

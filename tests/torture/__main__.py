@@ -1,0 +1,209 @@
+"""`python -m tests.torture`: the torture run and its table. Exit code 1 when anything was not as promised."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from random import Random
+from time import monotonic, sleep
+from typing import Any
+
+WAITING = 25  # jobs that wait for a runner, at most: more are enqueued when it is less
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture")
+    parser.add_argument("--database", choices=("sqlite", "postgres", "mariadb"), default="sqlite")
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=0.9, help="Seconds between two faults, on average.")
+    parser.add_argument("--only", action="append", default=[], help="Only this kind of fault; may be given again.")
+    parser.add_argument(
+        "--sabotage", default="", help="Guards to remove: fence, lease, flush (and late); a comma between."
+    )
+    parser.add_argument("--keep", action="store_true", help="Keep the directory with the record and the runners' logs.")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    directory = Path(tempfile.mkdtemp(prefix="peasy_torture_"))
+    name = f"peasy_torture_{uuid.uuid4().hex[:12]}"
+    os.environ.update(
+        DJANGO_SETTINGS_MODULE="tests.settings",
+        PEASY_TEST_DATABASE=options.database,
+        PEASY_TEST_DB_NAME=str(directory / "db.sqlite3") if options.database == "sqlite" else name,
+        PEASY_TEST_SETTINGS="{}",
+    )
+    import django
+
+    django.setup()
+    from tests.torture import database
+
+    try:
+        database.create(name)
+        return torture(options, directory)
+    finally:
+        database.drop(name)
+        if options.keep:
+            print(f"Record and logs: {directory}")
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def torture(options: argparse.Namespace, directory: Path) -> int:
+    from tests.torture.hand import Hand
+    from tests.torture.verdict import Verdict
+
+    started = monotonic()
+    rng = Random(f"hand {options.seed}")
+    hand = Hand(options.database, directory, rng, set(options.only), options.sabotage)
+    stream = Stream(Random(f"jobs {options.seed}"), hand)
+    try:
+        stream.start()
+        strike_at = monotonic() + 3
+        while monotonic() < started + options.seconds:
+            hand.keep_going()
+            if monotonic() >= strike_at:
+                hand.strike()
+                strike_at = monotonic() + options.pause * rng.uniform(0.4, 1.6)
+            sleep(0.02)
+        stream.over.set()
+        stream.join()
+        hand.let_go()
+        wait_for_the_rest(10 if options.sabotage else 120, hand)
+        hand.stop_all()
+        verdict = Verdict(hand, stream.enqueued, stream.rolled_back)
+        if stream.error:
+            verdict.violations.append(f"The enqueuing side failed: {stream.error!r}")
+        verdict.check()
+    finally:
+        stream.over.set()
+        hand.clean_up()
+    show(options, monotonic() - started, hand, stream, verdict)
+    return 1 if verdict.violations else 0
+
+
+class Stream(threading.Thread):
+    """Enqueues jobs at random, and cancels some. Straight to the database: its connection is not cut."""
+
+    def __init__(self, rng: Random, hand: Any) -> None:
+        super().__init__(daemon=True)
+        self.rng, self.hand = rng, hand
+        self.over = threading.Event()
+        self.enqueued: dict[int, str] = {}
+        self.rolled_back: set[str] = set()
+        self.cancelled, self.error = 0, None
+
+    def run(self) -> None:
+        from django.db import connection
+
+        from tests.torture import database
+
+        try:
+            if connection.vendor != "sqlite":
+                self.hand.own_connections.add(database.own_connection())
+            while not self.over.wait(0.1):
+                self._fill_up()
+                if self.rng.random() < 0.15:
+                    self._cancel()
+        except BaseException as error:
+            self.error = error
+            raise
+        finally:
+            connection.close()
+
+    def _fill_up(self) -> None:
+        from peasy_jobs.models import PeasyJobQueue
+
+        # Some runners serve one of the queues only, so each is filled up by itself.
+        waiting = list(PeasyJobQueue.objects.filter(status__in="QS").values_list("queue_name", flat=True))
+        for _ in range(min(10, WAITING - len(waiting))):
+            self._enqueue()
+
+    def _enqueue(self) -> None:
+        from django.db import transaction
+
+        from tests.torture.jobs import STREAM
+
+        _, job, queue_name, arguments = self.rng.choices(STREAM, [entry[0] for entry in STREAM])[0]
+        token = f"{len(self.enqueued)}-{len(self.rolled_back)}"
+        priority = self.rng.choice([0, 0, 0, 5])
+        call = job.using(queue_name=queue_name, priority=priority)
+        if self.rng.random() < 0.03:
+            try:
+                with transaction.atomic():
+                    call(f"never {token}", **arguments(self.rng))
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                self.rolled_back.add(f"never {token}")
+            return
+        row = call(token, **arguments(self.rng))
+        self.enqueued[row.pk] = token
+
+    def _cancel(self) -> None:
+        from peasy_jobs.peasy_jobs import peasy
+
+        recent = list(self.enqueued)[-30:]
+        if recent and peasy.cancel(self.rng.choice(recent)):
+            self.cancelled += 1
+
+
+def wait_for_the_rest(seconds: float, hand: Any) -> None:
+    from django.db.models import Q
+
+    from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+
+    deadline = monotonic() + seconds
+    unfinished = PeasyJobQueue.objects.filter(Q(status__in="QSO") | Q(runner__isnull=False) | Q(completed=None))
+    while monotonic() < deadline:
+        hand.keep_going()
+        if not unfinished.exists() and PeasyRunner.objects.count() == len(hand.slots):
+            return
+        sleep(0.1)
+    left = list(unfinished.values_list("pk", "status", "runner", "title", "completed")[:20])
+    runners = list(PeasyRunner.objects.values_list("pk", "pid"))
+    hand.violations.append(f"Not at rest after {seconds} s. Jobs: {left}. Runners: {runners}.")
+
+
+def show(options: argparse.Namespace, seconds: float, hand: Any, stream: Stream, verdict: Any) -> None:
+    from tests.torture.hand import KILLS
+
+    faults = hand.table()
+    how_long = f"{options.seconds:g} s of faults ({seconds:.0f} s in all)"
+    print(f"Torture run: {options.database}, {how_long}, seed {options.seed}")
+    if options.sabotage:
+        print(f"Guards removed: {options.sabotage}")
+    print(f"\n{'fault':40}{'times':>8}{'met a running job':>20}")
+    for kind, count, hits in faults:
+        print(f"{kind:40}{count:>8}{hits:>20}")
+    for label, some in (("all", faults), ("kills", [row for row in faults if row[0] in KILLS])):
+        print(f"{label:40}{sum(row[1] for row in some):>8}{sum(row[2] for row in some):>20}")
+    jobs = [
+        ("jobs committed and verified", verdict.counts["jobs"]),
+        *((f"  {name}", count) for name, count in sorted(verdict.outcomes.items())),
+        ("starts of jobs", verdict.counts["starts"]),
+        ("runs again", verdict.counts["runs again"]),
+        ("given back uncharged", verdict.counts["given back"]),
+        ("crashes charged", verdict.counts["crashes charged"]),
+        ("cancel requests that were in time", stream.cancelled),
+        ("enqueued by jobs", len(verdict.record.enqueued)),
+        ("enqueued and rolled back, none ran", len(stream.rolled_back)),
+        ("runners started", len(hand.commands)),
+        *((name, count) for name, count in sorted(verdict.counts.items()) if name.startswith("overlaps")),
+        ("lost", verdict.counts["lost"]),
+        ("violations", len(verdict.violations)),
+    ]
+    print()
+    for label, count in jobs:
+        print(f"{label:60}{count:>8}")
+    for violation in verdict.violations[:40]:
+        print(f"\nVIOLATION: {violation}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

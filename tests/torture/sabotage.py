@@ -1,0 +1,82 @@
+"""An app that changes the runners of a torture run: another host for some, and one guard removed if a test says so.
+
+It shows that the torture run sees what the guards are there for. Nothing in `peasy_jobs` knows of it.
+"""
+
+import os
+from time import monotonic
+from typing import Any
+
+from django.apps import AppConfig
+
+SABOTAGE = "PEASY_TORTURE_SABOTAGE"
+HOST = "PEASY_TORTURE_HOST"
+
+
+class Sabotage(AppConfig):
+    name = "tests.torture.sabotage"
+
+    def ready(self) -> None:
+        if host := os.environ.get(HOST):
+            from peasy_jobs import presence
+
+            presence._host_id = lambda: host
+        for name in filter(None, os.environ.get(SABOTAGE, "").split(",")):
+            globals()[f"_{name}"]()
+
+
+def _late() -> None:
+    """No guard: a runner that was taken for dead learns of it a second later, and claims nothing meanwhile.
+
+    Without this the straggler notices before it writes, almost always, and the fence has nothing to hold off.
+    """
+    from peasy_jobs.presence import Presence
+
+    renew = Presence.renew
+
+    def late(self: Any) -> bool:
+        if renew(self):
+            self.reaped_at = None
+            return True
+        if getattr(self, "reaped_at", None) is None:
+            self.reaped_at = monotonic()
+        self.leased_until = float("-inf")
+        return monotonic() < self.reaped_at + 1
+
+    Presence.renew = late
+
+
+def _fence() -> None:
+    """An outcome is written whoever holds the job by now."""
+    from peasy_jobs.queue import JobQuerySet
+
+    row_of = JobQuerySet._ending_row
+
+    def unfenced(self: Any, runner_id: int, ending: Any, errors: Any, now: Any) -> list[Any]:
+        row = row_of(self, runner_id, ending, errors, now)
+        assert row[-3:] == [ending.claim.pk, runner_id, ending.claim.claims]
+        held = self.filter(pk=ending.claim.pk).values_list("runner", "claims").get()
+        return [*row[:-2], *held]
+
+    JobQuerySet._ending_row = unfenced
+
+
+def _lease() -> None:
+    """Every other runner is taken for dead at once."""
+    from peasy_jobs import presence
+
+    presence._is_gone = lambda runner: True
+
+
+def _flush() -> None:
+    """A runner that stops drops the outcomes that it has not written."""
+    from peasy_jobs.runner import Runner
+
+    absorb = Runner._absorb
+
+    def forgetful(self: Any) -> None:
+        absorb(self)
+        if self.stopping or self.signals.count:
+            self.recorder.endings.clear()
+
+    Runner._absorb = forgetful
