@@ -21,7 +21,8 @@ from django.db import close_old_connections, connections, reset_queries
 from django.utils import timezone, translation
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED, Run
+from peasy_jobs.claims import Run
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 
 if TYPE_CHECKING:
     from peasy_jobs.peasy_jobs import Job
@@ -65,7 +66,7 @@ class Retry(Exception):
         if not isinstance(after, int | float) or not 0 <= after < 10**9:
             raise ValueError(f"after is {after!r}. Give a number of seconds, 0 or more.")
         super().__init__(f"to run again in {after:g} seconds")
-        self.after = after
+        self.after = float(after)
 
 
 class Fail(Failure):
@@ -116,23 +117,25 @@ class Execution:
         if threading.get_ident() != self.thread:
             self.send(report)
             return
-        self.inside = False  # half a message would be the last one that the runner understands
+        inside, self.inside = self.inside, False  # half a message would be the last one that the runner understands
         try:
             self.send(report)
         finally:
-            self.inside = True
+            self.inside = inside
         self.check()
 
     def check(self) -> None:
         """Raise `Stop` when the job is to stop and was not told yet."""
+        global interrupted
         if self.asked and not self.told:
-            self.told = True
+            interrupted = self.told = True
             raise Stop(self.reason)
 
 
 CANCEL, TIMEOUT, SHUTDOWN = "cancel", "timeout", "shutdown"
 
 _running: dict[int, Execution] = {}
+interrupted = False  # whether a job of this process was told to stop: in the middle of anything, so do not go on here
 
 
 def current(pk: int) -> Execution | None:
@@ -161,17 +164,27 @@ def run(run: Run, send: Callable[[Report], None]) -> Outcome:
             raise TimeLimit(execution.reason)
     except BaseException as exception:  # sys.exit() and KeyboardInterrupt are the job's, not the worker's
         result = None
-        if isinstance(exception, Stop) and execution.asked == TIMEOUT:
-            exception = TimeLimit(execution.reason).with_traceback(exception.__traceback__)
-        if isinstance(exception, Stop) and execution.asked:
-            status = ENQUEUED
-        else:
-            status, delay = verdict(job, exception, run.failures)
-        if status != ENQUEUED and not isinstance(exception, Retry | Cancel):
-            error = described(exception)
+        try:
+            status, delay, error = _judged(exception, execution, job, run.failures)
+        except BaseException as broken:  # the exception's own code
+            kind, why = type(exception).__name__, type(broken).__name__
+            status, error = FAILED, described(Failure(f"{kind}, which cannot be shown ({why})."))
     if _running.get(run.pk) is execution:  # a thread may run it anew while an old one, taken from us, still does
         del _running[run.pk]
     return Outcome(run.pk, run.claims, started, monotonic(), status, result, error, delay)
+
+
+def _judged(
+    exception: BaseException, execution: Execution, job: Job[..., Any] | None, failures: int
+) -> tuple[str, float, dict[str, str] | None]:
+    """Status, seconds until it runs again, and what is kept, of a job that has ended with an exception."""
+    # Whatever comes out of a job that was told to stop: its own clean-up may have failed.
+    if execution.told and execution.asked == TIMEOUT and not isinstance(exception, TimeLimit):
+        exception = TimeLimit(execution.reason).with_traceback(exception.__traceback__)
+    if execution.told and execution.asked != TIMEOUT:
+        return ENQUEUED, 0.0, None
+    status, delay = verdict(job, exception, failures)
+    return status, delay, None if isinstance(exception, Retry | Cancel) else described(exception)
 
 
 def verdict(job: Job[..., Any] | None, exception: BaseException, failures: int) -> tuple[str, float]:

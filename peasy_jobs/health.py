@@ -10,11 +10,12 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
-from django.db.models import Count, Min
+from django.db.models import Count, Min, Q
+from django.db.models.functions import Coalesce
 
 from peasy_jobs import queue
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import ENQUEUED
+from peasy_jobs.queue import ENQUEUED, SCHEDULED
 
 
 def unapplied_migrations(connection: BaseDatabaseWrapper) -> list[str]:
@@ -38,8 +39,10 @@ def problems(alias: str) -> tuple[list[str], list[str]]:
     now = queue.database_now(connection)
     alive = [runner for runner in PeasyRunner.objects.using(alias) if runner.lease_until >= now.timestamp()]
     wrong, told = [], [f"Runners alive: {len(alive)}."]
-    waiting = PeasyJobQueue.objects.using(alias).filter(status=ENQUEUED).order_by().values("queue_name")
-    for row in waiting.annotate(count=Count("pk"), oldest=Min("created")).order_by("queue_name"):
+    due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=queue.as_field(now))
+    waiting = PeasyJobQueue.objects.using(alias).filter(due).order_by().values("queue_name")
+    oldest = Min(Coalesce("run_after", "created"))
+    for row in waiting.annotate(count=Count("pk"), oldest=oldest).order_by("queue_name"):
         age = max(0.0, (queue.as_field(now) - row["oldest"]).total_seconds())
         name, count = row["queue_name"], row["count"]
         told.append(f"Queue {name}: {count} waiting, the oldest for {age:.0f} s.")

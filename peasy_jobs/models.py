@@ -1,5 +1,6 @@
 """The tables: a row for each job and for each runner. What may happen to a job's status is in `queue.py`."""
 
+from contextlib import suppress
 from typing import Any
 
 from django.db import models
@@ -144,8 +145,9 @@ class PeasyJobQueue(models.Model):
 
     def cancel(self) -> bool:
         """Cancel this job: `peasy.cancel` with its primary key."""
-        cancelled = type(self).objects.cancel(self.pk)
-        self.refresh_from_db(fields=["status", "completed"])
+        cancelled = type(self).objects.using(self._state.db).cancel(self.pk)
+        with suppress(type(self).DoesNotExist):
+            self.refresh_from_db(fields=["status", "completed"])
         return cancelled
 
     @property
@@ -166,12 +168,16 @@ class PeasyJobQueue(models.Model):
     @property
     def error(self) -> str:
         """What went wrong in the last failed attempt, in one line; empty when none failed."""
-        return self.errors[-1]["message"] if self.errors else ""
+        return self._last_error("message")
 
     @property
     def traceback(self) -> str:
         """The traceback of the last failed attempt; empty when none failed or it failed outside the job's own code."""
-        return self.errors[-1]["traceback"] if self.errors else ""
+        return self._last_error("traceback")
+
+    def _last_error(self, key: str) -> str:
+        entry = self.errors[-1] if isinstance(self.errors, list) and self.errors else None
+        return str(entry.get(key, "")) if isinstance(entry, dict) else ""
 
     def _load(self, data: bytes | memoryview | None, column: str) -> Any:
         if data is None:

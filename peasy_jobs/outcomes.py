@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from time import monotonic
 
+from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.execution import (
     UNKNOWN_PATIENCE,
     Failure,
@@ -14,7 +16,10 @@ from peasy_jobs.execution import (
     find,
     verdict,
 )
-from peasy_jobs.queue import ENQUEUED, FAILED, SCHEDULED, Claim, Clock, Ending
+from peasy_jobs.queue import ENQUEUED, FAILED, SCHEDULED, Clock
+from peasy_jobs.workers import Death
+
+logger = logging.getLogger("peasy_jobs")
 
 
 def given_back(claim: Claim) -> Ending:
@@ -43,13 +48,13 @@ def ended(claim: Claim, outcome: Outcome, clock: Clock) -> Ending:
     return ending
 
 
-def killed_late(claim: Claim, since: float, pid: int, reason: str, clock: Clock) -> Ending:
+def killed_late(claim: Claim, death: Death, reason: str, clock: Clock) -> Ending:
     """Its worker had to be killed because it ran too long. What its code says of retries is looked up here."""
     job, error, now = None, TimeLimit(reason), monotonic()
-    with suppress(Exception):
+    with suppress(BaseException):  # it may import the module, which runs its code
         job = find(claim.job_name)
     status, delay = verdict(job, error, claim.attempts - claim.crashes)
-    ending = Ending(claim=claim, status=status, error=described(error, pid), started=clock.at(since))
+    ending = Ending(claim=claim, status=status, error=described(error, death.pid), started=clock.at(death.since))
     if status == SCHEDULED:
         ending.run_after = clock.at(now + delay)
     else:
@@ -57,11 +62,12 @@ def killed_late(claim: Claim, since: float, pid: int, reason: str, clock: Clock)
     return ending
 
 
-def crashed(claim: Claim, since: float, pid: int, reason: str, crash_retries: int, clock: Clock) -> Ending:
+def crashed(claim: Claim, death: Death, crash_retries: int, clock: Clock) -> Ending:
     """Its worker died."""
     budget = crash_retries if claim.crash_retries is None else claim.crash_retries
     if claim.crashes < budget:
+        logger.warning("The worker of %s (job %d) died (%s). It runs again.", claim.title, claim.pk, death.reason)
         return Ending(claim=claim, status=ENQUEUED, crashes=1)
-    error = described(Failure(f"The worker running this job died ({reason})."), pid)
-    started, completed = clock.at(since), clock.at(monotonic())
+    error = described(Failure(f"The worker running this job died ({death.reason})."), death.pid)
+    started, completed = clock.at(death.since), clock.at(monotonic())
     return Ending(claim=claim, status=FAILED, error=error, crashes=1, started=started, completed=completed)

@@ -34,6 +34,7 @@ class Presence:
 
     def register(self, queues: list[str]) -> None:
         """Appear under a new id."""
+        before = monotonic()
         now = self.clock.sync()
         moment = self.clock.at(monotonic())
         runner = self.runners.create(
@@ -49,20 +50,21 @@ class Presence:
             lease_until=now + self.conf.lease,
         )
         self.id = runner.pk
-        self._renewed()
+        self._renewed(before)
         self.steady_since = monotonic()
 
     def renew(self) -> bool:
         """Renew the lease when a fifth of it is over. False when other runners have taken this one for dead."""
         if monotonic() < self.renew_at:
             return True
+        before = monotonic()
         until = self.clock.sync() + self.conf.lease
         heartbeat = self.clock.at(monotonic())
         if not self.runners.filter(pk=self.id).update(heartbeat=heartbeat, lease_until=until):
             return False
         if monotonic() > self.renewed_at + 2 / 5 * self.conf.lease:  # something held us up, and maybe everybody
             self.steady_since = monotonic()
-        self._renewed()
+        self._renewed(before)
         return True
 
     def holds_lease(self) -> bool:
@@ -83,14 +85,22 @@ class Presence:
         if not self.looked_for_orphans:
             rescued = self.jobs.rescue(None, "The runner of this job is gone.", self.conf.crash_retries)
             self.looked_for_orphans = True
-        for runner in self.runners.exclude(pk=self.id):
+        named = self.jobs.runners_named()  # before the runners are read: whoever is named then has been there
+        others = list(self.runners.exclude(pk=self.id))
+        for runner in others:
             if (steady and runner.lease_until < now) or _is_gone(runner):
                 where = f"{runner.host}, pid {runner.pid}"
                 reason = f"The runner of this job ({where}) died before it had finished."
+                # First, and only if it has not come back since: what then names no runner is rescued as a stray.
+                if not self.runners.filter(pk=runner.pk, lease_until=runner.lease_until).delete()[0]:
+                    continue
                 count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries, where)
-                self.runners.filter(pk=runner.pk).delete()
                 logger.warning("%s is gone. Jobs rescued: %d.", runner, count)
                 rescued += count
+        for stray in named - {self.id, *(runner.pk for runner in others)}:
+            # A runner that was suspended in the middle of a claim, and taken for dead, claims when it goes on.
+            reason = "The runner of this job had been taken for dead before it claimed it."
+            rescued += self.jobs.rescue(stray, reason, self.conf.crash_retries)
         return rescued
 
     def leave(self) -> None:
@@ -98,10 +108,11 @@ class Presence:
         if not self.jobs.filter(runner=self.id).exists():
             self.runners.filter(pk=self.id).delete()
 
-    def _renewed(self) -> None:
-        self.renewed_at = now = monotonic()
-        self.renew_at = now + self.conf.lease / 5 * random.uniform(0.8, 1)
-        self.leased_until = now + self.conf.lease
+    def _renewed(self, at: float) -> None:
+        """The lease was renewed by what the clocks said at this moment: what came later does not prolong it."""
+        self.renewed_at = at
+        self.renew_at = at + self.conf.lease / 5 * random.uniform(0.8, 1)
+        self.leased_until = at + self.conf.lease
 
 
 def _is_gone(runner: PeasyRunner) -> bool:

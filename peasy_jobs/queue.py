@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models, transaction
 from django.db.models import Case, F, Min, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest
-from django.db.utils import InterfaceError, OperationalError
+from django.db.utils import DataError, InterfaceError, OperationalError
 from django.utils import timezone
 
 from peasy_jobs import conf, wakeup
+from peasy_jobs.claims import Claim, Ending
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -30,55 +30,10 @@ ENQUEUED, SCHEDULED, ONGOING, COMPLETED, FAILED, CANCELLED = "QSOCFX"
 FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUS_MSG_LIMIT = 255
 ERRORS_KEPT = 25  # failed attempts of a job, the newest
+STATEMENT = 4096  # bytes of a statement without its values, at the most
+SURELY_ACCEPTED = 500_000  # bytes of a statement: no server is set to less
+ESCAPED = b"\0\n\r\x1a\"'\\"  # each is sent as two bytes
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
-
-
-class Run(NamedTuple):
-    """A job as it is given to a worker."""
-
-    pk: int
-    claims: int
-    job_name: str
-    args: bytes | None
-    kwargs: bytes | None
-    failures: int  # failed attempts there will have been if this one fails
-
-
-class Claim(NamedTuple):
-    """A job as its runner holds it. `claims` is the number that every later write must still find."""
-
-    pk: int
-    claims: int
-    title: str
-    job_name: str
-    args: bytes | None
-    kwargs: bytes | None
-    attempts: int  # this one included
-    crashes: int
-    crash_retries: int | None
-    timeout: float | None  # seconds
-
-    def run(self) -> Run:
-        """What a worker needs of it."""
-        return Run(self.pk, self.claims, self.job_name, self.args, self.kwargs, self.attempts - self.crashes)
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Ending:
-    """What becomes of a claimed job: its outcome, or back to the queue. `None` leaves a column as it is."""
-
-    claim: Claim
-    status: str
-    result: bytes | None = None
-    error: dict[str, str] | None = None  # one more entry for `errors`, without its time
-    status_msg: str | None = None
-    extra: str | None = None  # JSON text
-    started: datetime | None = None
-    completed: datetime | None = None
-    run_after: datetime | None = None
-    patience: int = 0  # put back until `run_after` instead, while so many errors of the same kind were not yet kept
-    attempts: int = 0  # added to the column
-    crashes: int = 0  # added to the column
 
 
 class Clock:
@@ -145,14 +100,30 @@ def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
 
 def is_locked(error: BaseException) -> bool:
     """Whether somebody else's lock was in the way: a lock timeout, a deadlock or a serialization failure."""
-    codes = {getattr(error.__cause__, "sqlstate", None), *error.args[:1]}  # PyMySQL gives both, HY000 for 1205
+    cause = error.__cause__  # psycopg2 says pgcode; PyMySQL gives a sqlstate too, HY000 for 1205
+    codes = {getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1]}
     return not codes.isdisjoint({"55P03", "40P01", "40001", 1020, 1205, 1213}) or "is locked" in str(error)
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether the database could not be used at all, whatever was asked of it."""
-    too_large = error.args[:1] == (1153,)  # MariaDB: more than max_allowed_packet
-    return isinstance(error, OperationalError | InterfaceError) and not too_large
+    # MariaDB: more than max_allowed_packet, a wrong date, a character that the column does not have.
+    of_the_data = error.args[:1] in ((1153,), (1292,), (1366,))
+    return isinstance(error, OperationalError | InterfaceError) and not of_the_data
+
+
+def _entries(errors: Any) -> list[dict[str, str]]:
+    """The failed attempts that a row keeps, whatever somebody else has written there."""
+    return [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
+
+
+def _sent(row: Sequence[Any]) -> int:
+    """How many bytes a row of values takes in a statement, at the most; exactly when they are many."""
+    values = [value.encode() if isinstance(value, str) else value for value in row if isinstance(value, str | bytes)]
+    size = 2 * sum(map(len, values)) + STATEMENT
+    if size > SURELY_ACCEPTED:
+        size = sum(len(value) + sum(map(value.count, ESCAPED)) for value in values) + STATEMENT
+    return size
 
 
 class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
@@ -276,6 +247,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         with transaction.atomic(using=self.db):
             errors = self._errors_of([ending.claim.pk for ending in endings if ending.error])
             rows = [self._ending_row(runner_id, ending, errors.get(ending.claim.pk, []), now) for ending in endings]
+            self._refuse_too_large(rows)
             with connections[self.db].cursor() as cursor:
                 # Plain SQL: one prepared statement for any mix of endings; the ORM would send a query for each.
                 cursor.executemany(
@@ -294,7 +266,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         entries = None
         if ending.error:
             kind = ending.error["exception"]
-            if ending.patience > sum(entry["exception"] == kind for entry in errors):
+            if ending.patience > sum(entry.get("exception") == kind for entry in errors):
                 ending.status, ending.completed, ending.attempts = SCHEDULED, None, -1
             elif ending.status == FAILED:
                 ending.run_after = None
@@ -306,8 +278,21 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             *(ending.claim.pk, runner_id, ending.claim.claims),
         ]
 
+    def _refuse_too_large(self, rows: Sequence[Sequence[Any]]) -> None:
+        # MariaDB and MySQL end the connection of a client that sends too much. With some drivers that looks like an
+        # outage, which would be waited out for ever.
+        if connections[self.db].vendor != "mysql":
+            return
+        if large := [size for row in rows if (size := _sent(row)) > SURELY_ACCEPTED]:
+            with connections[self.db].cursor() as cursor:
+                cursor.execute("SELECT @@max_allowed_packet")
+                limit = cursor.fetchone()[0]
+            if max(large) > limit:
+                raise DataError(f"{max(large):,} bytes, and max_allowed_packet of the database server is {limit:,}")
+
     def _errors_of(self, pks: list[int]) -> dict[int, list[dict[str, str]]]:
-        return dict(self.filter(pk__in=pks).values_list("pk", "errors")) if pks else {}
+        found = self.filter(pk__in=pks).values_list("pk", "errors") if pks else []
+        return {pk: _entries(errors) for pk, errors in found}
 
     def _not_landed(self, runner_id: int, endings: Sequence[Ending], now: datetime) -> list[Claim]:
         # executemany gives only a total. What landed, now or before a COMMIT whose answer was lost, has our claim.
@@ -332,6 +317,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         if extra is not None:
             columns["extra"] = json.loads(extra)
         if columns:
+            self._refuse_too_large([[status_msg, extra]])
             self.filter(pk=pk, **guards).update(**columns)
 
     def cancel(self, pk: int) -> bool:
@@ -362,12 +348,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             mine = self.filter(runner=dead) if dead is not None else self.filter(runner=None)
             ongoing = mine.filter(status=ONGOING)
             entry = {"at": now.isoformat(), "where": where, "exception": "", "message": reason, "traceback": ""}
+            spent = ongoing.filter(crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False)
             rescued = 0
-            for pk, claims, errors in ongoing.filter(
-                crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False
-            ).values_list("pk", "claims", "errors"):
+            for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
+                kept = [*_entries(errors), entry][-ERRORS_KEPT:]
                 rescued += ongoing.filter(pk=pk, claims=claims).update(
-                    status=FAILED, errors=[*errors, entry], completed=now, runner=None, crashes=F("crashes") + 1
+                    status=FAILED, errors=kept, completed=now, runner=None, crashes=F("crashes") + 1
                 )
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
@@ -376,6 +362,11 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             if dead is not None:
                 mine.filter(status=CANCELLED).update(runner=None, completed=now)
         return rescued
+
+    def runners_named(self) -> set[int]:
+        """The runners that jobs name, whether there is such a runner or not."""
+        named = self.filter(runner__isnull=False).order_by().values_list("runner", flat=True).distinct()
+        return {runner_id for runner_id in named if runner_id is not None}
 
     def prune(self, status: str, maximum: int | None, before: datetime) -> int:
         """Delete the oldest finished jobs beyond `maximum`, none that finished after `before`. Returns how many."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from django.db import DatabaseError, InterfaceError
 
 from peasy_jobs import queue
+from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.execution import Failure, Report, described
-from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending
+from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -70,6 +71,8 @@ class Recorder:
             self.progress_at = now + PROGRESS_EVERY
             for report in list(self.progress.values()):
                 self._write_progress(runner_id, report)
+                if monotonic() - now > ROW_BY_ROW:
+                    break
         return self.gave_back
 
     def _write_endings(self, runner_id: int, batch: list[Ending]) -> None:
@@ -99,9 +102,9 @@ class Recorder:
                 self.endings.append(ending)  # the others come first, next time too
                 self.write_at = monotonic() + WRITE_AGAIN
                 return
-            self.connection.close_if_unusable_or_obsolete()  # what is too large for MariaDB ends the connection
             failure = described(Failure(f"What came of this job cannot be stored: {error}"))
-            written = Ending(claim=ending.claim, status=FAILED, error=failure, completed=ending.completed)
+            written = Ending(claim=ending.claim, status=FAILED, error=failure, started=ending.started)
+            written.completed = ending.completed or self.clock.at(monotonic())
             lost = self.jobs.end(runner_id, [written], self.clock.at(monotonic()))
         self.endings.remove(ending)
         self._written([written], lost)
@@ -115,6 +118,7 @@ class Recorder:
             if self._is_outage(error):
                 raise
             if queue.is_locked(error):
+                self.progress[report.pk] = self.progress.pop(report.pk)  # the others come first
                 return
             logger.warning("The progress of job %d cannot be stored: %s", report.pk, error)
         del self.progress[report.pk]

@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from django.db import DatabaseError, InterfaceError, connections, reset_queries, router
+from django.db import DatabaseError, IntegrityError, InterfaceError, connections, reset_queries, router
 
 from peasy_jobs import outcomes, queue, wakeup
+from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.conf import Conf
-from peasy_jobs.execution import CANCEL, TIMEOUT, Outcome, Report
+from peasy_jobs.execution import CANCEL, SHUTDOWN, TIMEOUT, Outcome, Report
 from peasy_jobs.health import unapplied_migrations
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.presence import Presence
-from peasy_jobs.queue import ENQUEUED, Claim, Ending
 from peasy_jobs.recorder import Recorder
 from peasy_jobs.silence import SilenceAlarm
 from peasy_jobs.stopping import Stopper, StopSignals
@@ -53,7 +53,7 @@ class Runner:
         self.wakeup: wakeup.Wakeup = wakeup.Look()
         self.signals = StopSignals(self.selector)
         self.silence = SilenceAlarm(conf.lease / 3)
-        self.stopping = self.hurried = self.killing = self.done = False
+        self.stopping = self.hurried = self.killing = False
         self.kill_at = float("inf")  # when the jobs that still run are ended
         self.held: dict[int, Claim] = {}  # claimed, no outcome yet
         self.ahead: set[int] = set()  # those of them that are not marked as started
@@ -94,6 +94,7 @@ class Runner:
             return
         try:
             self._connect()
+            self.hint = self.wakeup.hinted() or self.hint
             with self.silence.set(self.listening):
                 self._stay_alive()
                 if self.recorder.write(self.presence.id, urgent=self._is_hungry()):
@@ -135,28 +136,24 @@ class Runner:
         for claim in death.innocent:
             self._give_back(claim)
         for claim in death.victims:
-            asked = self.stopper.forget(claim)
             if self.held.get(claim.pk) is not claim:
                 continue  # taken from us, and killed for that
+            asked = self.stopper.forget(claim)
             if death.reason is None or self.killing or (asked and asked.why != TIMEOUT):
                 self._give_back(claim)
             elif asked:
-                self._end(outcomes.killed_late(claim, death.since, death.pid, asked.reason, self.clock))
+                self._end(outcomes.killed_late(claim, death, asked.reason, self.clock))
             else:
-                budget, clock = self.conf.crash_retries, self.clock
-                ending = outcomes.crashed(claim, death.since, death.pid, death.reason, budget, clock)
-                if ending.status == ENQUEUED:
-                    name = claim.title, claim.pk, death.reason
-                    logger.warning("The worker of %s (job %d) died (%s). It runs again.", *name)
-                self._end(ending)
+                self._end(outcomes.crashed(claim, death, self.conf.crash_retries, self.clock))
 
     def _give_back(self, claim: Claim) -> None:
         self._end(outcomes.given_back(claim))
 
     def _end(self, ending: Ending) -> None:
-        self.held.pop(ending.claim.pk, None)
-        self.ahead.discard(ending.claim.pk)
-        self.stopper.forget(ending.claim)
+        if self.held.get(ending.claim.pk) is ending.claim:  # not a later claim of the same job
+            del self.held[ending.claim.pk]
+            self.ahead.discard(ending.claim.pk)
+            self.stopper.forget(ending.claim)
         self.recorder.end(ending)
 
     # What is kept going beside the jobs
@@ -184,9 +181,11 @@ class Runner:
         if not self.presence.renew():
             logger.error("This runner was taken for dead. It ends what it runs and goes on under a new id.")
             for worker in self.workers.workers:
-                if worker.pending:
-                    worker.kill()
-            self.held, self.ahead = {}, set()
+                worker.recall()
+                for claim in list(worker.pending.values())[:1]:
+                    if not worker.kill():
+                        worker.ask(claim, SHUTDOWN, "It was taken from this runner.")
+            self.held, self.ahead, self.stopper = {}, set(), Stopper(self.conf.job_timeout)
             self.recorder = Recorder(self.connection, self.jobs, self.clock)
             self.presence.register(self.queues)
         if self.presence.rescue():
@@ -199,19 +198,21 @@ class Runner:
             if self.backlog and self.jobs.promote(self.clock.at(now)):
                 self.hint = True
         if now >= self.prune_at:
-            more = self._prune(self.conf.prune_grace)
-            self.prune_at = now + (0 if more else PRUNE_EVERY * random.uniform(0.8, 1.2))
+            self.prune_at = now + PRUNE_EVERY * random.uniform(0.8, 1.2)
+            if self._prune(self.conf.prune_grace):
+                self.prune_at = now
 
     def _prune(self, grace: float) -> int:
         moment = self.clock.at(monotonic())
         self.jobs.stamp_cancelled(moment)
-        maxima = {
-            queue.COMPLETED: self.conf.max_completed,
-            queue.FAILED: self.conf.max_failed,
-            queue.CANCELLED: self.conf.max_cancelled,
-        }
+        maxima = (self.conf.max_completed, self.conf.max_failed, self.conf.max_cancelled)
         before = self.clock.at(monotonic() - grace)
-        return sum(self.jobs.prune(status, maximum, before) for status, maximum in maxima.items())
+        try:
+            kept = zip(queue.FINISHED, maxima, strict=True)
+            return sum(self.jobs.prune(status, maximum, before) for status, maximum in kept)
+        except IntegrityError as error:  # a table of the site refers to a job
+            logger.warning("Finished jobs cannot be pruned: %s", error.args[0])
+            return 0
 
     def _stop_cancelled(self) -> None:
         """Jobs that were cancelled while this runner held them."""
@@ -256,8 +257,10 @@ class Runner:
 
     def _claim(self) -> None:
         room = self._room()
-        self.hint = self.wakeup.hinted() or self.hint
         if not room or not self.presence.holds_lease() or not self._worth_claiming():
+            return
+        if not self.presence.holds_lease():  # looking took so long
+            self.hint = True
             return
         limit = sum(room.values())
         ahead = limit - sum(not worker.pending for worker in room)
@@ -356,7 +359,7 @@ class Runner:
     def _over(self) -> bool:
         if self.stopping and (self.held or self.recorder.endings):
             return monotonic() > self.kill_at + GIVE_UP  # the database is away: the jobs will be rescued
-        return self.stopping or self.done
+        return self.stopping
 
     def _finish(self) -> None:
         """Nothing is left to run now, and `exit_on_empty` says to end then."""
@@ -364,7 +367,7 @@ class Runner:
             pass
         later = self.jobs.in_queues(self.queues).filter(status=queue.SCHEDULED).count()
         self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
-        self.done = True
+        self.stopping = True
 
     def _heed_signals(self) -> None:
         now = monotonic()

@@ -92,6 +92,8 @@ def _listen(control: socket.socket, runner_pid: int) -> None:
                 _report_dead(control, workers)
             if control in ready:
                 data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 3)
+                for fd in fds:
+                    os.set_inheritable(fd, False)  # what a job starts must not keep them open
                 while len(data) < REQUEST.size:
                     if not (more := control.recv(REQUEST.size - len(data))):
                         return
@@ -215,7 +217,7 @@ def _listen_for_asked(ask_fd: int) -> None:
 
 def _run_jobs(connection: socket.socket, ticket_fd: int) -> None:
     from peasy_jobs import execution
-    from peasy_jobs.queue import Run
+    from peasy_jobs.claims import Run
 
     send = _Sender(connection)
     inbox = bytearray()
@@ -237,6 +239,8 @@ def _run_jobs(connection: socket.socket, ticket_fd: int) -> None:
         if os.getpid() != pid:
             os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
         send(outcome)
+        if execution.interrupted:
+            os._exit(0)  # it may have been in the middle of anything: another worker takes this one's place
         execution.tidy()
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 
+from peasy_jobs.claims import Claim
 from peasy_jobs.execution import SHUTDOWN, TIMEOUT
-from peasy_jobs.queue import Claim
 from peasy_jobs.workers import Worker
 
 logger = logging.getLogger("peasy_jobs")

@@ -22,8 +22,8 @@ from typing import NamedTuple, Protocol
 
 from peasy_jobs import execution
 from peasy_jobs.channel import Channel
+from peasy_jobs.claims import Claim
 from peasy_jobs.execution import Outcome, Report
-from peasy_jobs.queue import Claim
 from peasy_jobs.server import (
     ASK,
     ASKED,
@@ -385,5 +385,5 @@ def _how(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
     return f"killed by {name}; often out of memory" if -code == signal.SIGKILL else f"killed by {name}"

@@ -130,8 +130,20 @@ def rescuer(dead: list[int]) -> list[int]:
     return [patiently(lambda runner=runner: jobs.rescue(runner, "gone", 1)) for runner in dead]
 
 
+def ender(dead: list[int]) -> list[int]:
+    """Ends the jobs of each of these runners, which do not know yet that they were taken for dead. Says which."""
+    written: list[int] = []
+    for runner in dead:
+        pks = jobs.filter(title=f"of runner {runner}").order_by("pk").values_list("pk", flat=True)
+        claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
+        endings = [Ending(claim=claim, status=COMPLETED, result=b"J1", completed=now()) for claim in claims]
+        lost = patiently(lambda runner=runner, endings=endings: jobs.end(runner, endings, now()))
+        written += [claim.pk for claim in claims if claim not in lost]
+    return written
+
+
 PARTS: dict[str, Callable[..., Any]] = {
-    part.__name__: part for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer)
+    part.__name__: part for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer, ender)
 }
 
 if __name__ == "__main__":

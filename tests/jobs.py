@@ -526,3 +526,25 @@ def cancel_others(record: str, job_pk: int) -> None:
     """Cancels the jobs whose keys are in its `extra`, before the runner takes them back because this one is slow."""
     pks = PeasyJobQueue.objects.values_list("extra", flat=True).get(pk=job_pk)
     note(record, f"cancelled {[peasy.cancel(pk) for pk in pks]}")
+
+
+@peasy.job("die, fail twice, end", retries=2, backoff=[0], crash_retries=1)
+def fail_and_die(record: str) -> str:
+    what = ["dies", "fails", "fails", "ends"][len(notes(record))]
+    note(record, what)
+    if what == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "fails":
+        raise ValueError(what)
+    return "done"
+
+
+@peasy.job("hold one's own row")
+def hold_own_row(path: str, record: str, job_pk: int) -> str:
+    """Inside a transaction that has written to the row of this very job."""
+    with transaction.atomic():
+        PeasyJobQueue.objects.filter(pk=job_pk).update(title="held")
+        note(record, "started")
+        _wait(path)
+    note(record, "ended")
+    return "let go"

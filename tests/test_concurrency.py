@@ -128,6 +128,36 @@ def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(set_up):
     assert not jobs.filter(status=CANCELLED, completed=None).exists()
 
 
+@set_ups
+def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_never_both(set_up):
+    dead = list(range(1, 41))
+    pks = [
+        pk
+        for runner in dead
+        for pk in insert(
+            15,
+            title=f"of runner {runner}",
+            status=ONGOING,
+            runner_id=runner,
+            claims=1,
+            attempts=1,
+            started=queue.as_field(START),
+        )
+    ]
+
+    rescued, first, second = compete(
+        Rival("rescuer", dead=dead, set_up=set_up),
+        Rival("ender", dead=dead, set_up=set_up),
+        Rival("ender", dead=dead[::-1], set_up=set_up),
+    )
+
+    written = {*first, *second}
+    assert 0 < len(written) < len(pks), "one of them came too late for all"
+    assert sum(rescued) == len(pks) - len(written)
+    found = {pk: state for pk, *state in jobs.values_list("pk", "status", "runner", "claims", "crashes")}
+    assert found == {pk: [COMPLETED, None, 1, 0] if pk in written else [ENQUEUED, None, 1, 1] for pk in pks}
+
+
 def test_a_job_that_goes_back_to_the_queue_just_now_is_cancelled_all_the_same():
     """Between two looks at it, one for waiting and one for running jobs, it must not slip through."""
     (pk,) = insert(1, status=ONGOING, runner_id=1, claims=1)

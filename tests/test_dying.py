@@ -11,7 +11,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import COMPLETED, FAILED, ONGOING, database_now
+from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING, database_now
 from tests import jobs
 from tests.jobs import notes
 from tests.rows import finished, heartbeats, is_gone, row, runner, running, server_of, with_app, workers_of
@@ -345,6 +345,19 @@ def test_a_runner_that_was_taken_for_dead_ends_what_it_still_runs(run_peasy, tmp
     (done,) = finished(job)
     assert (done.status, done.result, done.attempts, done.crashes) == (COMPLETED, "run 2", 2, 1)
     assert "often out of memory" not in straggler.output()
+
+
+@pytest.mark.parametrize("status", [ONGOING, CANCELLED])
+def test_a_job_that_names_a_runner_which_is_not_there_any_more_is_rescued(run_peasy, status):
+    """Suspended in the middle of a claim, and taken for dead, a runner claims when it goes on."""
+    job = jobs.echo("back")
+    PeasyJobQueue.objects.filter(pk=job.pk).update(
+        status=status, runner=10**6, claims=1, attempts=1, started=timezone.now()
+    )
+    run_peasy()
+    wait_until(lambda: row(job).runner_id is None and row(job).completed)
+    expected = (COMPLETED, 2, 2, 1) if status == ONGOING else (CANCELLED, 1, 1, 0)
+    assert (row(job).status, row(job).claims, row(job).attempts, row(job).crashes) == expected
 
 
 def test_a_runner_that_was_suspended_for_less_than_its_lease_goes_on_as_if_nothing_had_been(run_peasy, tmp_path):

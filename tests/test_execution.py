@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,14 +21,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peasy_jobs import execution, payloads
+from peasy_jobs.claims import Run
 from peasy_jobs.execution import MESSAGE_LIMIT, TRACEBACK_LIMIT, Outcome, Report
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, peasy
-from peasy_jobs.queue import COMPLETED, Run
+from peasy_jobs.queue import COMPLETED
 from tests import jobs
 
 loaded: list[bool] = []
 problem: list[Any] = []
+meeting = threading.Barrier(2)
 
 
 class Unspeakable(Exception):
@@ -50,6 +53,11 @@ def raise_it() -> None:
 @peasy.job("leave with what it is told")
 def leave_with() -> None:
     sys.exit(problem[0])
+
+
+@peasy.job("meet itself in another thread")
+def meet() -> None:
+    meeting.wait(5)
 
 
 @peasy.job("call itself")
@@ -355,6 +363,14 @@ def test_an_app_is_not_taken_for_another_whose_name_it_starts_with(shop: Path, s
     shop.with_name("shop2.py").write_text(JOB)
     assert "not inside an installed app" in failure(run_named("shop2.export"))["message"]
     assert builtins.peasy_was_imported is None
+
+
+def test_a_job_ends_while_it_runs_anew_in_another_thread() -> None:
+    """Taken from this runner while it was suspended, and claimed again by it: the old thread cannot be ended."""
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = list(threads.map(run_named, [f"{__name__}.meet"] * 2))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert execution.current(7) is None
 
 
 def test_a_thread_waits_for_another_that_imports_the_module(shop: Path, settings: Any) -> None:

@@ -26,10 +26,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from peasy_jobs import execution, payloads
+from peasy_jobs.claims import Run
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.payloads import ARGS, KWARGS, RESULT, PayloadError, PayloadRefused
 from peasy_jobs.peasy_jobs import peasy
-from peasy_jobs.queue import Run
 
 NAME = "shop.jobs.export"
 COLUMNS = (ARGS, KWARGS, RESULT)

@@ -19,9 +19,9 @@ from django.utils.functional import SimpleLazyObject
 
 import peasy_jobs
 from peasy_jobs import execution, payloads, queue, wakeup
+from peasy_jobs.claims import Run
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, peasy
-from peasy_jobs.queue import Run
 from tests import jobs
 
 needs_database = pytest.mark.django_db

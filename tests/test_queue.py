@@ -270,7 +270,7 @@ def test_a_claim_reads_the_queues_it_serves_in_order_and_nothing_else(history):
         *({"queue_name": "bulk", "priority": 5}, {"queue_name": "mail"}) * 50,
         *({"status": COMPLETED, "completed": at(number)} for number in range(history)),
     )
-    for limit in (1, 10, 250):
+    for limit in (1, 10, 100):
         assert accesses(lambda n=limit: claim(n))[0] == ("peasy_waiting", False)
         for queues in (("rare",), ("mail",), ("bulk",), ("rare", "mail"), ("mail", "bulk", "none")):
             found = accesses(lambda n=limit, some=queues: claim(n, some))
@@ -292,6 +292,8 @@ def test_an_idle_runner_does_not_read_what_has_finished():
         "prune": lambda: jobs.prune(COMPLETED, 10, at(100)),
         "stamp": lambda: jobs.stamp_cancelled(at()),
         "leave": lambda: jobs.filter(runner=DEAD).exists(),
+        "cancelled of": lambda: jobs.cancelled_of(DEAD),
+        "runners named": lambda: jobs.runners_named(),
     }
     read_all = [verb for verb, action in verbs.items() if any(index is None for index, _ in accesses(action))]
     assert not read_all
@@ -527,6 +529,73 @@ def test_a_batch_whose_commit_was_not_confirmed_may_be_written_again():
     assert everything() == before
 
 
+def test_a_job_that_waits_for_its_next_attempt_says_until_when_and_one_that_has_failed_does_not():
+    again, over = claimed(2)
+
+    jobs.end(ME, [ending(again, SCHEDULED, run_after=at(60)), ending(over, FAILED, error=failure("no"))], at())
+
+    assert column("status", [again.pk, over.pk]) == [SCHEDULED, FAILED]
+    assert column("run_after", [again.pk, over.pk]) == [at(60), None]
+
+
+def test_patience_puts_a_job_back_until_errors_of_that_kind_have_used_it_up():
+    (pk,) = insert(errors=[{**failure("another"), "exception": "builtins.OSError"}])
+    seen = []
+    for _ in range(3):
+        (found,) = claim()
+        late = ending(found, FAILED, error=failure("no"), completed=at(1), run_after=at(60), patience=2)
+        for _ in range(2):  # the answer to the first commit was lost
+            assert jobs.end(ME, [late], at()) == []
+        job = row(pk)
+        seen.append((job.status, job.run_after, job.completed, job.attempts, len(job.errors)))
+        jobs.filter(pk=pk, status=SCHEDULED).update(status=ENQUEUED)
+
+    assert seen == [
+        (SCHEDULED, at(60), None, 0, 2),
+        (SCHEDULED, at(60), None, 0, 3),
+        (FAILED, None, at(1), 1, 4),
+    ]
+
+
+# Cancel
+
+
+@pytest.mark.parametrize("status", [ENQUEUED, SCHEDULED])
+def test_a_job_that_waits_is_over_when_it_is_cancelled(status):
+    (pk,) = insert(status=status, run_after=at(60))
+
+    assert jobs.cancel(pk)
+
+    assert (row(pk).status, row(pk).runner) == (CANCELLED, None)
+    assert abs(row(pk).completed - queue.as_field(queue.database_now(connection))) < timedelta(seconds=30)
+    assert jobs.cancelled_of(ME) == []
+
+
+def test_a_job_that_runs_is_over_only_when_its_runner_says_so():
+    job, other = claimed(2)
+    claimed(runner=ANOTHER)
+
+    assert jobs.cancel(job.pk)
+
+    assert (row(job.pk).status, row(job.pk).runner_id, row(job.pk).completed) == (CANCELLED, ME, None)
+    assert jobs.cancelled_of(ME) == [(job.pk, 1)]
+    jobs.close_cancelled(ANOTHER, job.pk, 1, at())
+    jobs.close_cancelled(ME, job.pk, 2, at())
+    jobs.close_cancelled(ME, other.pk, 1, at())
+    assert (row(job.pk).runner_id, row(other.pk).status) == (ME, ONGOING)
+    jobs.close_cancelled(ME, job.pk, 1, at())
+    assert (row(job.pk).runner_id, row(job.pk).completed) == (None, at())
+
+
+@pytest.mark.parametrize("status", FINISHED)
+def test_a_job_that_has_ended_is_not_cancelled(status):
+    (pk,) = insert(status=status, completed=at(-5))
+
+    assert not jobs.cancel(pk)
+    assert not jobs.cancel(pk + 1)
+    assert (row(pk).status, row(pk).completed) == (status, at(-5))
+
+
 # Rescue
 
 
@@ -568,6 +637,15 @@ def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries
     assert [entry["message"] for entry in job.errors] == ["earlier", "Its runner is gone."]
     assert job.errors[-1]["at"] == job.completed.isoformat()
     assert abs(job.completed - queue.as_field(queue.database_now(connection))) < timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0, FAILED), (1, ENQUEUED), (None, FAILED)])
+def test_a_job_may_have_a_budget_of_its_own(own, expected):
+    (job,) = claimed(runner=DEAD, crash_retries=own)
+
+    jobs.rescue(DEAD, "gone", 0)
+
+    assert row(job.pk).status == expected
 
 
 def test_a_job_that_had_not_started_is_given_back_whatever_it_was_charged_before():

@@ -15,9 +15,9 @@ from django.db import connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
 from peasy_jobs import checks, conf, execution
+from peasy_jobs.claims import Ending
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
-from peasy_jobs.queue import Ending
 
 README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -13,7 +13,7 @@ import pytest
 from django.db import connection, transaction
 
 import peasy_jobs
-from peasy_jobs import conf
+from peasy_jobs import conf, wakeup
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, as_field, database_now
 from peasy_jobs.runner import Runner
@@ -255,6 +255,23 @@ def test_a_burst_of_jobs_by_one_process_is_all_found_at_once(run_peasy):
     heartbeats(2)
     for job in finished(*[jobs.nothing() for _ in range(20)]):
         assert job.started - job.created < SOON
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL notifies")
+def test_a_notification_that_arrives_during_a_query_is_not_missed(transactional_db):
+    listening = connection.copy()
+    try:
+        listening.ensure_connection()
+        hints = wakeup.watch(listening)
+        assert not hints.hinted()
+        with connection.cursor() as cursor:
+            cursor.execute(f"NOTIFY {wakeup.CHANNEL}")
+        # It comes with the answer to the query, and a wait for the socket would not see it.
+        with listening.cursor() as cursor:
+            wait_until(lambda: [cursor.execute("SELECT 1"), hints.hinted()][1])
+        assert not hints.hinted()
+    finally:
+        listening.close()
 
 
 def test_polling_alone_finds_jobs_that_nobody_announced(run_peasy):

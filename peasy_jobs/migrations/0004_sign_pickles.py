@@ -1,4 +1,4 @@
-from django.db import migrations
+from django.db import migrations, transaction
 
 from peasy_jobs import payloads
 
@@ -15,12 +15,17 @@ def sign_pickles(apps, schema_editor):
     jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(schema_editor.connection.alias)
     last = 0
     while chunk := list(jobs.filter(pk__gt=last).order_by("pk").only("job_name", *COLUMNS)[:CHUNK]):
-        for job in chunk:
-            for name, column in COLUMNS.items():
-                data = getattr(job, name)
-                if data is not None and bytes(data[:1]) not in (payloads.JSON, payloads.PICKLE):
-                    setattr(job, name, payloads.trusted(bytes(data), job_name=job.job_name, column=column))
-        jobs.bulk_update(chunk, COLUMNS)
+        # A row at a time: together they can be more than MariaDB takes in one statement.
+        with transaction.atomic(using=jobs.db):
+            for job in chunk:
+                signed = {
+                    name: payloads.trusted(bytes(data), job_name=job.job_name, column=column)
+                    for name, column in COLUMNS.items()
+                    if (data := getattr(job, name)) is not None
+                    and bytes(data[:1]) not in (payloads.JSON, payloads.PICKLE)
+                }
+                if signed:
+                    jobs.filter(pk=job.pk).update(**signed)
         last = chunk[-1].pk
 
 

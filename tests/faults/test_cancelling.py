@@ -62,7 +62,7 @@ def test_a_running_job_is_interrupted_and_only_that_one(run_peasy, tmp_path, can
     job = jobs.clean_up(str(tmp_path / "never"), str(record))
     other = jobs.clean_up(str(tmp_path / "go"), str(other_record))
     wait_until(lambda: notes(record) and notes(other_record))
-    workers = {process.pid for process in workers_of(command)}
+    untouched = int(notes(other_record)[0].split()[1])
     cancel(job)
     since = time.monotonic()
     job = stopped(job)
@@ -73,8 +73,9 @@ def test_a_running_job_is_interrupted_and_only_that_one(run_peasy, tmp_path, can
     assert row(other).status == ONGOING
     Path(tmp_path, "go").touch()
     (other,) = finished(other)
-    assert (other.status, other.result, other.attempts, len(notes(other_record))) == (COMPLETED, "waited", 1, 1)
-    assert {process.pid for process in workers_of(command)} == workers  # it went by itself
+    assert (other.status, other.result, other.attempts) == (COMPLETED, "waited", 1)
+    assert notes(other_record) == [f"started {untouched}"]
+    assert untouched in {process.pid for process in workers_of(command)}
     assert row(job).status == CANCELLED
 
 
@@ -204,7 +205,7 @@ def test_a_thread_that_does_not_notice_keeps_its_slot_and_its_row_names_the_runn
     command.wait_for_output("is asked to stop: It was cancelled.")
     # Long enough for several rounds of pruning, which happen every five seconds.
     since = claimed.started
-    wait_until(lambda: _now() - since > timedelta(seconds=13), 40)
+    wait_until(lambda: _now() - since > timedelta(seconds=8), 40)
     now = row(job)
     assert (now.status, now.runner_id, now.completed) == (CANCELLED, claimed.runner_id, None)
     assert row(waiting).status == ENQUEUED

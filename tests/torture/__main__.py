@@ -2,17 +2,20 @@
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import uuid
+from collections import Counter
 from pathlib import Path
 from random import Random
 from time import monotonic, sleep
 from typing import Any
 
+SHOWN = 8  # violations of a sort
 WAITING = 25  # jobs that wait for a runner, at most: more are enqueued when it is less
 
 
@@ -200,8 +203,12 @@ def show(options: argparse.Namespace, seconds: float, hand: Any, stream: Stream,
     print()
     for label, count in jobs:
         print(f"{label:60}{count:>8}")
-    for violation in verdict.violations[:40]:
-        print(f"\nVIOLATION: {violation}")
+    shown: Counter[str] = Counter()
+    for violation in verdict.violations:
+        sort = re.sub(r"[\d.]+", "", violation)[:40]
+        shown[sort] += 1
+        if shown[sort] <= SHOWN:
+            print(f"\nVIOLATION: {violation}")
     sys.stdout.flush()
 
 

@@ -182,6 +182,8 @@ class Hand:
     def strike(self) -> None:
         """One fault, chosen at random. Rather where a job runs than elsewhere."""
         now = monotonic()
+        if not self.weights:  # a run without faults
+            return
         kinds, weights = list(self.weights), list(self.weights.values())
         kind = self.rng.choices(kinds, weights)[0]
         if kind in ALL_RUNNERS and now < self.outage_until:

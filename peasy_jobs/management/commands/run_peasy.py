@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DatabaseError, router
+from django.db import DatabaseError, InterfaceError, router
 
 from peasy_jobs import conf
 from peasy_jobs.checks import is_in_memory
@@ -57,7 +57,7 @@ class Command(BaseCommand):
     def _check(self, alias: str) -> None:
         try:
             wrong, told = problems(alias)
-        except DatabaseError as error:
+        except (DatabaseError, InterfaceError) as error:
             raise CommandError(f"The database cannot be used: {str(error).strip()}") from None
         for line in told:
             self._say(line)
