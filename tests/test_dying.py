@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -106,17 +107,23 @@ def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_work
     go.touch()
 
 
-def test_workers_that_cannot_be_started_are_tried_again_now_and_then(run_peasy, tmp_path):
-    free = tmp_path / "free"
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [("NoForks", "Could not start a worker process: "), ("BrokenWorkers", "A worker process failed.")],
+)
+def test_workers_that_cannot_start_are_tried_again_now_and_then(run_peasy, tmp_path, app, message):
+    free, job = tmp_path / "free", jobs.echo(1)
     command = run_peasy(
-        "--concurrency", "2", settings={"PEASY_LEASE": 2, **with_app("tests.deaf.NoForks")}, env={"FREE": str(free)}
+        "--concurrency", "2", settings={"PEASY_LEASE": 2, **with_app(f"tests.deaf.{app}")}, env={"FREE": str(free)}
     )
-    command.wait_for_output("Could not start a worker process: ")
+    command.wait_for_output(message)
+    began = time.monotonic()
     heartbeats(5)  # each takes a fifth of the lease
-    assert command.output().count("Could not start a worker process: ") <= 10
+    assert command.output().count(message) <= 4 + 2 * (time.monotonic() - began)
+    assert command.output().count(message) < 100
     free.touch()
-    (job,) = finished(jobs.echo(1))
-    assert job.result == 1
+    (job,) = finished(job)
+    assert (job.result, job.attempts, job.crashes) == (1, 1, 0)
 
 
 # What a job may start

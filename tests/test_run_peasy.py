@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import threading
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -562,6 +563,8 @@ def test_a_no_op_job_enters_about_twenty_functions_of_ours(transactional_db, cap
         logging.getLogger("peasy_jobs").setLevel(logging.NOTSET)
         connection.close()  # set up as a runner's own
     assert {job.status for job in finished(*todo)} == {COMPLETED}
+    # The rest belongs to a turn of the loop, which takes many jobs at once.
+    for_each = [times for times in Counter(entered).values() if times >= count]
     with capsys.disabled():
-        print(f"\n{len(entered) / count:.1f} functions entered per no-op job, {len(set(entered))} different ones")
-    assert 5 <= len(entered) / count <= 30
+        print(f"\nFunctions entered for each no-op job: {sum(for_each) / count:.1f} (all: {len(entered) / count:.1f})")
+    assert 10 <= sum(for_each) / count <= 30

@@ -203,7 +203,7 @@ def test_a_thread_that_does_not_notice_keeps_its_slot_and_its_row_names_the_runn
     waiting = jobs.nothing()
     by_status(job)
     command.wait_for_output("is asked to stop: It was cancelled.")
-    # Long enough for several rounds of pruning, which happen every five seconds.
+    # Long enough for a round of pruning: there is one every four to six seconds.
     since = claimed.started
     wait_until(lambda: _now() - since > timedelta(seconds=8), 40)
     now = row(job)
