@@ -68,6 +68,8 @@ RULES = {
     "shutdown_timeout": Rule("E008", _seconds(0), "Set it to a number of seconds, 0 or more."),
     "lease": Rule("E009", _seconds(1), "Set it to a number of seconds, 1 or more."),
     "crash_retries": Rule("E010", _whole(0), "Set it to a whole number, 0 or more."),
+    "max_payload": Rule("E011", _whole(1), "Set it to a number of bytes, 1 or more."),
+    "serializer": Rule("E012", lambda value: value in ("pickle", "json"), 'Set it to "pickle" or "json".'),
     "job_timeout": Rule(
         "E013",
         lambda value: value is None or (_seconds(0)(value) and value > 0),
@@ -78,8 +80,6 @@ RULES = {
         lambda value: value is None or _whole(1)(value),
         "Set it to a whole number of jobs, 1 or more, or to None to keep workers for good.",
     ),
-    "max_payload": Rule("E011", _whole(1), "Set it to a number of bytes, 1 or more."),
-    "serializer": Rule("E012", lambda value: value in ("pickle", "json"), 'Set it to "pickle" or "json".'),
 }
 
 _loaded: Conf | None = None
