@@ -110,7 +110,13 @@ class PeasyJobQueue(models.Model):
         verbose_name = "job"
         ordering = ("-id",)
         indexes = (
-            LiveIndex(fields=["status", "-priority", "id"], name="peasy_waiting", where=models.Q(status="Q")),
+            # `claims >= 0` is always true. A claim from named queues does not say it: PostgreSQL would look for a few
+            # jobs of a queue in this index, behind the backlog of the others.
+            LiveIndex(
+                fields=["status", "-priority", "id"],
+                name="peasy_waiting",
+                where=models.Q(status="Q", claims__gte=0),
+            ),
             LiveIndex(
                 fields=["queue_name", "status", "-priority", "id"],
                 name="peasy_waiting_in_queue",

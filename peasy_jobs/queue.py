@@ -141,9 +141,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def peek(self, queues: Sequence[str]) -> tuple[bool, datetime | None]:
         """Whether a job may run now, and when the next scheduled one is due. Takes no lock."""
-        waiting = self.in_queues(queues).filter(status=ENQUEUED).order_by().exists()
+        waiting = self.in_queues(queues).filter(status=ENQUEUED, **({} if queues else {"claims__gte": 0}))
         due = self.in_queues(queues).filter(status=SCHEDULED).aggregate(due=Min("run_after"))["due"]
-        return waiting, due
+        return waiting.order_by().exists(), due
 
     def claim(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, ahead: int = 0) -> list[Claim]:
         """Take the next `limit` jobs for this runner, first to run first. The last `ahead` are not to start at once.
@@ -171,7 +171,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         # One probe for each queue: their index is in order within a queue only.
         probes = " UNION ALL ".join(
             f"SELECT id, priority FROM ({probe % condition}) AS queue_{n}"
-            for n, condition in enumerate([" AND queue_name = %s"] * len(queues) or [""])
+            for n, condition in enumerate([" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"])
         )
         with connection.cursor() as cursor:
             cursor.execute(
@@ -192,20 +192,23 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     ) -> list[Any]:
         # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
         # index it would lock in another order than a finish does, and deadlock with it.
-        columns = (
-            *("priority", "pk", "claims", "title", "job_name", "args_data", "kwargs_data"),
-            *("attempts", "crashes", "crash_retries", "timeout"),
-        )
-        skip = connections[self.db].features.has_select_for_update_skip_locked
+        # And plain SQL, to name the index: with another queue's backlog before this one MariaDB takes the wrong one.
+        table, skip = self._table(), connections[self.db].features.has_select_for_update_skip_locked
         rows: list[Any] = []
         with transaction.atomic(using=self.db):
             for queue in queues or [""]:
-                waiting = self.in_queues([queue] if queue else []).filter(status=ENQUEUED)
-                waiting = waiting.order_by("-priority", "pk").select_for_update(skip_locked=skip)
-                for priority, pk, claims, *given, attempts, crashes, budget, timeout in waiting.values_list(*columns)[
-                    :limit
-                ]:
-                    rows.append((-priority, pk, claims + 1, *given, attempts + 1, crashes, budget, timeout))
+                index, condition = (
+                    ("peasy_waiting_in_queue", " AND queue_name = %s") if queue else ("peasy_waiting", "")
+                )
+                with connections[self.db].cursor() as cursor:
+                    cursor.execute(
+                        "SELECT -priority, id, claims + 1, title, job_name, args_data, kwargs_data, attempts + 1,"
+                        f" crashes, crash_retries, timeout FROM {table} FORCE INDEX ({index})"
+                        f" WHERE status = 'Q'{condition} ORDER BY priority DESC, id LIMIT {limit:d} FOR UPDATE"
+                        + (" SKIP LOCKED" if skip else ""),
+                        [queue] if queue else [],
+                    )
+                    rows += cursor.fetchall()
             rows = sorted(set(rows))[:limit]  # MariaDB may find a job in two queues: their names ignore case
             pks = [row[1] for row in rows]
             for some, started in ((pks[:at_once], now), (pks[at_once:], None)):

@@ -185,7 +185,7 @@ class ProcessWorker:
         self.max_jobs = float("inf") if max_jobs is None else max_jobs
         self.pending: dict[int, Claim] = {}
         self.busy_since, self.done = 0.0, 0
-        self.number, self.pid, self.ready = number, 0, False
+        self.number, self.pid, self.ready, self.asked = number, 0, False, False
         self.request = request
         ours, self.theirs = socket.socketpair()
         self.channel = Channel(ours)
@@ -215,6 +215,7 @@ class ProcessWorker:
 
     def ask(self, claim: Claim, why: str, reason: str) -> None:
         with contextlib.suppress(BlockingIOError):
+            self.asked, self.ready = True, False  # interrupted in the middle of anything: not to be used again
             os.write(self.ask_w, ASKED.pack(claim.pk, claim.claims, why.encode(), reason.encode()))
         self.request(ASK, self)
 
@@ -258,7 +259,8 @@ class ProcessWorkers:
         self._fill()
 
     def collect(self) -> list[Event]:
-        for worker in [worker for worker in self.workers if worker.room == 0 and not worker.pending]:
+        spent = [worker for worker in self.workers if not worker.pending and (worker.room <= 0 or worker.asked)]
+        for worker in spent:
             self.workers.remove(worker)
             self._forget(worker)  # it sees that and ends
         self._fill()
@@ -333,7 +335,7 @@ class ProcessWorkers:
         for number, pid, status in REPORT.iter_unpack(data):
             for worker in [worker for worker in self.workers if worker.number == number]:
                 if status == STARTED:
-                    worker.pid, worker.ready = pid, True
+                    worker.pid, worker.ready = pid, not worker.asked
                 else:
                     self._bury(worker, _how(status))
 

@@ -135,7 +135,9 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="peasyjobqueue",
             index=peasy_jobs.models.LiveIndex(
-                fields=["status", "-priority", "id"], name="peasy_waiting", where=models.Q(("status", "Q"))
+                fields=["status", "-priority", "id"],
+                name="peasy_waiting",
+                where=models.Q(("claims__gte", 0), ("status", "Q")),
             ),
         ),
         migrations.AddIndex(

@@ -64,12 +64,10 @@ def test_a_job_that_ignores_the_request_is_killed_with_the_program_it_started(ru
 
 def test_a_loop_that_catches_every_exception_does_not_swallow_the_request(run_peasy, tmp_path):
     record = tmp_path / "record"
-    command = run_peasy()
+    run_peasy()
     (job,) = finished(jobs.catch_errors(str(record)), timeout=LATE)
     assert (job.status, job.error) == (FAILED, OWN_LIMIT)
     assert "in catch_errors" in job.traceback  # by itself: a job that is killed has no traceback of its own
-    pid = int(notes(record)[0].split()[1])
-    assert not is_gone(pid), command.describe()
 
 
 def test_the_limit_of_the_site_holds_for_jobs_without_one_and_is_named(run_peasy, tmp_path):
@@ -109,8 +107,8 @@ def test_a_stop_never_hits_the_next_job_of_the_same_worker(run_peasy, tmp_path):
     assert {(job.status, job.attempts, job.crashes, job.error) for job in done[: len(todo)]} == {(COMPLETED, 1, 0, "")}
     assert {(job.status, job.error) for job in done[len(todo) :]} == {(FAILED, OWN_LIMIT)}
     assert sorted(int(line.split()[0]) for line in notes(record)) == sorted(job.result for job in done[: len(todo)])
-    # The stopped jobs cleaned up, so that no worker had to be killed.
-    assert {line.split()[1] for line in notes(record)} == {line.split()[1] for line in notes(log) if "started" in line}
+    # Each was stopped in a worker of its own: one that was interrupted is replaced.
+    assert len({line.split()[1] for line in notes(log) if "started" in line}) == len(late)
 
 
 def test_a_job_that_ends_at_its_limit_is_never_both_and_no_other_is_hit(run_peasy, tmp_path):
