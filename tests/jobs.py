@@ -523,9 +523,11 @@ def start_and_end(record: str, number: int, seconds: float = 0.02) -> int:
 
 @peasy.job("cancel those that wait behind")
 def cancel_others(record: str, job_pk: int) -> None:
-    """Cancels the jobs whose keys are in its `extra`, before the runner takes them back because this one is slow."""
+    """Cancels the jobs whose keys are in its `extra`, and goes on until the runner has taken them back."""
     pks = PeasyJobQueue.objects.values_list("extra", flat=True).get(pk=job_pk)
     note(record, f"cancelled {[peasy.cancel(pk) for pk in pks]}")
+    while PeasyJobQueue.objects.filter(pk__in=pks, runner__isnull=False).exists():
+        time.sleep(0.01)
 
 
 @peasy.job("die, fail twice, end", retries=2, backoff=[0], crash_retries=1)
