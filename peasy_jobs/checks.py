@@ -1,11 +1,14 @@
 """System checks: what is wrong with the settings, with the value found and what to do."""
 
+import sqlite3
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.db import connections, router
 
 from peasy_jobs import conf
+
+SQLITE_NEEDED = (3, 35)
 
 
 @register("peasy_jobs")
@@ -19,7 +22,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
 
     alias = router.db_for_write(PeasyJobQueue)
     messages: list[CheckMessage] = []
-    if is_in_memory(alias):
+    if is_in_memory(alias) and not is_of_a_test(alias):
         messages.append(
             Warning(
                 f"The jobs are in an in-memory database ({alias!r}).",
@@ -36,20 +39,37 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
                 id="peasy_jobs.W002",
             )
         )
+    if connections[alias].vendor == "sqlite" and sqlite3.sqlite_version_info < SQLITE_NEEDED:
+        messages.append(
+            Error(
+                f"SQLite is {sqlite3.sqlite_version}.",
+                hint="Use a Python with SQLite 3.35 or newer: jobs are claimed with UPDATE … RETURNING.",
+                id="peasy_jobs.E015",
+            )
+        )
+    return messages + _check_sqlite_mode(alias)
+
+
+def _check_sqlite_mode(alias: str) -> list[CheckMessage]:
     options = connections[alias].settings_dict["OPTIONS"]
     wal = "journal_mode=wal" in str(options.get("init_command", "")).lower().replace(" ", "")
     immediate = str(options.get("transaction_mode", "")).upper() in ("IMMEDIATE", "EXCLUSIVE")
-    if connections[alias].vendor == "sqlite" and not (wal and immediate) and not is_in_memory(alias):
-        messages.append(
-            Warning(
-                f"SQLite ({alias!r}) is not set up for several processes: a reader holds up a writer, and a "
-                "transaction that reads first fails with 'database is locked'.",
-                hint=f"Set DATABASES[{alias!r}]['OPTIONS'] = {{'init_command': 'PRAGMA journal_mode=WAL; "
-                "PRAGMA synchronous=NORMAL;', 'transaction_mode': 'IMMEDIATE', 'timeout': 20}.",
-                id="peasy_jobs.W003",
-            )
+    if connections[alias].vendor != "sqlite" or (wal and immediate) or is_in_memory(alias):
+        return []
+    return [
+        Warning(
+            f"SQLite ({alias!r}) is not set up for several processes: a reader holds up a writer, and a "
+            "transaction that reads first fails with 'database is locked'.",
+            hint=f"Set DATABASES[{alias!r}]['OPTIONS'] = {{'init_command': 'PRAGMA journal_mode=WAL; "
+            "PRAGMA synchronous=NORMAL;', 'transaction_mode': 'IMMEDIATE', 'timeout': 20}.",
+            id="peasy_jobs.W003",
         )
-    return messages
+    ]
+
+
+def is_of_a_test(alias: str) -> bool:
+    """Whether this is the database in memory that Django's test runner makes."""
+    return str(connections[alias].settings_dict["NAME"]).startswith(f"file:memorydb_{alias}?")
 
 
 def is_in_memory(alias: str) -> bool:

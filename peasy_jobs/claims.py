@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
+from types import NoneType
 from typing import NamedTuple
 
 
@@ -32,9 +34,26 @@ class Claim(NamedTuple):
     crash_retries: int | None
     timeout: float | None  # seconds
 
+    def damage(self) -> str:
+        """Why nothing can be done with this row: SQLite lets every column hold anything. Empty when all is well."""
+        if tuple(map(type, self)) in SOUND:
+            return ""
+        wrong = next(name for name, value in zip(self._fields, self, strict=True) if type(value) not in KINDS[name])
+        return f"The row of this job is damaged: {wrong} is {getattr(self, wrong)!r:.100}."
+
     def run(self) -> Run:
         """What a worker needs of it."""
         return Run(self.pk, self.claims, self.job_name, self.args, self.kwargs, self.attempts - self.crashes)
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("pk", "claims", "attempts", "crashes"), (int,)),
+    **dict.fromkeys(("title", "job_name"), (str,)),
+    **dict.fromkeys(("args", "kwargs"), (bytes, NoneType)),
+    "crash_retries": (int, NoneType),
+    "timeout": (float, int, NoneType),
+}
+SOUND = set(product(*(KINDS[name] for name in Claim._fields)))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

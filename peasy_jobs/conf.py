@@ -66,7 +66,7 @@ RULES = {
     "concurrency": Rule("E006", _whole(1), "Set it to how many workers a runner has, a whole number, 1 or more."),
     "worker_type": Rule("E007", lambda value: value in ("process", "thread"), 'Set it to "process" or "thread".'),
     "shutdown_timeout": Rule("E008", _seconds(0), "Set it to a number of seconds, 0 or more."),
-    "lease": Rule("E009", _seconds(1), "Set it to a number of seconds, 1 or more."),
+    "lease": Rule("E009", _seconds(2), "Set it to a number of seconds, 2 or more."),
     "crash_retries": Rule("E010", _whole(0), "Set it to a whole number, 0 or more."),
     "max_payload": Rule("E011", _whole(1), "Set it to a number of bytes, 1 or more."),
     "serializer": Rule("E012", lambda value: value in ("pickle", "json"), 'Set it to "pickle" or "json".'),

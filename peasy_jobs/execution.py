@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -63,10 +64,14 @@ class Retry(Exception):
     """
 
     def __init__(self, after: float = 60) -> None:
-        if not isinstance(after, int | float) or not 0 <= after < 10**9:
-            raise ValueError(f"after is {after!r}. Give a number of seconds, 0 or more.")
-        super().__init__(f"to run again in {after:g} seconds")
-        self.after = float(after)
+        self.after = after
+        super().__init__(f"to run again in {self.seconds():g} seconds")
+
+    def seconds(self) -> float:
+        """Until it runs again. Raises `ValueError` when `after` is not that."""
+        if not isinstance(self.after, int | float) or not 0 <= self.after < 10**9:
+            raise ValueError(f"after is {self.after!r}. Give a number of seconds, 0 or more.")
+        return float(self.after)
 
 
 class Fail(Failure):
@@ -190,7 +195,7 @@ def _judged(
 def verdict(job: Job[..., Any] | None, exception: BaseException, failures: int) -> tuple[str, float]:
     """What a job becomes after an exception: its status, and the seconds until it runs again when it does."""
     if isinstance(exception, Retry):
-        return SCHEDULED, exception.after
+        return SCHEDULED, exception.seconds()
     if isinstance(exception, Cancel):
         return CANCELLED, 0.0
     if isinstance(exception, Unknown):
@@ -214,7 +219,7 @@ def _call(job: Job[..., Any], run: Run, execution: Execution) -> bytes | None:
         execution.check()
         result = job.call_with_pk(run.pk, args, kwargs)
         if isawaitable(result):
-            result = async_to_sync(_wait_for)(result)
+            result = _wait_for(result)
     finally:
         execution.inside = False
     if result is None:
@@ -228,8 +233,28 @@ def _call(job: Job[..., Any], run: Run, execution: Execution) -> bytes | None:
         ) from None
 
 
-async def _wait_for(awaitable: Any) -> Any:
-    return await awaitable
+def _wait_for(awaitable: Any) -> Any:
+    """The result of an async job. It runs in another thread, where only its cancellation can tell it to stop."""
+    tasks: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+    over = threading.Event()
+
+    async def wait() -> Any:
+        task = asyncio.current_task()
+        if task is not None:
+            tasks.append((asyncio.get_running_loop(), task))
+        try:
+            return await awaitable
+        finally:
+            over.set()
+
+    try:
+        return async_to_sync(wait)()
+    except Stop:
+        for loop, task in tasks:
+            with suppress(RuntimeError):  # the loop has just ended
+                loop.call_soon_threadsafe(task.cancel)
+                over.wait()  # it cleans up; when it takes too long the worker is killed
+        raise
 
 
 def find(job_name: str) -> Job[..., Any]:

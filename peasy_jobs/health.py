@@ -13,7 +13,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Count, Min, Q
 from django.db.models.functions import Coalesce
 
-from peasy_jobs import queue
+from peasy_jobs import database
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.queue import ENQUEUED, SCHEDULED
 
@@ -36,14 +36,14 @@ def problems(alias: str) -> tuple[list[str], list[str]]:
     connection.ensure_connection()
     if missing := unapplied_migrations(connection):
         return [f"Migrations are missing ({', '.join(missing)}): run manage.py migrate."], []
-    now = queue.database_now(connection)
+    now = database.database_now(connection)
     alive = [runner for runner in PeasyRunner.objects.using(alias) if runner.lease_until >= now.timestamp()]
     wrong, told = [], [f"Runners alive: {len(alive)}."]
-    due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=queue.as_field(now))
+    due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=database.as_field(now))
     waiting = PeasyJobQueue.objects.using(alias).filter(due).order_by().values("queue_name")
     oldest = Min(Coalesce("run_after", "created"))
     for row in waiting.annotate(count=Count("pk"), oldest=oldest).order_by("queue_name"):
-        age = max(0.0, (queue.as_field(now) - row["oldest"]).total_seconds())
+        age = max(0.0, (database.as_field(now) - row["oldest"]).total_seconds())
         name, count = row["queue_name"], row["count"]
         told.append(f"Queue {name}: {count} waiting, the oldest for {age:.0f} s.")
         if not any(not runner.queues or name in runner.queues for runner in alive):

@@ -7,6 +7,7 @@ from contextlib import suppress
 from time import monotonic
 
 from peasy_jobs.claims import Claim, Ending
+from peasy_jobs.database import Clock
 from peasy_jobs.execution import (
     UNKNOWN_PATIENCE,
     Failure,
@@ -16,7 +17,7 @@ from peasy_jobs.execution import (
     find,
     verdict,
 )
-from peasy_jobs.queue import ENQUEUED, FAILED, SCHEDULED, Clock
+from peasy_jobs.queue import ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.workers import Death
 
 logger = logging.getLogger("peasy_jobs")
@@ -25,6 +26,11 @@ logger = logging.getLogger("peasy_jobs")
 def given_back(claim: Claim) -> Ending:
     """It did not run, or not to an end that counts: it runs again, and this attempt never was."""
     return Ending(claim=claim, status=ENQUEUED, attempts=-1)
+
+
+def damaged(claim: Claim, why: str, clock: Clock) -> Ending:
+    """Nothing can be done with its row."""
+    return Ending(claim=claim, status=FAILED, error=described(Failure(why)), completed=clock.at(monotonic()))
 
 
 def ended(claim: Claim, outcome: Outcome, clock: Clock) -> Ending:

@@ -39,8 +39,7 @@ def dumps(value: Any, *, job_name: str, column: str, max_bytes: int, serializer:
     except (RecursionError, ValueError):  # a list that holds itself, a lone surrogate, an integer of 5,000 digits
         data = b""
     if not data:
-        data = _pickled(value, column, serializer)
-        data = PICKLE + _signer(job_name, column).signature(data).encode() + b":" + data
+        data = signed(_pickled(value, column, serializer), job_name=job_name, column=column)
     if len(data) > max_bytes:
         raise PayloadError(f"{len(data):,} bytes and PEASY_MAX_PAYLOAD is {max_bytes:,}")
     return data
@@ -71,8 +70,8 @@ def loads(data: bytes | memoryview, *, job_name: str, column: str, serializer: s
     return pickle.loads(pickled)  # noqa: S301  signed by this site for this function and column
 
 
-def trusted(pickled: bytes, *, job_name: str, column: str) -> bytes:
-    """Sign a pickle of the published package 0.4.1 without loading it. Only for the migration, which trusts it once."""
+def signed(pickled: bytes, *, job_name: str, column: str) -> bytes:
+    """A pickle with this site's signature. Beside this module only the migration calls it, which trusts it once."""
     return PICKLE + _signer(job_name, column).signature(pickled).encode() + b":" + pickled
 
 
@@ -120,7 +119,7 @@ def _pickled(value: Any, column: str, serializer: str) -> bytes:
         (pickle.Pickler if column == RESULT else _ArgumentPickler)(buffer, protocol=5).dump(value)
     except PayloadError:
         raise
-    except Exception as error:  # pickling runs the value's own code, so anything can come out of it
+    except (Exception, SystemExit) as error:  # pickling runs the value's own code, so anything can come out of it
         raise PayloadError(text(error, 200) or type(error).__name__) from error
     return buffer.getvalue()
 

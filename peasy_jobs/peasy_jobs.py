@@ -16,7 +16,7 @@ from django.contrib.auth import get_user_model
 from django.db import connections, router
 from django.utils import timezone
 
-from peasy_jobs import conf, execution, payloads, queue
+from peasy_jobs import conf, database, execution, payloads, queue
 from peasy_jobs.policy import Backoff, Policy
 
 if TYPE_CHECKING:
@@ -145,9 +145,9 @@ class Job(Generic[P, R]):
         """The options of a call that is made now: a timedelta counts from here."""
         run_after = self.options["run_after"]
         if isinstance(run_after, timedelta):
-            now = queue.database_now(connections[router.db_for_write(_models())])
+            now = database.database_now(connections[router.db_for_write(_models())])
             try:
-                run_after = queue.as_field(now + run_after)
+                run_after = database.as_field(now + run_after)
             except OverflowError:
                 raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
         return {**self.options, "run_after": run_after}
@@ -212,7 +212,7 @@ def _moment(run_after: datetime) -> datetime:
     if not isinstance(run_after, datetime):
         raise TypeError(f"run_after is {run_after!r}. Give a datetime, or a timedelta from now.")
     if timezone.is_aware(run_after):
-        return queue.as_field(run_after)
+        return database.as_field(run_after)
     if conf.uses_time_zones():
         raise ValueError(f"run_after is {run_after!r}, which has no time zone. Give an aware datetime, or a timedelta.")
     return run_after

@@ -32,9 +32,9 @@ class Policy:
             seconds = self.backoff(failures)
             return _checked(seconds)
         if self.backoff:
-            return float(self.backoff[min(failures, len(self.backoff)) - 1])
+            return float(self.backoff[min(max(failures, 1), len(self.backoff)) - 1])
         # Jitter, so that a thousand jobs which failed together do not come back together.
-        return min(FIRST_DELAY * 2.0 ** min(failures - 1, 20), LONGEST_DELAY) * random.uniform(0.75, 1.25)
+        return min(FIRST_DELAY * 2.0 ** min(max(failures, 1) - 1, 20), LONGEST_DELAY) * random.uniform(0.75, 1.25)
 
 
 def _checked(seconds: object) -> float:

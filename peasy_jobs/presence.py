@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from peasy_jobs import queue
+from peasy_jobs import database, queue
 from peasy_jobs.models import PeasyRunner
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found 
 class Presence:
     """What the other runners know of this one."""
 
-    def __init__(self, jobs: queue.JobQuerySet, clock: queue.Clock, conf: Conf) -> None:
+    def __init__(self, jobs: queue.JobQuerySet, clock: database.Clock, conf: Conf) -> None:
         self.jobs, self.clock, self.conf = jobs, clock, conf
         self.runners = PeasyRunner.objects.using(jobs.db)
         self.id = 0
@@ -37,11 +37,12 @@ class Presence:
         before = monotonic()
         now = self.clock.sync()
         moment = self.clock.at(monotonic())
+        host_id = _host_id()
         runner = self.runners.create(
             host=socket.gethostname()[:255],
-            host_id=_host_id(),
+            host_id=host_id,
             pid=os.getpid(),
-            pid_started=_started(os.getpid()) or "",
+            pid_started=_started(os.getpid()) if host_id else "",
             queues=queues,
             worker_type=self.conf.worker_type,
             concurrency=self.conf.concurrency,
@@ -79,8 +80,8 @@ class Presence:
         if monotonic() < self.rescue_at:
             return 0
         self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(0.8, 1.2)
-        steady = monotonic() - self.steady_since > self.conf.lease
         now = self.clock.sync()
+        steady = monotonic() - max(self.steady_since, self.clock.stepped_at) > self.conf.lease
         rescued = 0
         if not self.looked_for_orphans:
             rescued = self.jobs.rescue(None, "The runner of this job is gone.", self.conf.crash_retries)
@@ -117,7 +118,19 @@ class Presence:
 
 def _is_gone(runner: PeasyRunner) -> bool:
     """Whether this host can see that the runner's process is gone. False where it cannot tell."""
-    return bool(runner.host_id) and runner.host_id == _host_id() and _started(runner.pid) != runner.pid_started
+    if not runner.host_id or runner.host_id != _host_id():
+        return False
+    try:
+        return _started(runner.pid) != runner.pid_started
+    except OSError:
+        pass
+    try:  # /proc may show nothing of another user's process
+        os.kill(runner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def _host_id() -> str:
@@ -128,10 +141,7 @@ def _host_id() -> str:
         return ""
 
 
-def _started(pid: int) -> str | None:
-    """When a process started, in ticks since boot; None when there is none, or only a zombie."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return None
-    return None if state in "ZX" else rest[18]
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot; empty for a zombie. Raises `OSError` where that is not shown."""
+    state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return "" if state in "ZX" else rest[18]

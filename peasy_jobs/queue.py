@@ -1,4 +1,4 @@
-"""Every change of a job's status, and every difference between the databases. Nothing else writes a status.
+"""Every change of a job's status. Nothing else writes one.
 
 Each change is an UPDATE guarded by the status it leaves; once a job is claimed also by its runner and by `claims`,
 which only grows: a runner that was taken for dead cannot write over the job's new life.
@@ -9,121 +9,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from time import monotonic
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models, transaction
 from django.db.models import Case, F, Min, Q, Value, When
-from django.db.models.functions import Coalesce, Greatest
-from django.db.utils import DataError, InterfaceError, OperationalError
-from django.utils import timezone
+from django.db.models.functions import Coalesce, Greatest, Least
+from django.db.utils import DataError
 
-from peasy_jobs import conf, wakeup
+from peasy_jobs import wakeup
 from peasy_jobs.claims import Claim, Ending
+from peasy_jobs.database import as_field, database_now, refuse_too_large
 
 if TYPE_CHECKING:
-    from django.db.backends.base.base import BaseDatabaseWrapper
-
     from peasy_jobs.models import PeasyJobQueue
 
 ENQUEUED, SCHEDULED, ONGOING, COMPLETED, FAILED, CANCELLED = "QSOCFX"
 FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUS_MSG_LIMIT = 255
 ERRORS_KEPT = 25  # failed attempts of a job, the newest
-STATEMENT = 4096  # bytes of a statement without its values, at the most
-SURELY_ACCEPTED = 500_000  # bytes of a statement: no server is set to less
-ESCAPED = b"\0\n\r\x1a\"'\\"  # each is sent as two bytes
+MOST = 2**31 - 1  # that an integer column holds
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
-
-
-class Clock:
-    """The database's clock, read now and then and carried on by the monotonic one in between."""
-
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection = connection
-        self.offset = 0.0
-
-    def sync(self) -> float:
-        """Read the database's clock. Returns seconds since 1970."""
-        now = database_now(self.connection).timestamp()
-        self.offset = now - monotonic()
-        return now
-
-    def at(self, moment: float) -> datetime:
-        """The time of `moment` (`time.monotonic()`, the same in every process of a host), as fields hold it."""
-        return as_field(datetime.fromtimestamp(moment + self.offset, UTC))
-
-
-def database_now(connection: BaseDatabaseWrapper) -> datetime:
-    """The database's own time in UTC: the only clock that is compared with what is due, leased or expired."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            {
-                "sqlite": "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')",
-                "postgresql": "SELECT clock_timestamp() AT TIME ZONE 'UTC'",
-                "mysql": "SELECT UTC_TIMESTAMP(6)",  # Now() would be the time of the server's zone
-            }[connection.vendor]
-        )
-        now = cursor.fetchone()[0]
-    return (datetime.fromisoformat(now) if isinstance(now, str) else now).replace(tzinfo=UTC)
-
-
-def as_field(moment: datetime) -> datetime:
-    """An aware `moment` as the site's datetime fields hold it: aware or naive, as `USE_TZ` says."""
-    return moment if conf.uses_time_zones() else timezone.make_naive(moment, timezone.get_default_timezone())
-
-
-def bound_silence(connection: BaseDatabaseWrapper, limit: float) -> None:
-    """Let a runner's own connection wait `limit` seconds for a server that does not answer, where its driver can."""
-    seconds = max(1, round(limit))
-    options = {
-        "postgresql": {"connect_timeout": seconds},  # an answer to a query has no limit there: see `silence`
-        "mysql": {"connect_timeout": seconds, "read_timeout": seconds, "write_timeout": seconds},
-    }.get(connection.vendor, {})
-    own = connection.settings_dict
-    connection.settings_dict = {**own, "OPTIONS": {**options, **own["OPTIONS"]}}  # a copy: threads share the dictionary
-
-
-def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
-    """Make a runner's own connection give up a lock after `lock_timeout` seconds: others still need it meanwhile."""
-    milliseconds = int(lock_timeout * 1000)
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
-        elif connection.vendor == "postgresql":
-            cursor.execute(f"SET lock_timeout = {milliseconds}")
-        elif connection.vendor == "mysql":
-            # READ COMMITTED: two claimers deadlock over the gaps that REPEATABLE READ locks as well.
-            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(lock_timeout))}")
-
-
-def is_locked(error: BaseException) -> bool:
-    """Whether somebody else's lock was in the way: a lock timeout, a deadlock or a serialization failure."""
-    cause = error.__cause__  # psycopg2 says pgcode; PyMySQL gives a sqlstate too, HY000 for 1205
-    codes = {getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1]}
-    return not codes.isdisjoint({"55P03", "40P01", "40001", 1020, 1205, 1213}) or "is locked" in str(error)
-
-
-def is_outage(error: BaseException) -> bool:
-    """Whether the database could not be used at all, whatever was asked of it."""
-    # MariaDB: more than max_allowed_packet, a wrong date, a character that the column does not have.
-    of_the_data = error.args[:1] in ((1153,), (1292,), (1366,))
-    return isinstance(error, OperationalError | InterfaceError) and not of_the_data
 
 
 def _entries(errors: Any) -> list[dict[str, str]]:
     """The failed attempts that a row keeps, whatever somebody else has written there."""
     return [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
-
-
-def _sent(row: Sequence[Any]) -> int:
-    """How many bytes a row of values takes in a statement, at the most; exactly when they are many."""
-    values = [value.encode() if isinstance(value, str) else value for value in row if isinstance(value, str | bytes)]
-    size = 2 * sum(map(len, values)) + STATEMENT
-    if size > SURELY_ACCEPTED:
-        size = sum(len(value) + sum(map(value.count, ESCAPED)) for value in values) + STATEMENT
-    return size
 
 
 class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
@@ -142,7 +53,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def peek(self, queues: Sequence[str]) -> tuple[bool, datetime | None]:
         """Whether a job may run now, and when the next scheduled one is due. Takes no lock."""
         waiting = self.in_queues(queues).filter(status=ENQUEUED, **({} if queues else {"claims__gte": 0}))
-        due = self.in_queues(queues).filter(status=SCHEDULED).aggregate(due=Min("run_after"))["due"]
+        try:
+            due = self.in_queues(queues).filter(status=SCHEDULED).aggregate(due=Min("run_after"))["due"]
+        except (DataError, ValueError, AttributeError):  # a time that Python or Django cannot hold
+            due = as_field(datetime(1970, 1, 1, tzinfo=UTC))
         return waiting.order_by().exists(), due
 
     def claim(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, ahead: int = 0) -> list[Claim]:
@@ -150,13 +64,22 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
         `started` stays empty for those, which says to a rescuer that they had not begun.
         """
-        queues = list(dict.fromkeys(queues))
-        if connections[self.db].vendor == "mysql":
-            rows = self._claim_locked(runner_id, limit, queues, now, limit - ahead)
-        else:
-            rows = self._claim_returning(runner_id, limit, queues, now, limit - ahead)
-        rows.sort()  # RETURNING has no order
+        claim = self._claim_locked if connections[self.db].vendor == "mysql" else self._claim_returning
+        try:
+            rows = claim(runner_id, limit, list(dict.fromkeys(queues)), now, limit - ahead)
+        except DataError:
+            if not self._fail_worn_out(now):
+                raise
+            return []
+        rows.sort(key=itemgetter(0, 1))  # RETURNING has no order
         return [Claim(*row[1:]) for row in rows]
+
+    def _fail_worn_out(self, now: datetime) -> int:
+        """Fail the jobs that can be claimed no more: somebody has set a counter to the end of its range."""
+        entry = {"at": now.isoformat(), "where": "", "exception": "", "traceback": ""}
+        entry["message"] = f"claims or attempts of this job are at {MOST:,}, the most there can be."
+        worn_out = self.filter(Q(claims__gte=MOST) | Q(attempts__gte=MOST), status=ENQUEUED)
+        return worn_out.update(status=FAILED, completed=now, errors=[entry])
 
     def _claim_returning(
         self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int
@@ -181,7 +104,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
                 " run_after = NULL, started = CASE WHEN place <= %s THEN %s END"
                 " FROM next WHERE id = next_id AND status = 'Q'"
-                " RETURNING -priority, id, claims, title, job_name, args_data, kwargs_data,"
+                " RETURNING 0 - priority, id, claims, title, job_name, args_data, kwargs_data,"
                 " attempts, crashes, crash_retries, timeout",
                 [*queues, runner_id, at_once, self._value("started", now)],
             )
@@ -202,14 +125,16 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 )
                 with connections[self.db].cursor() as cursor:
                     cursor.execute(
-                        "SELECT -priority, id, claims + 1, title, job_name, args_data, kwargs_data, attempts + 1,"
+                        "SELECT 0 - priority, id, claims + 1, title, job_name, args_data, kwargs_data, attempts + 1,"
                         f" crashes, crash_retries, timeout FROM {table} FORCE INDEX ({index})"
                         f" WHERE status = 'Q'{condition} ORDER BY priority DESC, id LIMIT {limit:d} FOR UPDATE"
                         + (" SKIP LOCKED" if skip else ""),
                         [queue] if queue else [],
                     )
                     rows += cursor.fetchall()
-            rows = sorted(set(rows))[:limit]  # MariaDB may find a job in two queues: their names ignore case
+            rows = sorted(set(rows), key=itemgetter(0, 1))[
+                :limit
+            ]  # MariaDB may find a job in two queues: their names ignore case
             pks = [row[1] for row in rows]
             for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
                 if some:
@@ -250,7 +175,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         with transaction.atomic(using=self.db):
             errors = self._errors_of([ending.claim.pk for ending in endings if ending.error])
             rows = [self._ending_row(runner_id, ending, errors.get(ending.claim.pk, []), now) for ending in endings]
-            self._refuse_too_large(rows)
+            refuse_too_large(connections[self.db], rows)
             with connections[self.db].cursor() as cursor:
                 # Plain SQL: one prepared statement for any mix of endings; the ORM would send a query for each.
                 cursor.executemany(
@@ -281,18 +206,6 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             *(ending.claim.pk, runner_id, ending.claim.claims),
         ]
 
-    def _refuse_too_large(self, rows: Sequence[Sequence[Any]]) -> None:
-        # MariaDB and MySQL end the connection of a client that sends too much. With some drivers that looks like an
-        # outage, which would be waited out for ever.
-        if connections[self.db].vendor != "mysql":
-            return
-        if large := [size for row in rows if (size := _sent(row)) > SURELY_ACCEPTED]:
-            with connections[self.db].cursor() as cursor:
-                cursor.execute("SELECT @@max_allowed_packet")
-                limit = cursor.fetchone()[0]
-            if max(large) > limit:
-                raise DataError(f"{max(large):,} bytes, and max_allowed_packet of the database server is {limit:,}")
-
     def _errors_of(self, pks: list[int]) -> dict[int, list[dict[str, str]]]:
         found = self.filter(pk__in=pks).values_list("pk", "errors") if pks else []
         return {pk: _entries(errors) for pk, errors in found}
@@ -320,7 +233,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         if extra is not None:
             columns["extra"] = json.loads(extra)
         if columns:
-            self._refuse_too_large([[status_msg, extra]])
+            refuse_too_large(connections[self.db], [[status_msg, extra]])
             self.filter(pk=pk, **guards).update(**columns)
 
     def cancel(self, pk: int) -> bool:
@@ -356,7 +269,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
                 kept = [*_entries(errors), entry][-ERRORS_KEPT:]
                 rescued += ongoing.filter(pk=pk, claims=claims).update(
-                    status=FAILED, errors=kept, completed=now, runner=None, crashes=F("crashes") + 1
+                    status=FAILED, errors=kept, completed=now, runner=None, crashes=Least(F("crashes"), MOST - 1) + 1
                 )
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
@@ -381,8 +294,15 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         pks = list(older.reverse().values_list("pk", flat=True)[:BATCH])
         return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0
 
-    def stamp_cancelled(self, now: datetime) -> None:
-        """Jobs that were cancelled while they waited are over: their grace counts from here."""
+    def complete_by_hand(self, now: datetime) -> None:
+        """Finish what a site has begun by writing a status itself.
+
+        Jobs that were cancelled while they waited are over: their grace counts from here. Jobs that were scheduled
+        without a time may run now.
+        """
+        undated = self.filter(status=SCHEDULED, run_after=None)
+        if pks := list(undated.order_by("run_after").values_list("pk", flat=True)[:BATCH]):
+            undated.filter(pk__in=pks).update(status=ENQUEUED)
         over = self.filter(status=CANCELLED, runner=None, completed=None)
         if pks := list(over.values_list("pk", flat=True)[:BATCH]):  # looked at first: an UPDATE takes the write lock
             over.filter(pk__in=pks).update(completed=now)

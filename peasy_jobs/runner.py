@@ -9,26 +9,33 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from django.db import DatabaseError, IntegrityError, InterfaceError, connections, reset_queries, router
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    reset_queries,
+    router,
+)
 
-from peasy_jobs import outcomes, queue, wakeup
+from peasy_jobs import database, outcomes, queue, wakeup
 from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.conf import Conf
 from peasy_jobs.execution import CANCEL, SHUTDOWN, TIMEOUT, Outcome, Report
 from peasy_jobs.health import unapplied_migrations
+from peasy_jobs.housekeeping import Housekeeping
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.presence import Presence
+from peasy_jobs.processes import ProcessWorkers
 from peasy_jobs.recorder import Recorder
 from peasy_jobs.silence import SilenceAlarm
 from peasy_jobs.stopping import Stopper, StopSignals
-from peasy_jobs.workers import Death, ProcessWorkers, ThreadWorkers, Worker, Workers
+from peasy_jobs.workers import Death, ThreadWorkers, Worker, Workers
 
 logger = logging.getLogger("peasy_jobs")
 
 LOCK_TIMEOUT = 0.5  # seconds that the runner's own connection waits for a lock
 LOCK_IS_TROUBLE = 3.0  # seconds: a lock of less is everyday life on SQLite
-PROMOTE_EVERY = 1.0
-PRUNE_EVERY = 5.0
 CANCEL_EVERY = 0.5
 LOOK_AHEAD = 0.1  # seconds of work that may wait in a worker
 LOOK_AHEAD_JOBS = 250
@@ -44,12 +51,14 @@ class Runner:
         self.conf, self.say, self.queues, self.exit_on_empty = conf, say, list(queues), exit_on_empty
         self.connection = connections[router.db_for_write(PeasyJobQueue)]
         self.jobs = PeasyJobQueue.objects.using(self.connection.alias)
-        self.clock = queue.Clock(self.connection)
+        self.clock = database.Clock(self.connection)
         self.presence = Presence(self.jobs, self.clock, conf)
+        self.house = Housekeeping(self.jobs, self.clock, conf)
         self.selector = selectors.DefaultSelector()
         self.recorder = Recorder(self.connection, self.jobs, self.clock)
         self.stopper = Stopper(conf.job_timeout)
         self.connected, self.listening = False, -1
+        self.file: tuple[int, int] | None = None  # the database's, on SQLite
         self.wakeup: wakeup.Wakeup = wakeup.Look()
         self.signals = StopSignals(self.selector)
         self.silence = SilenceAlarm(conf.lease / 3)
@@ -60,7 +69,7 @@ class Runner:
         self.pace: float | None = None  # seconds that a job takes
         self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
         self.follow_ups: list[float] = []
-        self.look_at = self.promote_at = self.cancel_at = self.prune_at = self.retry_at = 0.0
+        self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
         self.told_trouble = False
 
@@ -95,16 +104,16 @@ class Runner:
         try:
             self._connect()
             self.hint = self.wakeup.hinted() or self.hint
-            with self.silence.set(self.listening):
-                self._stay_alive()
-                if self.recorder.write(self.presence.id, urgent=self._is_hungry()):
-                    self.hint = True  # jobs went back to the queue, which no wake-up tells us of
-                self._mark_begun()
-                self._keep_house()
-                self._stop_cancelled()
-                self._recall()
-                if not self.stopping:
-                    self._claim()
+            self._stay_alive()
+            if self.recorder.write(self.presence.id, urgent=self._is_hungry()):
+                self.hint = True  # jobs went back to the queue, which no wake-up tells us of
+            self._mark_begun()
+            if self.house.keep(self.backlog):
+                self.hint = True
+            self._stop_cancelled()
+            self._recall()
+            if not self.stopping:
+                self._claim()
         except (DatabaseError, InterfaceError) as error:
             self._wait_out(error)
         else:
@@ -112,6 +121,8 @@ class Runner:
                 if self.told_trouble:
                     logger.warning("The database works again after %.1f s.", monotonic() - self.trouble_since)
                 self.trouble_since = None
+        finally:
+            self.silence.clear()
 
     # What workers report
 
@@ -160,9 +171,12 @@ class Runner:
 
     def _connect(self) -> None:
         if not self.connected:
-            queue.bound_silence(self.connection, self.conf.lease / 3)
+            database.make_own(self.connection, self.conf.lease / 3)
             self.connection.ensure_connection()
-            queue.set_up(self.connection, LOCK_TIMEOUT)
+            self.file = database.file_of(self.connection)
+        self.silence.set(database.socket_of(self.connection))
+        if not self.connected:
+            database.set_up(self.connection, LOCK_TIMEOUT)
             self.wakeup = wakeup.watch(self.connection)
             self.listening = self.wakeup.fileno()
             if self.listening >= 0:
@@ -174,10 +188,12 @@ class Runner:
             self.presence.register(self.queues)
             self._say_what_is_served()
         if self.trouble_since is not None:
-            known = [*self.held.values(), *(ending.claim for ending in self.recorder.endings)]
+            known = [*self.held.values(), *(ending.claim for ending in self.recorder.unwritten)]
             self.jobs.give_back_unknown(self.presence.id, known)
 
     def _stay_alive(self) -> None:
+        if monotonic() >= self.presence.renew_at and database.file_of(self.connection) != self.file:
+            raise OperationalError(f"{self.connection.settings_dict['NAME']} is not the file it was")
         if not self.presence.renew():
             logger.error("This runner was taken for dead. It ends what it runs and goes on under a new id.")
             for worker in self.workers.workers:
@@ -190,29 +206,6 @@ class Runner:
             self.presence.register(self.queues)
         if self.presence.rescue():
             self.hint = True
-
-    def _keep_house(self) -> None:
-        now = monotonic()
-        if now >= self.promote_at:
-            self.promote_at = now + PROMOTE_EVERY
-            if self.backlog and self.jobs.promote(self.clock.at(now)):
-                self.hint = True
-        if now >= self.prune_at:
-            self.prune_at = now + PRUNE_EVERY * random.uniform(0.8, 1.2)
-            if self._prune(self.conf.prune_grace):
-                self.prune_at = now
-
-    def _prune(self, grace: float) -> int:
-        moment = self.clock.at(monotonic())
-        self.jobs.stamp_cancelled(moment)
-        maxima = (self.conf.max_completed, self.conf.max_failed, self.conf.max_cancelled)
-        before = self.clock.at(monotonic() - grace)
-        try:
-            kept = zip(queue.FINISHED, maxima, strict=True)
-            return sum(self.jobs.prune(status, maximum, before) for status, maximum in kept)
-        except IntegrityError as error:  # a table of the site refers to a job
-            logger.warning("Finished jobs cannot be pruned: %s", error.args[0])
-            return 0
 
     def _stop_cancelled(self) -> None:
         """Jobs that were cancelled while this runner held them."""
@@ -229,11 +222,11 @@ class Runner:
                         self._hand_out([claim])
                 if pk in worker.pending:
                     self.stopper.ask(worker, worker.pending[pk], CANCEL, "It was cancelled.")
-            if not holders and all(ending.claim.pk != pk for ending in self.recorder.endings):
+            if not holders and all(ending.claim.pk != pk for ending in self.recorder.unwritten):
                 self.jobs.close_cancelled(self.presence.id, pk, claims, self.clock.at(monotonic()))
 
     def _wait_out(self, error: Exception) -> None:
-        locked = queue.is_locked(error)
+        locked = database.is_locked(error)
         if self.trouble_since is None:
             self.trouble_since, self.told_trouble = monotonic(), False
         if not self.told_trouble and (not locked or monotonic() - self.trouble_since > LOCK_IS_TROUBLE):
@@ -267,7 +260,10 @@ class Runner:
         claims = self.jobs.claim(self.presence.id, limit, self.queues, self.clock.at(monotonic()), ahead)
         self.ahead.update(claim.pk for claim in claims[limit - ahead :])
         self.backlog = len(claims) == limit
-        self._hand_out(claims)
+        damages = {claim: why for claim in claims if (why := claim.damage())}
+        for claim, why in damages.items():
+            self._end(outcomes.damaged(claim, why, self.clock))
+        self._hand_out([claim for claim in claims if claim not in damages] if damages else claims)
 
     def _room(self) -> dict[Worker, int]:
         """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
@@ -287,7 +283,7 @@ class Runner:
         """Whether there are jobs to claim, as far as can be told without taking a lock."""
         if self.backlog:
             return True
-        now, idle = monotonic(), not self.held and not self.recorder.endings
+        now, idle = monotonic(), not self.held and not self.recorder.unwritten
         if self.hint:
             self.hint, self.follow_ups = False, list(wakeup.FOLLOW_UPS)
         elif now < self.look_at and not (idle and self.exit_on_empty):
@@ -340,13 +336,13 @@ class Runner:
         if self.retry_at > now:
             moments = [self.retry_at]
         else:
-            moments = [self.presence.renew_at, self.presence.rescue_at, self.prune_at]
+            moments = [self.presence.renew_at, self.presence.rescue_at, self.house.prune_at]
             if self.held:
                 moments.append(self.cancel_at)
             moments.append(self.recorder.next_write(urgent=self._is_hungry()))
             moments += [worker.busy_since + LOOK_AHEAD for worker in self.workers.workers if len(worker.pending) > 1]
             if not self.stopping and self.presence.holds_lease() and self._room():
-                empty = self.exit_on_empty and not self.held and not self.recorder.endings
+                empty = self.exit_on_empty and not self.held and not self.recorder.unwritten
                 moments.append(now if self.backlog or empty else self.look_at)
                 if self.wakeup.interval is not None:
                     moments.append(now + self.wakeup.interval)
@@ -357,13 +353,13 @@ class Runner:
             key.data()
 
     def _over(self) -> bool:
-        if self.stopping and (self.held or self.recorder.endings):
+        if self.stopping and (self.held or self.recorder.unwritten):
             return monotonic() > self.kill_at + GIVE_UP  # the database is away: the jobs will be rescued
         return self.stopping
 
     def _finish(self) -> None:
         """Nothing is left to run now, and `exit_on_empty` says to end then."""
-        while self._prune(grace=0):
+        while self.house.prune(grace=0):
             pass
         later = self.jobs.in_queues(self.queues).filter(status=queue.SCHEDULED).count()
         self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
@@ -381,9 +377,10 @@ class Runner:
             self.kill_at = min(self.kill_at, now)
         if now >= self.kill_at and not self.killing:
             if self.held:
-                logger.warning("%d jobs are ended before they have finished. They run again later.", len(self.held))
+                logger.warning("Jobs ended before they have finished: %d. They run again later.", len(self.held))
             self.killing = True
-            self.stopper.ask_all(self.workers.workers, "The runner stops (PEASY_SHUTDOWN_TIMEOUT).")
+            why = "at once" if self.signals.count > 1 else "after PEASY_SHUTDOWN_TIMEOUT"
+            self.stopper.ask_all(self.workers.workers, f"The runner stops {why}.")
         if self.signals.count > 1 and not self.hurried:
             self.hurried = True
             self.stopper.hurry()

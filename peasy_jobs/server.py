@@ -18,10 +18,11 @@ import socket
 import struct
 import sys
 import threading
-import time
 import warnings
+from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peasy_jobs.channel import CHUNK, LENGTH, die_with_parent, take_messages
 
@@ -32,13 +33,14 @@ logger = logging.getLogger("peasy_jobs")
 
 # From the runner: what to do, for which worker. A start comes with the worker's socket and ticket pipe.
 REQUEST = struct.Struct("!cq")
-START, ASK, KILL = b"S", b"A", b"K"
+START, ASK, KILL, CUT_OFF = b"S", b"A", b"K", b"C"
 # To the runner: worker, pid, and one of these or, once it is gone, its wait status.
 REPORT = struct.Struct("!qqq")
-STARTED, NOT_STARTED = -2, -1
+STARTED, NOT_STARTED, WAS_CUT_OFF = -2, -1, -3
 TICKET = struct.Struct("!qq")  # job and claim: a job that was recalled may come back under a new claim
 # From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
 ASKED = struct.Struct("!qq9p128p")
+EXIT_TRIES, EXIT_PAUSE = 20, 0.005  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _shown = logging.StreamHandler()
@@ -82,6 +84,7 @@ def _listen(control: socket.socket, runner_pid: int) -> None:
     # Not SIGKILL any more, which would leave no time to end what the jobs have started.
     die_with_parent(runner_pid, by=signal.SIGCHLD)
     workers: dict[int, int] = {}  # pid: worker
+    cut_off: set[int] = set()  # pids of workers that lived on without their socket
     watched: list[Any] = [control, wake_r]
     try:
         while os.getppid() == runner_pid:
@@ -89,7 +92,7 @@ def _listen(control: socket.socket, runner_pid: int) -> None:
             if wake_r in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_r, CHUNK)
-                _report_dead(control, workers)
+                _report_dead(control, workers, cut_off)
             if control in ready:
                 data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 3)
                 for fd in fds:
@@ -99,10 +102,16 @@ def _listen(control: socket.socket, runner_pid: int) -> None:
                         return
                     data += more
                 what, worker = REQUEST.unpack(data)
-                _serve(control, workers, what, worker, fds)
+                if what == START:
+                    _start(control, workers, worker, fds)
+                    continue
+                for pid in [pid for pid, number in workers.items() if number == worker]:
+                    if what == CUT_OFF and not _ends_by_itself(pid):
+                        cut_off.add(pid)
+                    _end_or_ask(pid, what)
     finally:
         for pid in workers:
-            _kill_group(pid)
+            _end_or_ask(pid, KILL)
 
 
 def _load_project(level: int) -> None:
@@ -115,6 +124,12 @@ def _load_project(level: int) -> None:
         show_log(level)
     import_jobs()
     connections.close_all()
+    for connection in connections.all(initialized_only=True):
+        if hasattr(connection, "close_pool"):  # PostgreSQL's: workers would share the sockets that wait in it
+            connection.close_pool()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # or every worker would print again what is still in it
+            stream.flush()
 
 
 def import_jobs() -> None:
@@ -126,20 +141,28 @@ def import_jobs() -> None:
         if module_has_submodule(app.module, "jobs"):
             try:
                 import_module(f"{app.name}.jobs")
-            except Exception:  # its jobs will fail and say so; those of other apps run
+            except (Exception, SystemExit):  # its jobs will fail and say so; those of other apps run
                 logger.exception("Could not import %s.jobs.", app.name)
 
 
-def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker: int, fds: list[int]) -> None:
-    if what != START:
-        for pid, number in workers.items():
-            if number == worker:  # not reaped yet, so the pid is still its own
-                if what == KILL:
-                    _kill_group(pid)
-                else:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGTERM)
-        return
+def _ends_by_itself(pid: int) -> bool:
+    """Whether a process that has closed its socket is just ending: it is gone a moment later."""
+    for _ in range(EXIT_TRIES):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return True
+        sleep(EXIT_PAUSE)
+    return False
+
+
+def _end_or_ask(pid: int, what: bytes) -> None:
+    """Do this to a worker that was not reaped yet, so that the pid is still its own."""
+    if what != ASK:
+        _kill_group(pid)  # what its job has started; and maybe not the worker, which may have left its group
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM if what == ASK else signal.SIGKILL)
+
+
+def _start(control: socket.socket, workers: dict[int, int], worker: int, fds: list[int]) -> None:
     server = os.getpid()
     try:
         with warnings.catch_warnings():
@@ -165,7 +188,7 @@ def _serve(control: socket.socket, workers: dict[int, int], what: bytes, worker:
         os.close(fd)
 
 
-def _report_dead(control: socket.socket, workers: dict[int, int]) -> None:
+def _report_dead(control: socket.socket, workers: dict[int, int], cut_off: set[int]) -> None:
     while workers:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -173,7 +196,9 @@ def _report_dead(control: socket.socket, workers: dict[int, int]) -> None:
         worker = workers.pop(pid, None)
         if worker is not None:
             _kill_group(pid)  # what the job had started goes with it
+            status = WAS_CUT_OFF if pid in cut_off else status
             control.sendall(REPORT.pack(worker, pid, status))
+            cut_off.discard(pid)
 
 
 def _kill_group(pid: int) -> None:
@@ -191,10 +216,9 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
     die_with_parent(server)
     if sys.platform != "linux":
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
-    _listen_for_asked(ask_fd)
     try:
         with socket.socket(fileno=socket_fd) as connection:
-            _run_jobs(connection, ticket_fd)
+            _run_jobs(connection, ticket_fd, ask_fd)
     except OSError:
         pass  # the runner is gone
     except BaseException:
@@ -203,7 +227,7 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
     os._exit(0)
 
 
-def _listen_for_asked(ask_fd: int) -> None:
+def _asked_reader(ask_fd: int) -> Callable[[int, object], None]:
     from peasy_jobs import execution
 
     def read_asked(signum: int, frame: object) -> None:
@@ -212,18 +236,28 @@ def _listen_for_asked(ask_fd: int) -> None:
             for pk, claims, why, reason in ASKED.iter_unpack(os.read(ask_fd, ASKED.size * 16)):
                 execution.ask(pk, claims, why.decode(), reason.decode(), interrupt=True)
 
-    signal.signal(signal.SIGTERM, read_asked)
+    return read_asked
 
 
-def _run_jobs(connection: socket.socket, ticket_fd: int) -> None:
+def _take_signals_back(read_asked: Callable[[int, object], None]) -> None:
+    """What the last job did with signals must not hit the next: its handlers, its mask, its alarm."""
+    signal.alarm(0)
+    for signum, handler in zip(SIGNALS, (_leave_it_to_the_runner, read_asked), strict=True):
+        if signal.getsignal(signum) is not handler:
+            signal.signal(signum, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
     from peasy_jobs import execution
     from peasy_jobs.claims import Run
 
-    send = _Sender(connection)
+    send, read_asked = _Sender(connection), _asked_reader(ask_fd)
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}
     pid = os.getpid()
-    while (ticket := _next_ticket(ticket_fd)) is not None:
+    _take_signals_back(read_asked)
+    while (ticket := _next_ticket(ticket_fd, send)) is not None:
         while ticket not in jobs:
             chunk = connection.recv(CHUNK)
             if not chunk:
@@ -233,12 +267,15 @@ def _run_jobs(connection: socket.socket, ticket_fd: int) -> None:
                 for stale in recalled:
                     jobs.pop(stale, None)
                 jobs.update({job[:2]: Run(*job) for job in handed_out})
+        _take_signals_back(read_asked)
         outcome = execution.run(jobs.pop(ticket), send)
-        with contextlib.suppress(OSError, ValueError):
+        forked = os.getpid() != pid
+        if not forked:
+            send(outcome)
+        with contextlib.suppress(Exception):  # the job may have left anything there
             sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
-        if os.getpid() != pid:
-            os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
-        send(outcome)
+        if forked:
+            os._exit(1 if outcome.error else 0)  # it came back from the job, but the job is its parent
         if execution.interrupted:
             os._exit(0)  # it may have been in the middle of anything: another worker takes this one's place
         execution.tidy()
@@ -250,23 +287,34 @@ class _Sender:
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.lock = connection, threading.Lock()
 
-    def __call__(self, message: Outcome | Report) -> None:
+    def __call__(self, message: Outcome | Report | Begun) -> None:
         data = marshal.dumps((type(message).__name__, *message))
         with self.lock:
             self.connection.sendall(LENGTH.pack(len(data)) + data)
 
 
-def _next_ticket(ticket_fd: int) -> tuple[int, int] | None:
+class Begun(NamedTuple):
+    """A worker that was idle has begun a job."""
+
+    at: float  # time.monotonic()
+
+
+def _next_ticket(ticket_fd: int, send: _Sender) -> tuple[int, int] | None:
     """The job to run next; None when the runner is gone.
 
     Tickets lie in a pipe that the runner reads too when it wants jobs back: the kernel gives each to one of us.
     """
+    idle = False
     while True:
         try:
             ticket = os.read(ticket_fd, TICKET.size)
-            return TICKET.unpack(ticket) if ticket else None
         except BlockingIOError:
+            idle = True
             select.select([ticket_fd], [], [])
+            continue
+        if idle and ticket:
+            send(Begun(monotonic()))
+        return TICKET.unpack(ticket) if ticket else None
 
 
 def _leave_it_to_the_runner(signum: int, frame: object) -> None:
@@ -290,5 +338,5 @@ def _be_an_ordinary_process() -> None:
 
 def _watch_parent(server: int) -> None:
     while os.getppid() == server:
-        time.sleep(0.5)
+        sleep(0.5)
     os.killpg(0, signal.SIGKILL)

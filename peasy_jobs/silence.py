@@ -6,9 +6,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, sleep
 
 
 class SilenceAlarm:
@@ -23,18 +21,16 @@ class SilenceAlarm:
         self.waiting: tuple[int, float] | None = None  # the connection's descriptor, and since when
         threading.Thread(target=self._watch, name="peasy silence alarm", daemon=True).start()
 
-    @contextmanager
-    def set(self, fd: int) -> Iterator[None]:
-        """What is done inside talks to the server over this descriptor; below 0 there is none."""
+    def set(self, fd: int) -> None:
+        """From now on the server is talked to over this descriptor; below 0 there is none."""
         self.waiting = (fd, monotonic()) if fd >= 0 else None
-        try:
-            yield
-        finally:
-            self.waiting = None
+
+    def clear(self) -> None:
+        self.waiting = None
 
     def _watch(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(self.limit / 10):
+        while True:
+            sleep(self.limit / 10)
             waiting = self.waiting
             if waiting and monotonic() - waiting[1] > self.limit:
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(waiting[0])) as connection:

@@ -65,7 +65,7 @@ class Stopper:
             asked = self.asked.get(claim.pk)
             if asked is None:
                 limit = self._limit(claim)
-                if limit is not None and now >= worker.busy_since + limit:
+                if limit is not None and now >= worker.began + limit:
                     whose = "timeout of @peasy.job" if claim.timeout is not None else "PEASY_JOB_TIMEOUT"
                     self.ask(
                         worker, claim, TIMEOUT, f"The job took longer than its time limit of {limit:g} s ({whose})."
@@ -84,7 +84,7 @@ class Stopper:
             if asked is not None:
                 moments.append(asked.kill_at)
             elif limit is not None:
-                moments.append(worker.busy_since + limit)
+                moments.append(worker.began + limit)
         return min(moments, default=float("inf"))
 
     def _limit(self, claim: Claim) -> float | None:

@@ -1,4 +1,4 @@
-"""Threads and processes behind one small interface: hand out, recall, collect, kill. Knows nothing of the database.
+"""What a worker is to its runner: hand out, recall, collect, kill. Knows nothing of the database. And threads.
 
 A worker's `pending` are the jobs it was given and has not finished, in order; it runs the first of them. The rest can
 be recalled until the moment it takes them: thread and runner share a queue, process and runner share a pipe.
@@ -7,42 +7,19 @@ be recalled until the moment it takes them: thread and runner share a queue, pro
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import selectors
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NamedTuple, Protocol
 
 from peasy_jobs import execution
-from peasy_jobs.channel import Channel
 from peasy_jobs.claims import Claim
 from peasy_jobs.execution import Outcome, Report
-from peasy_jobs.server import (
-    ASK,
-    ASKED,
-    KILL,
-    NOT_STARTED,
-    REPORT,
-    REQUEST,
-    SIGNALS,
-    START,
-    STARTED,
-    TICKET,
-    import_jobs,
-    log_level,
-)
-
-logger = logging.getLogger("peasy_jobs")
-
-START_RETRY = 1.0  # seconds until a worker server, or a worker, that could not be started is tried again
-STOP_TIMEOUT = 2.0  # seconds for a worker server to end by itself
+from peasy_jobs.server import import_jobs
 
 
 class Death(NamedTuple):
@@ -59,10 +36,14 @@ Event = Outcome | Report | Death
 
 
 class Worker(Protocol):
-    """One worker. `busy_since` is the `time.monotonic()` when it began the first of `pending`."""
+    """One worker. `busy_since` is the `time.monotonic()` when it was given the first of `pending`, or ended the last.
+
+    `began` is when it began that job. One that was idle says so itself: until then it lies in the future.
+    """
 
     pending: dict[int, Claim]
     busy_since: float
+    began: float
     ready: bool
 
     @property
@@ -101,14 +82,14 @@ class ThreadWorker:
     def __init__(self, number: int, deliver: Callable[[Event], None]) -> None:
         self.ready = True
         self.pending: dict[int, Claim] = {}
-        self.busy_since = 0.0
+        self.busy_since = self.began = 0.0
         self.jobs: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()  # None ends the thread
         self.deliver = deliver
         threading.Thread(target=self._work, name=f"peasy worker {number}", daemon=True).start()
 
     def hand_out(self, claims: list[Claim]) -> None:
         if not self.pending:
-            self.busy_since = monotonic()
+            self.busy_since = self.began = monotonic()
         for claim in claims:
             self.pending[claim.pk] = claim
             self.jobs.put(claim)
@@ -127,8 +108,11 @@ class ThreadWorker:
         return False
 
     def _work(self) -> None:
+        pid = os.getpid()
         while claim := self.jobs.get():
             outcome = execution.run(claim.run(), self.deliver)
+            if os.getpid() != pid:
+                os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
             execution.tidy()
             self.deliver(outcome)
 
@@ -156,7 +140,7 @@ class ThreadWorkers:
                         claim = worker.pending.get(event.pk)
                         if claim is not None and claim.claims == event.claims:
                             del worker.pending[event.pk]
-                            worker.busy_since = monotonic()
+                            worker.busy_since = worker.began = monotonic()
                 events.append(event)
         return events
 
@@ -176,216 +160,3 @@ class ThreadWorkers:
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self.wake_r.recv(65536)
-
-
-class ProcessWorker:
-    """Runs jobs in a process of their own. The worker server forks it, reports its end, and kills it when told to."""
-
-    def __init__(self, number: int, request: Callable[[bytes, ProcessWorker], None], max_jobs: int | None) -> None:
-        self.max_jobs = float("inf") if max_jobs is None else max_jobs
-        self.pending: dict[int, Claim] = {}
-        self.busy_since, self.done = 0.0, 0
-        self.number, self.pid, self.ready, self.asked = number, 0, False, False
-        self.request = request
-        ours, self.theirs = socket.socketpair()
-        self.channel = Channel(ours)
-        self.ticket_r, self.ticket_w = os.pipe()
-        self.ask_r, self.ask_w = os.pipe()
-        for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
-            os.set_blocking(fd, False)
-        self.recalled: list[tuple[int, int]] = []  # tickets of what the worker holds and must forget
-
-    def hand_out(self, claims: list[Claim]) -> None:
-        if not self.pending:
-            self.busy_since = monotonic()
-        jobs = [tuple(claim.run()) for claim in claims]
-        self.pending.update({claim.pk: claim for claim in claims})
-        self.channel.send((self.recalled, jobs))
-        self.recalled = []
-        os.write(self.ticket_w, b"".join(TICKET.pack(claim.pk, claim.claims) for claim in claims))
-
-    def recall(self) -> list[Claim]:
-        try:
-            tickets = os.read(self.ticket_r, 1 << 16)
-        except BlockingIOError:
-            return []
-        recalled = list(TICKET.iter_unpack(tickets))
-        self.recalled += recalled
-        return [self.pending.pop(pk) for pk, _ in recalled]
-
-    def ask(self, claim: Claim, why: str, reason: str) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self.asked, self.ready = True, False  # interrupted in the middle of anything: not to be used again
-            os.write(self.ask_w, ASKED.pack(claim.pk, claim.claims, why.encode(), reason.encode()))
-        self.request(ASK, self)
-
-    def kill(self) -> bool:
-        self.request(KILL, self)
-        return True
-
-    @property
-    def room(self) -> float:
-        return self.max_jobs - self.done - len(self.pending)
-
-    def receive(self) -> list[Event]:
-        events: list[Event] = []
-        for kind, *values in self.channel.receive():
-            if kind == "Outcome":
-                outcome = Outcome(*values)
-                self.pending.pop(outcome.pk, None)
-                self.busy_since = monotonic()
-                self.done += 1
-                events.append(outcome)
-            else:
-                events.append(Report(*values))
-        return events
-
-    def close(self) -> None:
-        self.channel.close()
-        for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
-            os.close(fd)
-
-
-class ProcessWorkers:
-    """Workers that are processes, and the server that forks them."""
-
-    def __init__(self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None) -> None:
-        self.concurrency, self.selector, self.max_jobs = concurrency, selector, max_jobs
-        self.workers: list[ProcessWorker] = []
-        self.events: list[Event] = []
-        self.started = 0  # workers so far: numbers are not used twice
-        self.server: subprocess.Popen[bytes] | None = None
-        self.server_started = self.fill_at = float("-inf")
-        self._fill()
-
-    def collect(self) -> list[Event]:
-        spent = [worker for worker in self.workers if not worker.pending and (worker.room <= 0 or worker.asked)]
-        for worker in spent:
-            self.workers.remove(worker)
-            self._forget(worker)  # it sees that and ends
-        self._fill()
-        for worker in self.workers:
-            if worker.channel.outbox:
-                worker.channel.flush()
-            self._watch(worker)
-        events, self.events = self.events, []
-        return events
-
-    def stop(self) -> None:
-        """End the worker server, and with it every worker."""
-        for worker in self.workers:
-            self._forget(worker)
-        self.workers = []
-        if self.server is not None:
-            self.selector.unregister(self.control)
-            self.control.close()
-            try:
-                self.server.wait(STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:  # stuck in the project's own imports, say
-                self.server.kill()
-                self.server.wait()
-            self.server = None
-
-    def _fill(self) -> None:
-        if self.server is None:
-            if monotonic() < self.server_started + START_RETRY:
-                return
-            self._start_server()
-        while len(self.workers) < self.concurrency and monotonic() >= self.fill_at:
-            self.started += 1
-            worker = ProcessWorker(self.started, self._request, self.max_jobs)
-            self.workers.append(worker)
-            self.selector.register(worker.channel.connection, selectors.EVENT_READ, lambda w=worker: self._receive(w))
-            self._request(START, worker, [worker.theirs.fileno(), worker.ticket_r, worker.ask_r])
-            worker.theirs.close()
-
-    def _start_server(self) -> None:
-        self.server_started = monotonic()
-        self.control, theirs = socket.socketpair()
-        # Our sys.path, so that the project is found from whichever directory the runner was started in.
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from peasy_jobs import server; "
-            f"server.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r}, {log_level()})"
-        )
-        options = [f"-W{option}" for option in sys.warnoptions]
-        # Ctrl-C goes to the whole group: it must not hit the server before it has handlers, so the server unblocks it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            self.server = subprocess.Popen(  # noqa: S603
-                [sys.executable, *options, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
-        self.selector.register(self.control, selectors.EVENT_READ, self._hear_server)
-
-    def _request(self, what: bytes, worker: ProcessWorker, fds: list[int] | None = None) -> None:
-        with contextlib.suppress(OSError):  # the server is gone, which its socket tells us as well
-            socket.send_fds(self.control, [REQUEST.pack(what, worker.number)], fds or [])
-
-    def _hear_server(self) -> None:
-        try:
-            data = self.control.recv(REPORT.size * 64)
-            while len(data) % REPORT.size:
-                data += self.control.recv(REPORT.size - len(data) % REPORT.size)
-        except OSError:
-            data = b""
-        if not data and self.server is not None:
-            self._lose_server(self.server)
-        for number, pid, status in REPORT.iter_unpack(data):
-            for worker in [worker for worker in self.workers if worker.number == number]:
-                if status == STARTED:
-                    worker.pid, worker.ready = pid, not worker.asked
-                else:
-                    self._bury(worker, _how(status))
-
-    def _lose_server(self, server: subprocess.Popen[bytes]) -> None:
-        self.selector.unregister(self.control)
-        self.control.close()
-        server.kill()
-        logger.error("The worker server died (exit code %s). Starting another.", server.wait())
-        self.server = None
-        for worker in list(self.workers):
-            if worker.pid:
-                with contextlib.suppress(OSError):
-                    os.killpg(worker.pid, signal.SIGKILL)  # the kernel does so too, but maybe not yet
-            self._bury(worker, None)
-
-    def _receive(self, worker: ProcessWorker) -> None:
-        if worker not in self.workers:
-            return  # buried a moment ago, by an earlier event of the same wait
-        self.events += worker.receive()
-        if worker.channel.closed:
-            self.selector.unregister(worker.channel.connection)  # dying; the server tells us when it is dead
-
-    def _watch(self, worker: ProcessWorker) -> None:
-        """Wait for room to write to a worker only while there is something to write."""
-        if not worker.channel.closed:
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.outbox else 0)
-            key = self.selector.get_key(worker.channel.connection)
-            if key.events != wanted:
-                self.selector.modify(worker.channel.connection, wanted, key.data)
-
-    def _bury(self, worker: ProcessWorker, reason: str | None) -> None:
-        self.events += worker.receive()
-        innocent = worker.recall()
-        if not worker.done and not worker.pending:  # it never got as far as a job, and neither might the next
-            self.fill_at = monotonic() + START_RETRY
-        self.events.append(Death(reason, list(worker.pending.values()), innocent, worker.busy_since, worker.pid))
-        self.workers.remove(worker)
-        self._forget(worker)
-
-    def _forget(self, worker: ProcessWorker) -> None:
-        with contextlib.suppress(KeyError):
-            self.selector.unregister(worker.channel.connection)
-        worker.close()
-
-
-def _how(status: int) -> str:
-    if status == NOT_STARTED:
-        return "could not be started"
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"ended with exit code {code}"
-    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
-    return f"killed by {name}; often out of memory" if -code == signal.SIGKILL else f"killed by {name}"

@@ -14,7 +14,7 @@ from django.db import OperationalError, connection, transaction
 
 django.setup()
 
-from peasy_jobs import queue  # noqa: E402
+from peasy_jobs import database  # noqa: E402
 from peasy_jobs.models import PeasyJobQueue  # noqa: E402
 from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending  # noqa: E402
 from peasy_jobs.runner import LOCK_TIMEOUT  # noqa: E402
@@ -42,12 +42,12 @@ def patiently(action: Callable[[], Any]) -> Any:
         try:
             return action()
         except OperationalError as error:
-            if not queue.is_locked(error) or monotonic() > deadline:
+            if not database.is_locked(error) or monotonic() > deadline:
                 raise
 
 
 def now() -> Any:
-    return queue.as_field(queue.database_now(connection))
+    return database.as_field(database.database_now(connection))
 
 
 def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]:
@@ -149,7 +149,7 @@ PARTS: dict[str, Callable[..., Any]] = {
 if __name__ == "__main__":
     part, options = sys.argv[1], json.loads(sys.argv[2])
     if options.pop("set_up", True):
-        queue.set_up(connection, LOCK_TIMEOUT)
+        database.set_up(connection, LOCK_TIMEOUT)
     elif connection.vendor == "mysql":
         with connection.cursor() as cursor:  # what the server gives to those who set nothing
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")

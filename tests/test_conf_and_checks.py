@@ -61,7 +61,7 @@ RULES: dict[str, tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
         ("greenlet", "", None, 1, ["process"]),
     ),
     "PEASY_SHUTDOWN_TIMEOUT": ("E008", SECONDS.format("0"), (0, 0.5, 3600), NO_SECONDS),
-    "PEASY_LEASE": ("E009", SECONDS.format("1"), (1, 1.5, 3600), (0, 0.9, *NO_SECONDS)),
+    "PEASY_LEASE": ("E009", SECONDS.format("2"), (2, 2.5, 3600), (0, 1.9, *NO_SECONDS)),
     "PEASY_CRASH_RETRIES": ("E010", "Set it to a whole number, 0 or more.", (0, 3), (None, *NO_COUNT)),
     "PEASY_MAX_PAYLOAD": ("E011", "Set it to a number of bytes, 1 or more.", (1, 2**40), (0, None, *NO_COUNT)),
     "PEASY_JOB_TIMEOUT": (

@@ -11,8 +11,9 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
+from peasy_jobs.database import database_now
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING, database_now
+from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING
 from tests import jobs
 from tests.jobs import notes
 from tests.rows import finished, heartbeats, is_gone, row, runner, running, server_of, with_app, workers_of
@@ -272,7 +273,7 @@ def test_the_jobs_of_a_runner_of_another_host_wait_for_the_end_of_its_lease(run_
     )
     PeasyJobQueue.objects.filter(pk=job.pk).update(status=ONGOING, runner=away, claims=1, attempts=1, started=now)
     Path(tmp_path, "go").touch()
-    command = run_peasy(settings={"PEASY_LEASE": 1})
+    command = run_peasy(settings={"PEASY_LEASE": 2})
     (job,) = finished(job)
     assert (job.status, job.attempts, job.crashes, job.claims) == (COMPLETED, 2, 1, 2)
     assert job.started.timestamp() > away.lease_until
@@ -283,11 +284,11 @@ def test_the_jobs_of_a_runner_of_another_host_wait_for_the_end_of_its_lease(run_
 def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_its_process(run_peasy, tmp_path):
     record = tmp_path / "record"
     job = jobs.wait_for(str(tmp_path / "go"), str(record))
-    run_peasy(settings={"PEASY_LEASE": 1})
+    run_peasy(settings={"PEASY_LEASE": 2})
     wait_until(lambda: started(record))
     PeasyRunner.objects.update(host_id="another boot of another host")
     keeper = runner()
-    other = run_peasy(settings={"PEASY_LEASE": 1})
+    other = run_peasy(settings={"PEASY_LEASE": 2})
     other_row = PeasyRunner.objects.exclude(pk=keeper.pk).get()
     # It has looked for the dead long after it could have said that one is.
     wait_until(lambda: PeasyRunner.objects.get(pk=other_row.pk).heartbeat - other_row.heartbeat > timedelta(seconds=4))
@@ -304,12 +305,12 @@ def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_i
 @pytest.mark.parametrize("worker_type", ["process", "thread"])
 def test_a_suspended_runner_writes_nothing_over_the_new_life_of_its_job(run_peasy, tmp_path, worker_type):
     record = tmp_path / "record"
-    straggler = run_peasy("--worker-type", worker_type, settings={"PEASY_LEASE": 1})
+    straggler = run_peasy("--worker-type", worker_type, settings={"PEASY_LEASE": 2})
     job = jobs.wait_in_run(str(tmp_path))
     wait_until(lambda: len(started(record)) == 1)
     old = runner()
     straggler.signal(signal.SIGSTOP)
-    other = run_peasy(settings={"PEASY_LEASE": 1})
+    other = run_peasy(settings={"PEASY_LEASE": 2})
     wait_until(lambda: len(started(record)) == 2, message=other.describe)
     new_life = running(job)
     assert (new_life.claims, new_life.crashes) == (2, 1)
@@ -338,11 +339,11 @@ def test_a_suspended_runner_writes_nothing_over_the_new_life_of_its_job(run_peas
 
 def test_a_runner_that_was_taken_for_dead_ends_what_it_still_runs(run_peasy, tmp_path):
     record = tmp_path / "record"
-    straggler = run_peasy(settings={"PEASY_LEASE": 1})
+    straggler = run_peasy(settings={"PEASY_LEASE": 2})
     job = jobs.wait_in_run(str(tmp_path))
     wait_until(lambda: len(started(record)) == 1)
     straggler.signal(signal.SIGSTOP)
-    other = run_peasy(settings={"PEASY_LEASE": 1})
+    other = run_peasy(settings={"PEASY_LEASE": 2})
     wait_until(lambda: len(started(record)) == 2, message=other.describe)
     straggler.signal(signal.SIGCONT)
     straggler.wait_for_output("This runner was taken for dead.")
@@ -373,7 +374,7 @@ def test_a_runner_that_was_suspended_for_less_than_its_lease_goes_on_as_if_nothi
     job = jobs.wait_in_run(str(tmp_path))
     wait_until(lambda: started(record))
     command.signal(signal.SIGSTOP)
-    other = run_peasy(settings={"PEASY_LEASE": 1})
+    other = run_peasy(settings={"PEASY_LEASE": 2})
     finished(jobs.nothing())  # by the other
     Path(tmp_path, "1").touch()
     command.signal(signal.SIGCONT)

@@ -18,7 +18,7 @@ from django.utils import timezone
 from django.utils.functional import SimpleLazyObject
 
 import peasy_jobs
-from peasy_jobs import execution, payloads, queue, wakeup
+from peasy_jobs import conf, database, execution, payloads, queue, wakeup
 from peasy_jobs.claims import Run
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, peasy
@@ -50,7 +50,7 @@ def undecorated() -> None:
 
 def run_next() -> PeasyJobQueue:
     """Claim the next job, run it here, and write what came of it: what a runner does."""
-    now = queue.as_field(queue.database_now(connection))
+    now = database.as_field(database.database_now(connection))
     [claim] = PeasyJobQueue.objects.claim(1, 1, [], now)
     outcome = execution.run(claim.run(), lambda report: None)
     ending = queue.Ending(
@@ -98,8 +98,8 @@ def test_calling_a_job_function_enqueues_the_call_and_returns_its_row() -> None:
     assert (job.started, job.completed, job.attempts) == (None, None, 0)
     assert (job.error, job.traceback) == ("", "")
     assert (job.priority, job.queue_name, job.run_after) == (0, "default", None)
-    assert abs(job.created - queue.as_field(queue.database_now(connection))) < timedelta(minutes=5)
-    assert timezone.is_aware(job.created) == queue.conf.uses_time_zones()
+    assert abs(job.created - database.as_field(database.database_now(connection))) < timedelta(minutes=5)
+    assert timezone.is_aware(job.created) == conf.uses_time_zones()
 
 
 @needs_database
@@ -324,9 +324,9 @@ def test_run_after_makes_a_job_wait_as_scheduled(settings: Any, zone: Any, aware
 @pytest.mark.parametrize("aware", [True, False], ids=["USE_TZ", "no USE_TZ"])
 def test_run_after_may_be_a_time_from_now_by_the_clock_of_the_database(settings: Any, aware: bool) -> None:
     settings.USE_TZ = aware
-    before = queue.database_now(connection)
+    before = database.database_now(connection)
     job = export.using(run_after=timedelta(hours=2))("orders")
-    after = queue.database_now(connection)
+    after = database.database_now(connection)
     job.refresh_from_db()
     assert job.status == PeasyJobQueue.SCHEDULED
     due = job.run_after if aware else timezone.make_aware(job.run_after)
@@ -707,7 +707,7 @@ def test_track_asks_for_the_next_row_only_when_it_is_wanted() -> None:
 def test_a_job_that_is_cancelled_before_it_is_claimed_never_runs() -> None:
     pk, other = export("orders").pk, export("orders").pk
     assert PeasyJobQueue.objects.filter(pk=pk).update(status=PeasyJobQueue.CANCELLED) == 1
-    now = queue.as_field(queue.database_now(connection))
+    now = database.as_field(database.database_now(connection))
     assert [claim.pk for claim in PeasyJobQueue.objects.claim(1, 10, [], now)] == [other]
     assert PeasyJobQueue.objects.get(pk=pk).status == PeasyJobQueue.CANCELLED
 

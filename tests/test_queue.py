@@ -14,7 +14,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import CaptureQueriesContext, override_settings
 
-from peasy_jobs import conf, queue
+from peasy_jobs import conf, database, queue
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.presence import Presence
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED, Claim, Ending
@@ -31,7 +31,7 @@ servers_only = pytest.mark.skipif(SQLITE, reason="SQLite locks the whole file")
 
 
 def at(seconds: float = 0) -> datetime:
-    return queue.as_field(START + timedelta(seconds=seconds))
+    return database.as_field(START + timedelta(seconds=seconds))
 
 
 def insert(count: int = 1, **columns: Any) -> list[int]:
@@ -290,7 +290,7 @@ def test_an_idle_runner_does_not_read_what_has_finished():
         "promote": lambda: jobs.promote(at(7200)),
         "rescue": lambda: jobs.rescue(DEAD, "gone", 1),
         "prune": lambda: jobs.prune(COMPLETED, 10, at(100)),
-        "stamp": lambda: jobs.stamp_cancelled(at()),
+        "stamp": lambda: jobs.complete_by_hand(at()),
         "leave": lambda: jobs.filter(runner=DEAD).exists(),
         "cancelled of": lambda: jobs.cancelled_of(DEAD),
         "runners named": lambda: jobs.runners_named(),
@@ -316,12 +316,12 @@ def test_the_indexes_hold_only_the_rows_they_are_for():
 
 
 def test_a_job_is_promoted_once_the_databases_clock_says_that_it_is_due():
-    now = queue.database_now(connection)
-    due, later = (insert(status=SCHEDULED, run_after=queue.as_field(now + delay))[0] for delay in seconds(-1, 60))
+    now = database.database_now(connection)
+    due, later = (insert(status=SCHEDULED, run_after=database.as_field(now + delay))[0] for delay in seconds(-1, 60))
 
-    assert jobs.promote(queue.as_field(now)) == 1
+    assert jobs.promote(database.as_field(now)) == 1
     assert column("status", [due, later]) == [ENQUEUED, SCHEDULED]
-    assert jobs.promote(queue.as_field(now)) == 0
+    assert jobs.promote(database.as_field(now)) == 0
 
 
 def seconds(*numbers: float) -> list[timedelta]:
@@ -567,7 +567,7 @@ def test_a_job_that_waits_is_over_when_it_is_cancelled(status):
     assert jobs.cancel(pk)
 
     assert (row(pk).status, row(pk).runner) == (CANCELLED, None)
-    assert abs(row(pk).completed - queue.as_field(queue.database_now(connection))) < timedelta(seconds=30)
+    assert abs(row(pk).completed - database.as_field(database.database_now(connection))) < timedelta(seconds=30)
     assert jobs.cancelled_of(ME) == []
 
 
@@ -636,7 +636,7 @@ def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries
     assert (job.status, job.runner_id, job.crashes, job.started) == (FAILED, None, retries + 1, at())
     assert [entry["message"] for entry in job.errors] == ["earlier", "Its runner is gone."]
     assert job.errors[-1]["at"] == job.completed.isoformat()
-    assert abs(job.completed - queue.as_field(queue.database_now(connection))) < timedelta(seconds=30)
+    assert abs(job.completed - database.as_field(database.database_now(connection))) < timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0, FAILED), (1, ENQUEUED), (None, FAILED)])
@@ -762,7 +762,7 @@ def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_notice
     (waiting,) = insert()
 
     for _ in range(3):
-        jobs.stamp_cancelled(at())
+        jobs.complete_by_hand(at())
 
     assert column("completed", [*over, stamped, running, waiting]) == [at(), at(), at(-9), None, None]
 
@@ -822,7 +822,7 @@ def in_zone(transactional_db: None) -> Iterator[Callable[[str], None]]:
 def test_the_databases_clock_is_utc_whatever_the_zone_of_its_session(in_zone, offset, use_tz):
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         in_zone(offset)
-        now = queue.database_now(connection)
+        now = database.database_now(connection)
 
     assert now.tzinfo is UTC
     assert abs(now - datetime.now(UTC)) < timedelta(minutes=1)
@@ -833,7 +833,7 @@ def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         if MARIADB:  # on PostgreSQL Django has set the zone itself, and relies on it
             in_zone("-03:30")
-        now = queue.as_field(queue.database_now(connection))
+        now = database.as_field(database.database_now(connection))
         (pk,) = insert(status=SCHEDULED, run_after=now)
 
         assert row(pk).run_after == now
@@ -844,15 +844,15 @@ def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_
 
 @override_settings(USE_TZ=True, TIME_ZONE="America/New_York")
 def test_a_field_holds_an_aware_time_under_use_tz():
-    assert queue.as_field(AUTUMN) == AUTUMN
-    assert queue.as_field(AUTUMN + HOUR) - queue.as_field(AUTUMN) == HOUR
+    assert database.as_field(AUTUMN) == AUTUMN
+    assert database.as_field(AUTUMN + HOUR) - database.as_field(AUTUMN) == HOUR
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_field_holds_the_local_time_without_use_tz_and_shows_an_hour_twice_in_autumn():
-    assert queue.as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
-    assert queue.as_field(AUTUMN) == queue.as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
-    assert queue.as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
+    assert database.as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
+    assert database.as_field(AUTUMN) == database.as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
+    assert database.as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
 
 
 def register(**columns: Any) -> PeasyRunner:
@@ -861,17 +861,18 @@ def register(**columns: Any) -> PeasyRunner:
 
 
 def presence(lease: float = 30) -> Presence:
-    return Presence(jobs, queue.Clock(connection), conf.Conf(lease=lease))
+    return Presence(jobs, database.Clock(connection), conf.Conf(lease=lease))
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_lease_counts_real_seconds_through_the_hour_that_repeats(monkeypatch):
     moment = [AUTUMN + HOUR / 4]
-    monkeypatch.setattr(queue, "database_now", lambda connection: moment[0])
+    monkeypatch.setattr(database, "database_now", lambda connection: moment[0])
     mine, other = presence(1800), presence(1800)
     mine.register([])
     other.register([])
-    other.steady_since = float("-inf")
+    other.steady_since = other.clock.stepped_at = float("-inf")
+    monkeypatch.setattr(database, "STEP", HOUR.total_seconds())  # below, the hours are what the test lets pass
     lease_until = runners.get(pk=mine.id).lease_until
     assert lease_until == AUTUMN.timestamp() + 45 * 60
     runners.filter(pk=mine.id).update(host_id="another host")
@@ -892,7 +893,7 @@ def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
     mine.renew_at = 0
 
     assert mine.renew()
-    assert abs(runners.get(pk=mine.id).lease_until - queue.database_now(connection).timestamp() - 30) < 10
+    assert abs(runners.get(pk=mine.id).lease_until - database.database_now(connection).timestamp() - 30) < 10
 
     runners.all().delete()
     mine.renew_at = 0
@@ -904,6 +905,7 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
     mine.register([])
     mine.rescue()
     assert runners.filter(pk=dead.pk).exists(), "it has only just come"
+    mine.clock.stepped_at = float("-inf")
     mine.steady_since -= 31
     mine.renewed_at -= 13  # something held it up
     mine.renew_at = mine.rescue_at = 0
@@ -918,12 +920,12 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
 
 @pytest.mark.parametrize("use_tz", [True, False])
 def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_tz):
-    monkeypatch.setattr(queue, "database_now", lambda connection: AUTUMN)
-    clock = queue.Clock(connection)
+    monkeypatch.setattr(database, "database_now", lambda connection: AUTUMN)
+    clock = database.Clock(connection)
     with override_settings(USE_TZ=use_tz):
         before = monotonic()
         assert clock.sync() == AUTUMN.timestamp()
-        error = abs(clock.at(before + 60) - queue.as_field(AUTUMN + timedelta(minutes=1)))
+        error = abs(clock.at(before + 60) - database.as_field(AUTUMN + timedelta(minutes=1)))
     assert error < timedelta(seconds=10)
 
 
@@ -945,7 +947,7 @@ def retitle(pk: int, by: BaseDatabaseWrapper | None = None) -> None:
 
 @pytest.fixture
 def impatient(transactional_db: None) -> Iterator[None]:
-    queue.set_up(connection, 0.05)
+    database.set_up(connection, 0.05)
     yield
     connection.close()
 
@@ -954,7 +956,7 @@ def test_a_lock_that_is_not_given_up_in_time_is_told_from_an_outage(impatient):
     (pk,) = insert()
     with locked(pk):
         error = of(lambda: retitle(pk))
-    assert queue.is_locked(error)
+    assert database.is_locked(error)
     retitle(pk)
 
 
@@ -962,7 +964,7 @@ def test_a_claim_that_meets_a_lock_gives_up_too(impatient):
     (pk,) = insert()
     with locked(pk):
         if SQLITE:
-            assert queue.is_locked(of(claim))
+            assert database.is_locked(of(claim))
         else:
             assert claim() == []
     assert pks(claim()) == [pk]
@@ -990,7 +992,7 @@ def test_a_deadlock_is_a_lock():
         that.dec_thread_sharing()
 
     (error,) = errors
-    assert queue.is_locked(error)
+    assert database.is_locked(error)
 
 
 @real_trouble
@@ -1015,7 +1017,7 @@ def test_a_row_that_changed_since_the_transaction_has_read_it_is_a_lock():
             retitle(pk)
             error = of(lambda: retitle(pk, other))
         other.rollback()
-    assert queue.is_locked(error)
+    assert database.is_locked(error)
 
 
 @servers_only
@@ -1029,8 +1031,8 @@ def test_a_connection_that_the_server_has_closed_is_an_outage():
             cursor.execute("SELECT pg_terminate_backend(%s)" if POSTGRES else "KILL %s", [session])
         with other.cursor() as cursor:
             errors = [of(lambda: cursor.execute("SELECT 1")) for _ in range(2)]
-    assert [queue.is_outage(error) for error in errors] == [True, True]
-    assert [queue.is_locked(error) for error in errors] == [False, False]
+    assert [database.is_outage(error) for error in errors] == [True, True]
+    assert [database.is_locked(error) for error in errors] == [False, False]
 
 
 @real_trouble
@@ -1038,7 +1040,7 @@ def test_a_database_that_cannot_be_reached_is_an_outage(tmp_path):
     with second_connection() as other:
         other.settings_dict["NAME" if SQLITE else "PORT"] = tmp_path / "none" / "db.sqlite3" if SQLITE else 1
         error = of(other.ensure_connection)
-    assert queue.is_outage(error) and not queue.is_locked(error)
+    assert database.is_outage(error) and not database.is_locked(error)
 
 
 @pytest.mark.skipif(not SQLITE, reason="a file may be read-only")
@@ -1049,7 +1051,7 @@ def test_a_read_only_file_is_an_outage():
         with other.cursor() as cursor:
             cursor.execute("PRAGMA query_only = ON")
         error = of(lambda: retitle(pk, other))
-    assert queue.is_outage(error) and not queue.is_locked(error)
+    assert database.is_outage(error) and not database.is_locked(error)
 
 
 def test_wrong_data_is_neither_a_lock_nor_an_outage():
@@ -1057,7 +1059,7 @@ def test_wrong_data_is_neither_a_lock_nor_an_outage():
     with transaction.atomic():
         error = of(lambda: jobs.filter(pk=pk).update(attempts=None))
         connection.needs_rollback = True
-    assert not queue.is_locked(error) and not queue.is_outage(error)
+    assert not database.is_locked(error) and not database.is_outage(error)
     assert isinstance(error, DatabaseError) and not isinstance(error, OperationalError)
 
 

@@ -15,8 +15,9 @@ from django.db import connection, transaction
 
 import peasy_jobs
 from peasy_jobs import conf, wakeup
+from peasy_jobs.database import as_field, database_now
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, as_field, database_now
+from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.runner import Runner
 from tests import jobs
 from tests.jobs import notes

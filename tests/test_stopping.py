@@ -149,7 +149,7 @@ def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_
     assert_gone(command)
     wait_until(lambda: is_gone(worker) and is_gone(program), 2)
     assert_given_back(job)
-    assert command.output().count("1 jobs are ended before they have finished") == 1
+    assert command.output().count("Jobs ended before they have finished: 1.") == 1
 
     go.touch()
     assert run_peasy("--exit-on-empty").wait() == 0

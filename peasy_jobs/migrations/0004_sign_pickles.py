@@ -2,7 +2,7 @@ from django.db import migrations, transaction
 
 from peasy_jobs import payloads
 
-CHUNK = 500  # rows
+CHUNK = 100  # rows
 COLUMNS = {
     "args_data": payloads.ARGS,
     "kwargs_data": payloads.KWARGS,
@@ -19,7 +19,7 @@ def sign_pickles(apps, schema_editor):
         with transaction.atomic(using=jobs.db):
             for job in chunk:
                 signed = {
-                    name: payloads.trusted(bytes(data), job_name=job.job_name, column=column)
+                    name: payloads.signed(bytes(data), job_name=job.job_name, column=column)
                     for name, column in COLUMNS.items()
                     if (data := getattr(job, name)) is not None
                     and bytes(data[:1]) not in (payloads.JSON, payloads.PICKLE)
@@ -29,10 +29,16 @@ def sign_pickles(apps, schema_editor):
         last = chunk[-1].pk
 
 
+def forget_messages(apps, schema_editor):
+    """The published package writes these into every row, and a message that a job shows is the job's own."""
+    jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(schema_editor.connection.alias)
+    jobs.filter(status__in="QO", status_msg__in=("Enqueued", "Starting...")).update(status_msg="")
+
+
 class Migration(migrations.Migration):
     # A chunk at a time: one that was interrupted goes on where it stopped.
     atomic = False
 
     dependencies = [("peasy_jobs", "0003_engine")]
 
-    operations = [migrations.RunPython(sign_pickles)]
+    operations = [migrations.RunPython(sign_pickles), migrations.RunPython(forget_messages)]

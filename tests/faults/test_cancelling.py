@@ -218,7 +218,7 @@ def test_a_thread_that_does_not_notice_keeps_its_slot_and_its_row_names_the_runn
 def _now():
     from django.db import connection
 
-    from peasy_jobs.queue import as_field, database_now
+    from peasy_jobs.database import as_field, database_now
 
     return as_field(database_now(connection))
 

@@ -16,8 +16,9 @@ import pytest
 from django.db import connection, transaction
 from django.db.migrations.recorder import MigrationRecorder
 
+from peasy_jobs.database import database_now
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import COMPLETED, ENQUEUED, ONGOING, database_now
+from peasy_jobs.queue import COMPLETED, ENQUEUED, ONGOING
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import Command
@@ -483,7 +484,7 @@ def test_a_probe_is_told_of_each_queue_that_has_waiting_jobs_and_no_runner(run_p
 
 
 def test_a_probe_does_not_count_a_runner_whose_lease_has_run_out(run_peasy):
-    command = run_peasy(settings={"PEASY_LEASE": 1})
+    command = run_peasy(settings={"PEASY_LEASE": 2})
     command.kill()
     jobs.nothing()
     wait_until(lambda: PeasyRunner.objects.get().lease_until < _now())

@@ -8,11 +8,12 @@ import pytest
 from django.db import connection
 
 from peasy_jobs import execution, outcomes
+from peasy_jobs.database import as_field, database_now
 from peasy_jobs.execution import Fail, NotStorable, Outcome, Retry, TimeLimit, Unknown, verdict
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.policy import FIRST_DELAY, LONGEST_DELAY, Policy
-from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, SCHEDULED, Claim, as_field, database_now
+from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, SCHEDULED, Claim
 from tests import jobs
 from tests.jobs import notes
 from tests.rows import finished, row

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from argparse import ArgumentTypeError
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -69,8 +70,9 @@ class Command(BaseCommand):
             raise CommandError("\n".join(wrong))
 
     def _say(self, line: str) -> None:
-        self.stdout.write(line)
-        self.stdout.flush()
+        with suppress(OSError):  # nobody reads it any more
+            self.stdout.write(line)
+            self.stdout.flush()
 
 
 def _concurrency(value: str) -> int:

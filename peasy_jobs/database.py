@@ -1,0 +1,151 @@
+"""What differs between the databases, apart from how jobs are claimed: clocks, time limits, and what errors mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from django.db.utils import DataError, InterfaceError, OperationalError
+from django.utils import timezone
+
+from peasy_jobs import conf
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+STEP = 1.0  # seconds by which clocks do not drift apart between two looks
+STATEMENT = 4096  # bytes of a statement without its values, at the most
+SURELY_ACCEPTED = 500_000  # bytes of a statement: no server is set to less
+ESCAPED = b"\0\n\r\x1a\"'\\"  # each is sent as two bytes
+
+
+class Clock:
+    """The database's clock, read now and then and carried on by the monotonic one in between."""
+
+    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+        self.connection = connection
+        self.offset = 0.0
+        self.stepped_at = float("-inf")  # when it was last found to have been set, or this host to have slept
+
+    def sync(self) -> float:
+        """Read the database's clock. Returns seconds since 1970."""
+        now = database_now(self.connection).timestamp()
+        offset = now - monotonic()
+        if abs(offset - self.offset) > STEP:
+            self.stepped_at = monotonic()
+        self.offset = offset
+        return now
+
+    def at(self, moment: float) -> datetime:
+        """The time of `moment` (`time.monotonic()`, the same in every process of a host), as fields hold it."""
+        return as_field(datetime.fromtimestamp(moment + self.offset, UTC))
+
+
+def database_now(connection: BaseDatabaseWrapper) -> datetime:
+    """The database's own time in UTC: the only clock that is compared with what is due, leased or expired."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            {
+                "sqlite": "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')",
+                "postgresql": "SELECT clock_timestamp() AT TIME ZONE 'UTC'",
+                "mysql": "SELECT UTC_TIMESTAMP(6)",  # Now() would be the time of the server's zone
+            }[connection.vendor]
+        )
+        now = cursor.fetchone()[0]
+    return (datetime.fromisoformat(now) if isinstance(now, str) else now).replace(tzinfo=UTC)
+
+
+def as_field(moment: datetime) -> datetime:
+    """An aware `moment` as the site's datetime fields hold it: aware or naive, as `USE_TZ` says."""
+    return moment if conf.uses_time_zones() else timezone.make_naive(moment, timezone.get_default_timezone())
+
+
+def make_own(connection: BaseDatabaseWrapper, limit: float) -> None:
+    """Make this the connection of a runner, apart from those of its jobs: before it connects.
+
+    limit: seconds to wait for a server that does not answer, where the driver can.
+    """
+    seconds = max(1, round(limit))
+    options = {
+        "postgresql": {"connect_timeout": seconds},  # an answer to a query has no limit there: see `silence`
+        "mysql": {"connect_timeout": seconds, "read_timeout": seconds, "write_timeout": seconds},
+    }.get(connection.vendor, {})
+    own = connection.settings_dict
+    options = {**options, **own["OPTIONS"]}
+    options.pop("pool", None)  # what is set up below must not get to the jobs
+    # A copy: threads share the dictionary. Each write is to be seen at once, whatever the site does.
+    connection.settings_dict = {**own, "AUTOCOMMIT": True, "OPTIONS": options}
+
+
+def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
+    """Make a runner's own connection give up a lock after `lock_timeout` seconds: others still need it meanwhile."""
+    milliseconds = int(lock_timeout * 1000)
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
+            # One row with a broken text must not stop the others.
+            connection.connection.text_factory = lambda text: text.decode(errors="replace")
+        elif connection.vendor == "postgresql":
+            cursor.execute(f"SET lock_timeout = {milliseconds}")
+        elif connection.vendor == "mysql":
+            # READ COMMITTED: two claimers deadlock over the gaps that REPEATABLE READ locks as well.
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(lock_timeout))}")
+
+
+def file_of(connection: BaseDatabaseWrapper) -> tuple[int, int] | None:
+    """What tells an SQLite file from another under the same name. None: there is no file."""
+    if connection.vendor != "sqlite":
+        return None
+    try:
+        status = os.stat(connection.settings_dict["NAME"])  # never opened: closing it would drop SQLite's locks
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def socket_of(connection: BaseDatabaseWrapper) -> int:
+    """The descriptor over which PostgreSQL is talked to, −1 elsewhere: the other drivers know time limits."""
+    return int(connection.connection.fileno()) if connection.vendor == "postgresql" else -1
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether somebody else's lock was in the way: a lock timeout, a deadlock or a serialization failure."""
+    cause = error.__cause__  # psycopg2 says pgcode; PyMySQL gives a sqlstate too, HY000 for 1205
+    codes = {getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1]}
+    return not codes.isdisjoint({"55P03", "40P01", "40001", 1020, 1205, 1213}) or "is locked" in str(error)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database could not be used at all, whatever was asked of it."""
+    # MariaDB: more than max_allowed_packet, a wrong date, a character that the column does not have.
+    of_the_data = error.args[:1] in ((1153,), (1292,), (1366,))
+    return isinstance(error, OperationalError | InterfaceError) and not of_the_data
+
+
+def refuse_too_large(connection: BaseDatabaseWrapper, rows: Sequence[Sequence[Any]]) -> None:
+    """Raise `DataError` for rows of values that the server would not take in one statement.
+
+    MariaDB and MySQL end the connection of a client that sends too much. With some drivers that looks like an
+    outage, which would be waited out for ever.
+    """
+    if connection.vendor != "mysql":
+        return
+    if large := [size for row in rows if (size := _sent(row)) > SURELY_ACCEPTED]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT @@max_allowed_packet")
+            limit = cursor.fetchone()[0]
+        if max(large) > limit:
+            raise DataError(f"{max(large):,} bytes, and max_allowed_packet of the database server is {limit:,}")
+
+
+def _sent(row: Sequence[Any]) -> int:
+    """How many bytes a row of values takes in a statement, at the most; exactly when they are many."""
+    values = [value.encode() if isinstance(value, str) else value for value in row if isinstance(value, str | bytes)]
+    size = 2 * sum(map(len, values)) + STATEMENT
+    if size > SURELY_ACCEPTED:
+        size = sum(len(value) + sum(map(value.count, ESCAPED)) for value in values) + STATEMENT
+    return size

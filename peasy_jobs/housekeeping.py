@@ -1,0 +1,58 @@
+"""What every runner does now and then for the queue as a whole, in small batches, off the way of the jobs."""
+
+from __future__ import annotations
+
+import logging
+import random
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from django.db import IntegrityError
+
+from peasy_jobs import queue
+
+if TYPE_CHECKING:
+    from peasy_jobs.conf import Conf
+    from peasy_jobs.database import Clock
+
+logger = logging.getLogger("peasy_jobs")
+
+PROMOTE_EVERY, PRUNE_EVERY = 1.0, 5.0  # seconds
+
+
+class Housekeeping:
+    """Promotes scheduled jobs that are due, prunes finished ones."""
+
+    def __init__(self, jobs: queue.JobQuerySet, clock: Clock, conf: Conf) -> None:
+        self.jobs, self.clock, self.conf = jobs, clock, conf
+        self.promote_at = self.prune_at = 0.0
+
+    def keep(self, backlog: bool) -> bool:
+        """Do what is due. Returns whether there are more jobs to claim now.
+
+        backlog: there is more than was claimed, so that nobody looks for jobs that are due.
+        """
+        now, promoted = monotonic(), 0
+        if now >= self.promote_at:
+            self.promote_at = now + PROMOTE_EVERY
+            promoted = self.jobs.promote(self.clock.at(now)) if backlog else 0
+        if now >= self.prune_at:
+            self.prune_at = now + PRUNE_EVERY * random.uniform(0.8, 1.2)
+            if self.prune(self.conf.prune_grace):
+                self.prune_at = now
+        return promoted > 0
+
+    def prune(self, grace: float) -> int:
+        """Delete finished jobs beyond the maxima, none that finished less than `grace` seconds ago. Returns how many.
+
+        In batches: call it again until there are none.
+        """
+        maxima = (self.conf.max_completed, self.conf.max_failed, self.conf.max_cancelled)
+        before = self.clock.at(monotonic() - grace)
+        self.jobs.complete_by_hand(self.clock.at(monotonic()))
+        try:
+            kept = zip(queue.FINISHED, maxima, strict=True)
+            return sum(self.jobs.prune(status, maximum, before) for status, maximum in kept)
+        except IntegrityError as error:  # a table of the site refers to a job
+            logger.warning("Finished jobs cannot be pruned: %s", error.args[0])
+            return 0
