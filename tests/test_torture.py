@@ -35,7 +35,7 @@ def test_a_short_torture_run_loses_nothing() -> None:
     assert "violations" in output
 
 
-@pytest.mark.skipif(not os.environ.get("PEASY_TORTURE"), reason="takes three minutes: set PEASY_TORTURE=1")
+@pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="the guards are the same, and this takes minutes")
 @pytest.mark.parametrize(
     ("faults", "control", "sabotaged", "seen"),
     [
