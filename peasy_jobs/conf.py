@@ -27,6 +27,12 @@ class Conf:
     max_jobs_per_worker: int | None = None
     max_payload: int = 10 * 1024 * 1024
     serializer: str = "pickle"
+    token_max_age: float = 24 * 60 * 60
+    dashboard_poll: float = 5
+    dashboard_permission: str | None = None
+    can_view_job: str | None = None
+    job_json: str | None = None
+    mask_argument: str | None = None
 
 
 class Problem(NamedTuple):
@@ -56,6 +62,11 @@ def _maximum(value: Any) -> bool:
     return value is None or _whole(0)(value)
 
 
+def _path(value: Any) -> bool:
+    # Not imported here: the settings are read before every app is there.
+    return value is None or (isinstance(value, str) and "." in value.strip("."))
+
+
 KEEP = "Set it to how many of them to keep, a whole number, or to None to keep all."
 RULES = {
     "max_completed": Rule("E001", _maximum, KEEP),
@@ -80,6 +91,20 @@ RULES = {
         lambda value: value is None or _whole(1)(value),
         "Set it to a whole number of jobs, 1 or more, or to None to keep workers for good.",
     ),
+}
+
+HOOK = "Set it to the dotted path of a callable, or to None."
+RULES |= {
+    "token_max_age": Rule("E016", _seconds(1), "Set it to a number of seconds, 1 or more."),
+    "dashboard_poll": Rule(
+        "E017",
+        lambda value: _seconds(0)(value) and not 0 < value < 1,
+        "Set it to seconds, 1 or more, or to 0 for none.",
+    ),
+    "dashboard_permission": Rule("E018", _path, HOOK),
+    "can_view_job": Rule("E019", _path, HOOK),
+    "job_json": Rule("E020", _path, HOOK),
+    "mask_argument": Rule("E021", _path, HOOK),
 }
 
 _loaded: Conf | None = None

@@ -5,8 +5,8 @@ from typing import Any
 
 from django.db import models
 
-from peasy_jobs import conf, payloads
-from peasy_jobs.queue import JobQuerySet
+from peasy_jobs import conf, payloads, status
+from peasy_jobs.queue import FINISHED, JobQuerySet
 
 
 class LiveIndex(models.Index):
@@ -154,7 +154,22 @@ class PeasyJobQueue(models.Model):
         cancelled = type(self).objects.using(self._state.db).cancel(self.pk)
         with suppress(type(self).DoesNotExist):
             self.refresh_from_db(fields=["status", "completed"])
-        return cancelled
+        return bool(cancelled)
+
+    @property
+    def status_url(self) -> str:
+        """The path of this job's JSON document, signed: whoever has it may see the job. See `peasy_jobs.status`."""
+        return status.signed_url(self, "peasy_jobs:job_json")
+
+    @property
+    def progress_url(self) -> str:
+        """The path of this job's progress widget, signed: whoever has it may see the job."""
+        return status.signed_url(self, "peasy_jobs:job_progress")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended: a cancelled job may still be running."""
+        return self.status in FINISHED and self.runner_id is None
 
     @property
     def args(self) -> tuple[Any, ...]:

@@ -70,6 +70,15 @@ def loads(data: bytes | memoryview, *, job_name: str, column: str, serializer: s
     return pickle.loads(pickled)  # noqa: S301  signed by this site for this function and column
 
 
+def plain(data: bytes | memoryview | None) -> tuple[bool, Any]:
+    """Whether this is JSON, and its value: what may be shown without loading a pickle."""
+    data = b"" if data is None else bytes(data)
+    try:
+        return (True, json.loads(data[1:])) if data[:1] == JSON else (False, None)
+    except (ValueError, RecursionError):
+        return False, None
+
+
 def signed(pickled: bytes, *, job_name: str, column: str) -> bytes:
     """A pickle with this site's signature. Beside this module only the migration calls it, which trusts it once."""
     return PICKLE + _signer(job_name, column).signature(pickled).encode() + b":" + pickled

@@ -292,7 +292,7 @@ class Peasy:
         In a process the job is interrupted by `peasy.Stop`, and killed if it goes on. A thread can only be asked:
         `peasy.track` and `peasy.update_status` raise `peasy.Stop` then, and `peasy.cancelled` says so.
         """
-        return _models().objects.cancel(job_pk)
+        return bool(_models().objects.cancel(job_pk))
 
     def cancelled(self, job_pk: int | None) -> bool:
         """Whether this job is to stop, cancelled or for another reason: a thread has to ask. False for None."""

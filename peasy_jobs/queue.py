@@ -236,13 +236,34 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             refuse_too_large(connections[self.db], [[status_msg, extra]])
             self.filter(pk=pk, **guards).update(**columns)
 
-    def cancel(self, pk: int) -> bool:
-        """Cancel a job. One that waits never runs; one that runs is stopped by its runner. False: it had ended."""
+    def cancel(self, *pks: int) -> int:
+        """Cancel jobs. One that waits never runs; one that runs is stopped by its runner. Returns how many."""
         now = as_field(database_now(connections[self.db]))
         # One statement: between two, one for those that wait and one for those that run, a job could change sides.
         completed = Case(When(runner=None, then=Value(now, models.DateTimeField())), default=F("completed"))
-        alive = self.filter(pk=pk, status__in=(ENQUEUED, SCHEDULED, ONGOING))
-        return bool(alive.update(status=CANCELLED, completed=completed))
+        alive = self.filter(pk__in=pks, status__in=(ENQUEUED, SCHEDULED, ONGOING))
+        return alive.update(status=CANCELLED, completed=completed)
+
+    def retry(self, *pks: int) -> int:
+        """Run jobs that have failed or were cancelled again, with new budgets. Their errors are kept. How many."""
+        over = self.filter(pk__in=pks, status__in=(FAILED, CANCELLED), runner=None)
+        count = over.update(
+            status=ENQUEUED,
+            status_msg="",
+            extra=None,
+            attempts=0,
+            crashes=0,
+            run_after=None,
+            started=None,
+            completed=None,
+        )
+        wakeup.announce(self.db)
+        return count
+
+    def remove(self, *pks: int) -> int:
+        """Delete jobs, none that is running. Returns how many."""
+        jobs = self.filter(pk__in=pks, runner=None).exclude(status=ONGOING)
+        return jobs.delete()[1].get(self.model._meta.label, 0)
 
     def cancelled_of(self, runner_id: int) -> list[tuple[int, int]]:
         """Primary key and claims of the jobs that this runner runs and that were cancelled."""

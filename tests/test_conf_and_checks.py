@@ -36,6 +36,12 @@ DEFAULTS = {
     "PEASY_MAX_JOBS_PER_WORKER": None,
     "PEASY_MAX_PAYLOAD": 10 * 1024 * 1024,
     "PEASY_SERIALIZER": "pickle",
+    "PEASY_TOKEN_MAX_AGE": 86400,
+    "PEASY_DASHBOARD_POLL": 5,
+    "PEASY_DASHBOARD_PERMISSION": None,
+    "PEASY_CAN_VIEW_JOB": None,
+    "PEASY_JOB_JSON": None,
+    "PEASY_MASK_ARGUMENT": None,
 }
 KEEP = "Set it to how many of them to keep, a whole number, or to None to keep all."
 SECONDS = "Set it to a number of seconds, {} or more."
@@ -77,6 +83,27 @@ RULES: dict[str, tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
         (0, *NO_COUNT),
     ),
     "PEASY_SERIALIZER": ("E012", 'Set it to "pickle" or "json".', ("pickle", "json"), ("yaml", "", None, 1, {})),
+    "PEASY_TOKEN_MAX_AGE": ("E016", SECONDS.format("1"), (1, 3600), (0, 0.9, *NO_SECONDS)),
+    "PEASY_DASHBOARD_POLL": (
+        "E017",
+        "Set it to seconds, 1 or more, or to 0 for none.",
+        (0, 1, 5.5),
+        (0.5, *NO_SECONDS),
+    ),
+    **{
+        name: (
+            id,
+            "Set it to the dotted path of a callable, or to None.",
+            (None, "shop.rules.may"),
+            ("", "may", 1, len),
+        )
+        for name, id in (
+            ("PEASY_DASHBOARD_PERMISSION", "E018"),
+            ("PEASY_CAN_VIEW_JOB", "E019"),
+            ("PEASY_JOB_JSON", "E020"),
+            ("PEASY_MASK_ARGUMENT", "E021"),
+        )
+    },
 }
 
 

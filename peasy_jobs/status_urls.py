@@ -1,0 +1,11 @@
+"""Only what a visitor's page needs of a job: JSON document and progress widget. `peasy_jobs.urls` has it all."""
+
+from django.urls import path
+
+from peasy_jobs import status_views
+
+app_name = "peasy_jobs"
+urlpatterns = [
+    path("jobs/<int:pk>.json", status_views.job_json, name="job_json"),
+    path("jobs/<int:pk>/progress/", status_views.job_progress, name="job_progress"),
+]

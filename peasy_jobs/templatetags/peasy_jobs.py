@@ -1,0 +1,80 @@
+"""`{% load peasy_jobs %}`: the progress widget, and the script and stylesheet it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import template
+from django.template.context import Context
+from django.templatetags.static import static
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from peasy_jobs import status, widget
+from peasy_jobs.models import PeasyJobQueue
+
+register = template.Library()
+
+
+@register.inclusion_tag("peasy_jobs/_progress.html", takes_context=True)
+def peasy_progress(context: Context, job: PeasyJobQueue, label: str = "", prefix: str = "") -> dict[str, Any]:
+    """The progress widget of a job.
+
+    label: what it is called, instead of the job's title. prefix: for a second widget of the same job on a page.
+    """
+    return {"job": job, "label": label, "prefix": prefix, "request": context.get("request")}
+
+
+@register.inclusion_tag("peasy_jobs/_progress_body.html", takes_context=True)
+def peasy_progress_body(context: Context, job: PeasyJobQueue) -> dict[str, Any]:
+    """The changing part of the widget, as it is first drawn."""
+    return {**widget.shown(None, job, str(context.get("prefix") or "")), "token": status.token(job)}
+
+
+@register.simple_tag(takes_context=True)
+def peasy_assets(context: Context, htmx: bool = False) -> SafeString:
+    """The widget's stylesheet and script, with the nonce of the site's content security policy.
+
+    htmx: HTMX too, for a page that does not load it itself.
+    """
+    attributes = _nonce(context)
+    sheet, script = static("peasy_jobs/peasy.css"), static("peasy_jobs/peasy.js")
+    tags = [format_html('<link rel="stylesheet" href="{}"{}>', sheet, attributes)]
+    if htmx:
+        tags.append(format_html('<script src="{}" defer{}></script>', _htmx(), attributes))
+    tags.append(format_html('<script src="{}" defer{}></script>', script, attributes))
+    return format_html_join("\n", "{}", ((tag,) for tag in tags))
+
+
+@register.simple_tag
+def peasy_job_url(job: PeasyJobQueue, view: str = "json") -> str:
+    """The signed path of a job's JSON document, or with "progress" of its widget."""
+    return job.progress_url if view == "progress" else job.status_url
+
+
+@register.filter
+def peasy_progress_value(job: PeasyJobQueue) -> float | None:
+    """How far a job is, 0 to 100; None when it does not say so."""
+    return status.progress(job.extra)
+
+
+def _htmx() -> str:
+    from django_htmx.jinja import htmx_script  # late: a site without the pages does not need the package
+
+    return str(htmx_script(version=2)).partition('src="')[2].partition('"')[0]
+
+
+def _nonce(context: Context) -> SafeString:
+    request = context.get("request")
+    nonce = context.get("csp_nonce")
+    if nonce is None:
+        nonce = getattr(request, "csp_nonce", None)
+    if nonce is None and request is not None:
+        try:
+            from django.middleware.csp import get_nonce  # Django 6.0
+        except ImportError:
+            pass
+        else:
+            nonce = get_nonce(request)
+    # Not whether it is true: Django's own is not until it was used.
+    return format_html(' nonce="{}"', nonce) if nonce is not None else SafeString("")
