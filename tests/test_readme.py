@@ -13,6 +13,7 @@ from django.contrib.auth.models import User
 from django.core.management import load_command_class
 from django.db import connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
+from django.test import SimpleTestCase
 
 from peasy_jobs import checks, conf, execution
 from peasy_jobs.claims import Ending
@@ -36,8 +37,7 @@ def assigned(code):
 def shop(monkeypatch):
     """The app of the quickstart."""
     module = types.ModuleType("shop.jobs")
-    module.gather_rows = lambda shop_pk: [1, 2, 3]
-    module.upload = lambda row: None
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "shop", types.ModuleType("shop"))
     monkeypatch.setitem(sys.modules, "shop.jobs", module)
     exec(compile(snippet("export data to s3"), "shop/jobs.py", "exec"), vars(module))
@@ -80,6 +80,15 @@ def test_the_ways_to_call_work(shop):
     exec(snippet("timedelta(minutes=10)"), names)
     job = PeasyJobQueue.objects.get()
     assert (job.status, job.user, job.priority, job.queue_name) == (PeasyJobQueue.SCHEDULED, user, 5, "slow")
+
+
+@pytest.mark.django_db
+def test_a_site_can_test_what_it_enqueues(shop):
+    names = {"PeasyJobQueue": PeasyJobQueue, "export_data": shop.export_data}
+    names["place_order"] = lambda shop_pk: shop.export_data(shop_pk)
+    exec(snippet("test_an_order_is_exported"), names)
+    names["test_an_order_is_exported"](SimpleTestCase())
+    names["test_the_export"](SimpleTestCase())
 
 
 @pytest.mark.django_db
