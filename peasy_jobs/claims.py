@@ -33,6 +33,7 @@ class Claim(NamedTuple):
     crashes: int
     crash_retries: int | None
     timeout: float | None  # seconds
+    since: float | None = None  # when it might first have started; see `JobQuerySet._since`
 
     def damage(self) -> str:
         """Why nothing can be done with this row: SQLite lets every column hold anything. Empty when all is well."""
@@ -52,6 +53,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("args", "kwargs"), (bytes, NoneType)),
     "crash_retries": (int, NoneType),
     "timeout": (float, int, NoneType),
+    "since": (float, NoneType),
 }
 SOUND = set(product(*(KINDS[name] for name in Claim._fields)))
 
@@ -72,3 +74,4 @@ class Ending:
     patience: int = 0  # put back until `run_after` instead, while so many errors of the same kind were not yet kept
     attempts: int = 0  # added to the column
     crashes: int = 0  # added to the column
+    cancelled: bool = False  # found out while it was written: somebody had cancelled the job as it ran

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from django.db import IntegrityError
 
 from peasy_jobs import queue
+from peasy_jobs.statistics import Tally
 
 if TYPE_CHECKING:
     from peasy_jobs.conf import Conf
@@ -17,15 +18,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("peasy_jobs")
 
-PROMOTE_EVERY, PRUNE_EVERY = 1.0, 5.0  # seconds
+PROMOTE_EVERY, PRUNE_EVERY, TALLY_EVERY = 1.0, 5.0, 10.0  # seconds
 
 
 class Housekeeping:
-    """Promotes scheduled jobs that are due, prunes finished ones."""
+    """Promotes scheduled jobs that are due, prunes finished ones, writes the statistics."""
 
     def __init__(self, jobs: queue.JobQuerySet, clock: Clock, conf: Conf) -> None:
         self.jobs, self.clock, self.conf = jobs, clock, conf
+        self.tally = Tally(jobs.db, clock)
         self.promote_at = self.prune_at = 0.0
+        self.tally_at = monotonic() + TALLY_EVERY
 
     def keep(self, backlog: bool) -> bool:
         """Do what is due. Returns whether there are more jobs to claim now.
@@ -40,6 +43,9 @@ class Housekeeping:
             self.prune_at = now + PRUNE_EVERY * random.uniform(0.8, 1.2)
             if self.prune(self.conf.prune_grace):
                 self.prune_at = now
+        if now >= self.tally_at:
+            self.tally_at = now + TALLY_EVERY * random.uniform(0.8, 1.2)
+            self.tally.write()
         return promoted > 0
 
     def prune(self, grace: float) -> int:

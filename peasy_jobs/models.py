@@ -1,4 +1,4 @@
-"""The tables: a row for each job and for each runner. What may happen to a job's status is in `queue.py`."""
+"""The tables: a row for each job, each runner and each minute. What may happen to a job's status is in `queue.py`."""
 
 from contextlib import suppress
 from typing import Any
@@ -204,3 +204,18 @@ class PeasyJobQueue(models.Model):
         if data is None:
             return None
         return payloads.loads(data, job_name=self.job_name, column=column, serializer=conf.get().serializer)
+
+
+class PeasyMinute(models.Model):
+    """What ended within a minute, kept for two days: finished jobs are pruned. Read it with `peasy_jobs.statistics`."""
+
+    minute = models.IntegerField(primary_key=True)  # since 1970 by the database's clock
+    completed = models.IntegerField(default=0)
+    failed = models.IntegerField(default=0)
+    cancelled = models.IntegerField(default=0)  # while they ran, or by themselves
+    # How many jobs waited and ran for how long: `statistics.EDGES`. Columns, because only those can be added to.
+    w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11 = (models.IntegerField(default=0) for _ in range(12))
+    r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11 = (models.IntegerField(default=0) for _ in range(12))
+
+    def __str__(self) -> str:
+        return f"minute {self.minute}"

@@ -102,10 +102,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 " next AS (SELECT id AS next_id, ROW_NUMBER() OVER (ORDER BY priority DESC, id) AS place"
                 f" FROM candidates ORDER BY place LIMIT {limit:d})"
                 f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
-                " run_after = NULL, started = CASE WHEN place <= %s THEN %s END"
+                " started = CASE WHEN place <= %s THEN %s END"
                 " FROM next WHERE id = next_id AND status = 'Q'"
                 " RETURNING 0 - priority, id, claims, title, job_name, args_data, kwargs_data,"
-                " attempts, crashes, crash_retries, timeout",
+                f" attempts, crashes, crash_retries, timeout, {self._since(first=1)}",
                 [*queues, runner_id, at_once, self._value("started", now)],
             )
             return list(cursor.fetchall())
@@ -126,7 +126,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 with connections[self.db].cursor() as cursor:
                     cursor.execute(
                         "SELECT 0 - priority, id, claims + 1, title, job_name, args_data, kwargs_data, attempts + 1,"
-                        f" crashes, crash_retries, timeout FROM {table} FORCE INDEX ({index})"
+                        f" crashes, crash_retries, timeout, {self._since(first=0)} FROM {table} FORCE INDEX ({index})"
                         f" WHERE status = 'Q'{condition} ORDER BY priority DESC, id LIMIT {limit:d} FOR UPDATE"
                         + (" SKIP LOCKED" if skip else ""),
                         [queue] if queue else [],
@@ -143,10 +143,24 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                         runner=runner_id,
                         claims=F("claims") + 1,
                         attempts=F("attempts") + 1,
-                        run_after=None,
                         started=started,
                     )
         return rows
+
+    def _since(self, first: int) -> str:
+        """SQL for when a job might have started: seconds since 1970, in the time zone of the columns, or NULL.
+
+        Nobody knows it of a job whose worker died, or that was put back by hand after its `first` attempt.
+        """
+        # Not the time itself: one that somebody else has put there may be more than Python can hold.
+        seconds = {
+            "sqlite": "(julianday(%s) - 2440587.5) * 86400.0",
+            "postgresql": "CAST(EXTRACT(EPOCH FROM CAST(%s AS timestamp)) AS double precision)",
+            "mysql": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', %s) / 1e6",
+        }[connections[self.db].vendor]
+        # COALESCE: `RETURNING run_after IS NOT NULL` is 1 for NULL in SQLite 3.40.
+        when = f"COALESCE(run_after, CASE WHEN attempts = {first:d} THEN created END)"
+        return seconds % f"CASE WHEN crashes = 0 THEN {when} END"
 
     def give_back_unknown(self, runner_id: int, known: Iterable[Claim]) -> int:
         """Give back what a runner holds without knowing it: the answer to a claim was lost on the way."""
@@ -181,7 +195,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 cursor.executemany(
                     f"UPDATE {table} SET status = %s, result_data = %s, status_msg = COALESCE(%s, status_msg),"
                     " extra = COALESCE(%s, extra), errors = COALESCE(%s, errors), started = %s, completed = %s,"
-                    " run_after = %s,"
+                    " run_after = CASE WHEN %s = 'Q' THEN run_after ELSE %s END,"
                     " attempts = attempts + %s, crashes = crashes + %s, runner_id = NULL"
                     " WHERE id = %s AND status = 'O' AND runner_id = %s AND claims = %s",
                     rows,
@@ -202,7 +216,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return [
             *(ending.status, ending.result, ending.status_msg, ending.extra, entries),
             *(self._value("started", ending.started), self._value("completed", ending.completed)),
-            *(self._value("run_after", ending.run_after), ending.attempts, ending.crashes),
+            *(ending.status, self._value("run_after", ending.run_after), ending.attempts, ending.crashes),
             *(ending.claim.pk, runner_id, ending.claim.claims),
         ]
 
@@ -219,13 +233,13 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             claim, row = ending.claim, found.get(ending.claim.pk)
             if row is None or tuple(row) != (*wanted[claim.pk], None):
                 lost.append(claim)
-                self.close_cancelled(runner_id, claim.pk, claim.claims, now)
+                ending.cancelled = self.close_cancelled(runner_id, claim.pk, claim.claims, now)
         return lost
 
-    def close_cancelled(self, runner_id: int, pk: int, claims: int, now: datetime) -> None:
-        """A job that was cancelled while it ran has stopped running."""
+    def close_cancelled(self, runner_id: int, pk: int, claims: int, now: datetime) -> bool:
+        """A job that was cancelled while it ran has stopped running. False: there is no such job."""
         mine = self.filter(pk=pk, status=CANCELLED, runner=runner_id, claims=claims)
-        mine.update(runner=None, completed=now)
+        return bool(mine.update(runner=None, completed=now, run_after=None))
 
     def report(self, pk: int, status_msg: str | None, extra: str | None, **guards: Any) -> None:
         """Write a job's progress: a message, `extra` as JSON text, or both."""
@@ -253,7 +267,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             extra=None,
             attempts=0,
             crashes=0,
-            run_after=None,
+            run_after=as_field(database_now(connections[self.db])),  # it waits from here on
             started=None,
             completed=None,
         )
@@ -290,7 +304,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
                 kept = [*_entries(errors), entry][-ERRORS_KEPT:]
                 rescued += ongoing.filter(pk=pk, claims=claims).update(
-                    status=FAILED, errors=kept, completed=now, runner=None, crashes=Least(F("crashes"), MOST - 1) + 1
+                    status=FAILED,
+                    errors=kept,
+                    completed=now,
+                    runner=None,
+                    run_after=None,
+                    crashes=Least(F("crashes"), MOST - 1) + 1,
                 )
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1

@@ -12,6 +12,7 @@ from peasy_jobs import database, queue
 from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.execution import Failure, Report, described
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.statistics import Tally
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -30,8 +31,14 @@ Trouble = (DatabaseError, InterfaceError, ValueError, TypeError, OverflowError)
 class Recorder:
     """Writes outcomes in batches and the last progress of each job a few times a second."""
 
-    def __init__(self, connection: BaseDatabaseWrapper, jobs: queue.JobQuerySet, clock: database.Clock) -> None:
-        self.connection, self.jobs, self.clock = connection, jobs, clock
+    def __init__(
+        self,
+        connection: BaseDatabaseWrapper,
+        jobs: queue.JobQuerySet,
+        clock: database.Clock,
+        tally: Tally | None = None,
+    ) -> None:
+        self.connection, self.jobs, self.clock, self.tally = connection, jobs, clock, tally or Tally(jobs.db, clock)
         self.endings: list[Ending] = []
         self.locked: list[Ending] = []  # those that met a lock: no other outcome waits for them
         self.progress: dict[int, Report] = {}
@@ -153,6 +160,7 @@ class Recorder:
 
     def _written(self, endings: list[Ending], lost: list[Claim]) -> None:
         self.gave_back = self.gave_back or any(ending.status in (ENQUEUED, SCHEDULED) for ending in endings)
+        self.tally.count([ending for ending in endings if ending.cancelled or ending.claim not in lost])
         for ending in endings:
             title, pk = ending.claim.title, ending.claim.pk
             if ending.claim in lost:

@@ -55,7 +55,7 @@ class Runner:
         self.presence = Presence(self.jobs, self.clock, conf)
         self.house = Housekeeping(self.jobs, self.clock, conf)
         self.selector = selectors.DefaultSelector()
-        self.recorder = Recorder(self.connection, self.jobs, self.clock)
+        self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
         self.stopper = Stopper(conf.job_timeout)
         self.connected, self.listening = False, -1
         self.file: tuple[int, int] | None = None  # the database's, on SQLite
@@ -89,6 +89,7 @@ class Runner:
                 self.workers.stop()
                 with suppress(DatabaseError, InterfaceError):
                     self.presence.leave()
+                    self.house.tally.write()
         return not any(worker.pending for worker in self.workers.workers)
 
     def turn(self) -> None:
@@ -202,7 +203,7 @@ class Runner:
                     if not worker.kill():
                         worker.ask(claim, SHUTDOWN, "It was taken from this runner.")
             self.held, self.ahead, self.stopper = {}, set(), Stopper(self.conf.job_timeout)
-            self.recorder = Recorder(self.connection, self.jobs, self.clock)
+            self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
             self.presence.register(self.queues)
         if self.presence.rescue():
             self.hint = True

@@ -5,6 +5,7 @@ A part prints "ready", waits for a line, and prints what it has done as JSON.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -18,6 +19,7 @@ from peasy_jobs import database  # noqa: E402
 from peasy_jobs.models import PeasyJobQueue  # noqa: E402
 from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending  # noqa: E402
 from peasy_jobs.runner import LOCK_TIMEOUT  # noqa: E402
+from peasy_jobs.statistics import Tally  # noqa: E402
 
 jobs = PeasyJobQueue.objects
 PATIENCE = 60  # seconds
@@ -142,8 +144,17 @@ def ender(dead: list[int]) -> list[int]:
     return written
 
 
+def teller(minutes: list[int]) -> None:
+    """Adds a job to each of these minutes, in turn."""
+    tally = Tally("default", database.Clock(connection))
+    for minute in minutes:
+        tally.counts = {minute: Counter(completed=1, w0=1)}
+        while tally.counts:
+            tally.write()
+
+
 PARTS: dict[str, Callable[..., Any]] = {
-    part.__name__: part for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer, ender)
+    part.__name__: part for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer, ender, teller)
 }
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connection
@@ -16,7 +17,8 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from peasy_jobs import payloads
 from peasy_jobs.database import as_field
-from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.health import unapplied_migrations
+from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.payloads import PayloadRefused
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
 from tests.jobs import note, notes
@@ -37,7 +39,7 @@ def at(seconds: float) -> datetime:
 
 def forget() -> None:
     with connection.cursor() as cursor:
-        for model in (PeasyJobQueue, PeasyRunner):
+        for model in apps.get_app_config("peasy_jobs").get_models():
             cursor.execute(f"DROP TABLE IF EXISTS {model._meta.db_table}")
     MigrationRecorder(connection).migration_qs.filter(app="peasy_jobs").delete()
 
@@ -65,7 +67,7 @@ def insert(transactional_db: None) -> Iterator[Insert]:
         ).pk
 
     yield insert
-    if ("peasy_jobs", SIGNED) not in MigrationRecorder(connection).applied_migrations():
+    if unapplied_migrations(connection):
         forget()
         migrate()
 
@@ -269,7 +271,7 @@ def insert_many(insert: Insert, count: int, result: bytes | None = None) -> None
 def test_a_table_of_thousands_of_rows_is_signed_and_signing_again_changes_nothing(insert):
     insert_many(insert, 1203, result=pickle.dumps("a result"))
 
-    migrate()
+    migrate(SIGNED)
 
     assert jobs.count() == 1203
     assert {(job.args, job.result) for job in jobs.all()} == {((0,), "a result")}

@@ -1,0 +1,410 @@
+"""What the runners count for the charts, and the charts."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from django.conf import settings
+from django.db import DataError, OperationalError, connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import translation
+
+from peasy_jobs import charts, database, housekeeping, statistics
+from peasy_jobs.claims import Claim, Ending
+from peasy_jobs.conf import Conf
+from peasy_jobs.housekeeping import TALLY_EVERY, Housekeeping
+from peasy_jobs.models import PeasyJobQueue, PeasyMinute
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.recorder import Recorder
+from peasy_jobs.statistics import BATCH, BOUNDS, COLUMNS, EDGES, KEPT, Point, Tally, bucket, quantile
+from tests import jobs
+from tests.rivals import Rival, compete, second_connection
+from tests.rows import row
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ME = 1
+NOW = datetime(2026, 6, 1, 12, 7, 30, tzinfo=UTC)
+MINUTE = int(NOW.timestamp()) // 60
+MINUTES = PeasyMinute._meta.db_table
+SQLITE = settings.TEST_DATABASE == "sqlite"
+
+
+@pytest.fixture
+def tally() -> Tally:
+    """Counts at `NOW`."""
+    clock = database.Clock(connection)
+    clock.offset = NOW.timestamp() - monotonic()
+    return Tally(connection.alias, clock)
+
+
+def at(seconds: float) -> datetime:
+    return database.as_field(NOW + timedelta(seconds=seconds))
+
+
+def since(seconds: float) -> float:
+    """A moment as a claim has it."""
+    moment = at(seconds)
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+
+
+def ended(status: str = COMPLETED, waited: float | None = None, run: float | None = None, pk: int = 1) -> Ending:
+    claim = Claim(pk, 1, "", "", None, None, 1, 0, None, None, None if waited is None else since(-waited))
+    times = {} if run is None else {"started": at(0), "completed": at(run)}
+    return Ending(claim=claim, status=status, **times)
+
+
+def stored() -> dict[int, dict[str, int]]:
+    """The rows, each with what is not 0."""
+    rows = PeasyMinute.objects.order_by("minute").values("minute", *COLUMNS)
+    return {columns.pop("minute"): {name: count for name, count in columns.items() if count} for columns in rows}
+
+
+def hour() -> list[Point]:
+    return statistics.last_hour(database.database_now(connection))
+
+
+# Buckets
+
+
+@pytest.mark.parametrize(
+    ("seconds", "place"),
+    [(-5, 0), (0, 0), (0.00099, 0), (0.001, 1), (0.3, 4), (59, 7), (60, 8), (3599, 10), (3600, 11), (1e300, 11)],
+)
+def test_a_time_is_counted_in_the_bucket_it_is_in(seconds, place):
+    assert bucket(seconds) == place
+    assert len(EDGES) == len(BOUNDS) + 2 == 13
+
+
+def test_a_quantile_is_inside_the_bucket_where_the_share_of_jobs_is_reached():
+    counts = [0] * 12
+    assert quantile(counts, 0.5) is None
+    counts[3] = 1
+    assert quantile(counts, 0.5) == pytest.approx((0.02 * 0.1) ** 0.5), "in the middle on a log scale"
+    counts[3], counts[8] = 90, 10
+    assert 0.02 < quantile(counts, 0.5) < 0.1
+    assert quantile(counts, 0.9) == pytest.approx(0.1)
+    assert quantile(counts, 0.95) == pytest.approx((60 * 300) ** 0.5)
+    assert quantile([0] * 11 + [7], 0.95) < EDGES[-1]
+
+
+# Counting
+
+
+def test_each_end_is_counted_with_the_time_it_waited_and_ran(tally):
+    tally.count([ended(waited=0.3, run=3), ended(waited=0.3, run=30), ended(FAILED, 70, 0.0005), ended(CANCELLED)])
+    tally.write()
+
+    counts = {"completed": 2, "failed": 1, "cancelled": 1, "w4": 2, "w8": 1, "r6": 1, "r7": 1, "r0": 1}
+    assert stored() == {MINUTE: counts}
+    tally.write()
+    assert stored() == {MINUTE: counts}, "once"
+
+
+@pytest.mark.parametrize("status", [ENQUEUED, SCHEDULED])
+def test_a_job_that_runs_again_does_not_count(tally, status):
+    tally.count([ended(status, waited=1, run=1)])
+    assert not tally.counts
+
+
+def claimed(count: int, **columns: Any) -> list[Claim]:
+    for _ in range(count):
+        PeasyJobQueue.objects.create(**{"title": "a job", "job_name": "tests.jobs.nothing", **columns})
+    return PeasyJobQueue.objects.claim(ME, count, [], database.as_field(database.database_now(connection)))
+
+
+def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_not(tally):
+    done, cancelled, lost = claimed(3)
+    PeasyJobQueue.objects.filter(pk=cancelled.pk).update(status=CANCELLED)
+    PeasyJobQueue.objects.filter(pk=lost.pk).update(runner=ME + 1)
+    book = Recorder(connection, PeasyJobQueue.objects.all(), tally.clock, tally)
+    for claim, status in ((done, COMPLETED), (cancelled, ENQUEUED), (lost, COMPLETED)):
+        book.end(Ending(claim=claim, status=status))
+    book.write(ME, urgent=True)
+
+    assert tally.counts == {MINUTE: {"completed": 1, "cancelled": 1}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "seconds"),
+    [
+        ({}, 0),
+        ({"run_after": -30}, -30),
+        ({"run_after": -30, "attempts": 2}, -30),
+        ({"attempts": 1}, None),  # put back by hand: since when is not known
+        ({"crashes": 1, "attempts": 1, "run_after": -30}, None),
+    ],
+    ids=["new", "was due", "retried", "put back", "crashed"],
+)
+def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
+    now = database.database_now(connection)
+    if "run_after" in columns:
+        columns = {**columns, "run_after": database.as_field(now + timedelta(seconds=columns["run_after"]))}
+    (claim,) = claimed(1, **columns)
+
+    assert not claim.damage()
+    if seconds is None:
+        assert claim.since is None
+    else:
+        moment = database.as_field(now)
+        expected = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() + seconds
+        assert claim.since == pytest.approx(expected, abs=2)
+
+
+def test_a_job_that_was_given_back_has_waited_since_the_same_time(tally):
+    (claim,) = claimed(1, run_after=at(-600))
+    PeasyJobQueue.objects.end(ME, [Ending(claim=claim, status=ENQUEUED, attempts=-1)], at(0))
+    (again,) = PeasyJobQueue.objects.claim(ME, 1, [], at(0))
+
+    assert (again.claims, again.since) == (2, claim.since)
+
+
+def test_a_time_that_nobody_can_read_stops_no_claim():
+    broken = {"sqlite": "'soon'", "postgres": "'infinity'", "mariadb": "'9999-12-31'"}[settings.TEST_DATABASE]
+    PeasyJobQueue.objects.create(title="a job", job_name="tests.jobs.nothing")
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {PeasyJobQueue._meta.db_table} SET created = {broken}")
+    (claim,) = PeasyJobQueue.objects.claim(ME, 1, [], at(0))
+
+    assert not claim.damage()
+    assert claim.since is None or claim.since > since(0)
+
+
+# Writing
+
+
+def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(tally):
+    book = Recorder(connection, PeasyJobQueue.objects.all(), tally.clock, tally)
+
+    def queries(count: int) -> int:
+        for claim in claimed(count):
+            book.end(Ending(claim=claim, status=COMPLETED, started=at(0), completed=at(1)))
+        with CaptureQueriesContext(connection) as captured:
+            book.write(ME, urgent=True)
+        assert not [query for query in captured if MINUTES in query["sql"]]
+        return len(captured)
+
+    assert queries(1) == queries(50) or not SQLITE, "pymysql sends executemany row by row"
+    for expected in (3, 2):  # the first adds the row; the last of each looks for what is too old
+        tally.count([ended()])
+        with CaptureQueriesContext(connection) as captured:
+            tally.write()
+        assert len(captured) == expected
+    assert stored()[MINUTE]["completed"] == 53
+
+
+def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
+    minutes = [MINUTE + n // 4 for n in range(200)]
+    compete(*(Rival("teller", minutes=minutes) for _ in range(2)))
+
+    assert stored() == {minute: {"completed": 8, "w0": 8} for minute in set(minutes)}
+
+
+def test_what_is_older_than_two_days_is_deleted_in_small_batches(tally):
+    old = [PeasyMinute(minute=MINUTE - KEPT - n) for n in range(1, BATCH + 11)]
+    PeasyMinute.objects.bulk_create([*old, PeasyMinute(minute=MINUTE - KEPT), PeasyMinute(minute=MINUTE)])
+    tally.write()
+    assert PeasyMinute.objects.count() == 12
+    tally.write()
+    assert set(stored()) == {MINUTE - KEPT, MINUTE}
+
+
+def test_a_runner_writes_every_ten_seconds_or_so(tally, monkeypatch):
+    now = monotonic()
+    monkeypatch.setattr(housekeeping, "monotonic", lambda: now)
+    house = Housekeeping(PeasyJobQueue.objects.all(), tally.clock, Conf())
+    written = []
+    for seconds in (0, TALLY_EVERY - 1, 2, 1, 2 * TALLY_EVERY):
+        now += seconds
+        house.tally.count([ended()])
+        house.keep(backlog=False)
+        written.append(sum(counts["completed"] for counts in stored().values()))
+
+    assert written == [0, 0, 3, 3, 5]
+
+
+def test_a_lock_is_not_waited_for_and_nothing_is_lost(tally):
+    PeasyMinute.objects.create(minute=MINUTE)
+    database.set_up(connection, 0.05)
+    tally.count([ended()])
+    with second_connection() as other:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute(f"UPDATE {MINUTES} SET failed = 7")
+        tally.write()
+        assert tally.counts == {MINUTE: {"completed": 1}}
+        other.commit()
+    tally.write()
+    connection.close()
+
+    assert stored() == {MINUTE: {"completed": 1, "failed": 7}}
+
+
+def test_an_outage_is_raised_and_nothing_is_lost(tally, monkeypatch):
+    tally.count([ended()])
+    with monkeypatch.context() as patch, pytest.raises(OperationalError):
+        patch.setattr(tally, "_add", raises(OperationalError("server closed the connection unexpectedly")))
+        tally.write()
+    tally.write()
+
+    assert stored() == {MINUTE: {"completed": 1}}
+
+
+def test_what_cannot_be_stored_is_dropped_and_said_once(tally, monkeypatch, caplog):
+    monkeypatch.setattr(tally, "_add", raises(DataError("integer out of range")))
+    for _ in range(2):
+        tally.count([ended()])
+        tally.write()
+
+    assert not tally.counts
+    assert caplog.messages == ["Statistics cannot be written: integer out of range"]
+
+
+def raises(error: Exception) -> Callable[..., None]:
+    def action(*args: Any) -> None:
+        raise error
+
+    return action
+
+
+# Reading
+
+
+def test_the_last_hour_has_a_point_for_each_minute():
+    PeasyMinute.objects.create(minute=MINUTE - 60, completed=100)
+    PeasyMinute.objects.create(minute=MINUTE - 59, completed=2, w3=2, r5=2)
+    PeasyMinute.objects.create(minute=MINUTE, failed=1, cancelled=3)
+    with CaptureQueriesContext(connection) as captured:
+        points = statistics.last_hour(NOW)
+
+    assert len(captured) == 1
+    assert [(point.completed, point.failed, point.cancelled) for point in points] == [
+        (2, 0, 0),
+        *[(0,) * 3] * 58,
+        (0, 1, 3),
+    ]
+    assert (points[0].start, points[-1].start) == (at(-59 * 60 - 30), at(-30))
+    assert [bucket(time) for time in points[0][-4:]] == [3, 3, 5, 5]
+    assert points[-1][-4:] == (None,) * 4
+
+
+def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
+    for minute in (MINUTE - 24 * 60, MINUTE - 8, MINUTE - 7, MINUTE):  # it is seven minutes past
+        PeasyMinute.objects.create(minute=minute, completed=1, r2=1)
+    with CaptureQueriesContext(connection) as captured:
+        points = statistics.last_day(NOW)
+
+    assert len(captured) == 1
+    assert [point.completed for point in points] == [*[0] * 94, 1, 2]
+    assert (points[0].start, points[-1].start) == (at(-7 * 60 - 30 - 95 * 15 * 60), at(-7 * 60 - 30))
+    assert {point.minutes for point in points} == {15}
+
+
+def test_the_jobs_of_a_runner_appear_when_it_ends(run_peasy, tmp_path):
+    was_due = jobs.nothing.using(run_after=timedelta(seconds=-30))()
+    all_of_them = [was_due, *(jobs.nothing() for _ in range(3)), jobs.boom(), jobs.call_off(str(tmp_path / "record"))]
+    assert run_peasy("--exit-on-empty").wait() == 0
+
+    assert [row(job).status for job in all_of_them] == [COMPLETED] * 4 + [FAILED, CANCELLED]
+    points = hour()
+    counts = [sum(getattr(point, name) for point in points) for name in ("completed", "failed", "cancelled")]
+    assert counts == [4, 1, 1]
+    total = Counter()
+    for columns in stored().values():
+        total.update(columns)
+    assert sum(total[name] for name in statistics.RUN) == sum(total[name] for name in statistics.WAITED) == 6
+    assert total["w7"] == 1, "it waited since it was due"
+    assert sum(total[name] for name in statistics.RUN[:6]) == 6, "each ran for less than two seconds"
+
+
+# Charts
+
+CHARTS = [charts.jobs_per_minute, charts.seconds]
+
+
+def points(**columns: Any) -> list[Point]:
+    """An hour with something in its 31st minute."""
+    quiet = Point(database.as_field(NOW), 1, 0, 0, 0, None, None, None, None)
+    made = [quiet._replace(start=at(60 * minute)) for minute in range(60)]
+    made[30] = made[30]._replace(**columns)
+    return made
+
+
+BUSY = {
+    **{"completed": 1200, "failed": 1, "cancelled": 2},
+    **{"waited_median": 0.004, "waited_p95": 1.25, "run_median": 90.0, "run_p95": 5400.0},
+}
+
+
+def drawn(chart: Callable[..., str], points: list[Point]) -> tuple[ElementTree.Element, str]:
+    markup = chart(points)
+    return ElementTree.fromstring(markup), markup
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_chart_needs_no_style_of_its_own_and_has_a_name(chart):
+    svg, markup = drawn(chart, points(**BUSY))
+
+    assert "style" not in markup
+    assert (svg.get("role"), svg.get("viewBox")) == ("img", "0 0 320 152")
+    ids = [element.get("id") for element in svg.iter() if element.get("id")]
+    assert svg.get("aria-labelledby").split() == ids[:2]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", markup)) <= set(ids)
+    assert markup != chart([point._replace(minutes=15) for point in points(**BUSY)]), "another id, another title"
+
+
+def test_the_charts_say_in_words_what_they_show():
+    jobs_chart, seconds_chart = (drawn(chart, points(**BUSY))[0] for chart in CHARTS)
+
+    assert jobs_chart.find("title").text == "Jobs per minute in the last hour"
+    time = charts._clock(points()[30])
+    assert jobs_chart.find("desc").text == (
+        f"Jobs ended: 1,203 (1,200 completed, 1 failed, 2 cancelled). The busiest time was {time}: 1,203 a minute."
+    )
+    assert seconds_chart.find("desc").text == (
+        f"The longest times: At {time} half of the jobs waited up to 4 ms, 95% up to 1.2 s. "
+        f"At {time} half of the jobs ran up to 1.5 min, 95% up to 1.5 h."
+    )
+    labels = [text.text for text in seconds_chart.iter("text")]
+    assert labels[:8] == ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min", "10 min", "1 h"]
+
+
+def test_one_failure_among_a_thousand_jobs_is_to_be_seen():
+    svg, _ = drawn(charts.jobs_per_minute, points(**BUSY))
+    bars = {bar.get("class"): bar for bar in svg.findall("rect") if bar.get("y") not in ("4", "16", "30")}
+    assert float(bars["peasy-chart-bar peasy-chart-failed"].get("height")) >= 1.5
+
+
+@pytest.mark.parametrize(
+    ("chart", "text"),
+    [
+        (charts.jobs_per_minute, "Nothing ended in the last hour."),
+        (charts.seconds, "No job ran to its end in the last hour."),
+    ],
+)
+def test_an_hour_in_which_nothing_ended_says_so(chart, text):
+    svg, _ = drawn(chart, points())
+    assert [element.text for element in svg.iter("text")] == [text] == [svg.find("desc").text]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_coordinates_are_numbers_in_every_language(chart):
+    with translation.override("de"):
+        svg, markup = drawn(chart, points(**BUSY))
+    for element in svg.iter():
+        for name in ("x", "y", "width", "height", "x1", "y1"):
+            float(element.get(name, 0))
+    assert "1.203" in markup or "1,2 s" in markup, "what is read is in the language of the page"
+
+
+@pytest.mark.parametrize("value", [0.067, 0.5, 1, 2, 3, 7, 10, 99, 1203])
+def test_the_value_axis_ends_at_a_readable_number(value):
+    top = charts._round_up(value)
+    assert value <= top <= 2.5 * value
+    assert len(f"{top / 2:g}".strip("0.")) == 1
