@@ -127,9 +127,18 @@ def _load_project(level: int) -> None:
     for connection in connections.all(initialized_only=True):
         if hasattr(connection, "close_pool"):  # PostgreSQL's: workers would share the sockets that wait in it
             connection.close_pool()
+    _flush()  # or every worker would print again what is still there
+
+
+def _flush() -> bool:
+    """Print now what was printed so far. False: a stream is closed, or otherwise of no use."""
+    useful = True
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # or every worker would print again what is still in it
+        try:
             stream.flush()
+        except Exception:  # a job may have left anything there
+            useful = False
+    return useful
 
 
 def import_jobs() -> None:
@@ -220,7 +229,8 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
         with socket.socket(fileno=socket_fd) as connection:
             _run_jobs(connection, ticket_fd, ask_fd)
     except OSError:
-        pass  # the runner is gone
+        # The runner is gone, and ends us; or our job has closed what we talk over, which the server is about to hear.
+        sleep(10 * EXIT_TRIES * EXIT_PAUSE)
     except BaseException:
         logger.exception("A worker process failed.")
         os._exit(1)
@@ -255,7 +265,7 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
     send, read_asked = _Sender(connection), _asked_reader(ask_fd)
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}
-    pid = os.getpid()
+    pid, prints = os.getpid(), _flush()
     _take_signals_back(read_asked)
     while (ticket := _next_ticket(ticket_fd, send)) is not None:
         while ticket not in jobs:
@@ -272,12 +282,12 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
         forked = os.getpid() != pid
         if not forked:
             send(outcome)
-        with contextlib.suppress(Exception):  # the job may have left anything there
-            sys.stdout.flush()  # what a job prints is wanted now, not when the worker ends
+        still_prints = _flush()  # what a job prints is wanted now, not when the worker ends
         if forked:
             os._exit(1 if outcome.error else 0)  # it came back from the job, but the job is its parent
-        if execution.interrupted:
-            os._exit(0)  # it may have been in the middle of anything: another worker takes this one's place
+        # It may have been in the middle of anything, or the next job could not print: another worker takes its place.
+        if execution.interrupted or (prints and not still_prints):
+            os._exit(0)
         execution.tidy()
 
 

@@ -47,9 +47,10 @@ def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., 
         settings: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        flags: tuple[str, ...] = (),
         ready: bool = True,
     ) -> processes.Command:
-        command = processes.Command(("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {})
+        command = processes.Command(("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {}, flags)
         commands.callback(command.clean_up)
         return command.ready() if ready else command
 

@@ -1,8 +1,11 @@
 """Apps that make a runner's life harder: installed in the process of a test's `run_peasy` only."""
 
 import os
+import signal
+import socket
 import time
 from datetime import timedelta
+from typing import Any, NoReturn
 
 from django.apps import AppConfig
 
@@ -69,3 +72,63 @@ class BrokenWorkers(AppConfig):
             run_jobs(*args)
 
         server._run_jobs = fails
+
+
+class DyingWorkers(AppConfig):
+    """Each worker process dies as soon as it is there, until the file that `FREE` names exists."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        from peasy_jobs import server
+
+        run_jobs = server._run_jobs
+
+        def dies(*args: object) -> None:
+            if not os.path.exists(os.environ["FREE"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            run_jobs(*args)
+
+        server._run_jobs = dies
+
+
+class HalfAReport(AppConfig):
+    """The worker server falls silent in the middle of what it says, until the file that `FREE` names exists."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        from peasy_jobs import server
+
+        start = server._start
+
+        def fails(control: Any, *args: object) -> None:
+            if not os.path.exists(os.environ["FREE"]):
+                control.sendall(b"half")
+                control.shutdown(socket.SHUT_WR)
+                time.sleep(600)
+            start(control, *args)
+
+        server._start = fails
+
+
+class Hidden(AppConfig):
+    """Every other process belongs to another user, and /proc is mounted with hidepid."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        from peasy_jobs import presence
+
+        started, kill = presence._started, os.kill
+
+        def hidden(pid: int) -> str:
+            if pid != os.getpid():
+                raise FileNotFoundError(f"/proc/{pid}/stat")
+            return started(pid)
+
+        def forbidden(pid: int, signum: int) -> NoReturn:
+            kill(pid, 0)  # the system says first that there is none
+            raise PermissionError
+
+        presence._started, os.kill = hidden, forbidden

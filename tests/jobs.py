@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
@@ -550,3 +551,66 @@ def hold_own_row(path: str, record: str, job_pk: int) -> str:
         _wait(path)
     note(record, "ended")
     return "let go"
+
+
+# Jobs that spoil their worker
+
+
+class Unflushable:
+    """What some library has put in the place of a stream."""
+
+    def write(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        raise RuntimeError("it is broken")
+
+
+@peasy.job("leave a broken sys.stdout")
+def break_stdout(how: str, record: str) -> int:
+    note(record, "ran")
+    if how == "closed":
+        sys.stdout.close()
+    else:
+        sys.stdout = {"None": None, "unflushable": Unflushable()}[how]
+    return os.getpid()
+
+
+@peasy.job("close what was open")
+def close_descriptors(record: str, returns: bool) -> None:
+    note(record, f"started {os.getpid()}")
+    os.closerange(3, 1 << 16)
+    if not returns:
+        time.sleep(600)
+
+
+@peasy.job("leave the process group")
+def leave_group(how: str, record: str) -> None:
+    """Goes on whatever it is told."""
+    os.setpgid(0, os.getpgid(os.getppid()))
+    if how == "setsid":
+        os.setsid()
+    note(record, f"started {os.getpid()}")
+    while True:
+        with contextlib.suppress(BaseException):
+            time.sleep(0.01)
+
+
+# Jobs that tell where they run
+
+
+@peasy.job("tell the flags of the interpreter")
+def interpreter_flags() -> list[int]:
+    return [sys.flags.optimize, sys.flags.utf8_mode]
+
+
+@peasy.job("tell the session of PostgreSQL")
+def database_session(record: str, count: int) -> int:
+    """Ends when so many of these have one."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        session = int(cursor.fetchone()[0])
+        note(record, session)
+        while len(notes(record)) < count:
+            time.sleep(0.01)
+    return session

@@ -26,7 +26,13 @@ class Command:
     """A management command in a session of its own, on the database of the running test."""
 
     def __init__(
-        self, args: tuple[str, ...], directory: Path, cwd: Path, settings: Mapping[str, Any], env: Mapping[str, str]
+        self,
+        args: tuple[str, ...],
+        directory: Path,
+        cwd: Path,
+        settings: Mapping[str, Any],
+        env: Mapping[str, str],
+        flags: tuple[str, ...] = (),
     ) -> None:
         self.token = uuid.uuid4().hex
         self.killed = False
@@ -44,7 +50,7 @@ class Command:
         }
         with self.output_path.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "django", *args],
+                [sys.executable, *flags, "-m", "django", *args],
                 cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,

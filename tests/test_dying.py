@@ -110,7 +110,12 @@ def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_work
 
 @pytest.mark.parametrize(
     ("app", "message"),
-    [("NoForks", "Could not start a worker process: "), ("BrokenWorkers", "A worker process failed.")],
+    [
+        ("NoForks", "Could not start a worker process: "),
+        ("BrokenWorkers", "A worker process failed."),
+        ("DyingWorkers", "A worker process ended before it ran a job (killed by SIGKILL; often out of memory)."),
+        ("HalfAReport", "The worker server died (exit code -9). Starting another."),
+    ],
 )
 def test_workers_that_cannot_start_are_tried_again_now_and_then(run_peasy, tmp_path, app, message):
     free, job = tmp_path / "free", jobs.echo(1)
@@ -255,6 +260,21 @@ def test_jobs_that_had_not_begun_when_the_runner_died_are_not_charged(run_peasy,
     assert {(job.status, job.attempts, job.crashes) for job in short} == {(COMPLETED, 1, 0)}
     assert sorted(map(int, notes(record))) == list(range(50))
     assert held > 1
+
+
+def test_a_runner_of_another_user_whose_process_is_hidden_is_found_dead_only_when_it_is(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    job = jobs.wait_for(str(tmp_path / "go"), str(record))
+    keeper = run_peasy()
+    wait_until(lambda: started(record))
+    other = run_peasy(settings=with_app("tests.deaf.Hidden"))
+    finished(jobs.nothing())  # by the other, which has looked for the dead before
+    assert "is gone" not in other.output()
+    keeper.kill()
+    wait_until(lambda: len(started(record)) == 2, 10, other.describe)  # with a lease of 30 s
+    Path(tmp_path, "go").touch()
+    (job,) = finished(job)
+    assert (job.status, job.attempts, job.crashes, job.claims) == (COMPLETED, 2, 1, 2)
 
 
 def test_the_jobs_of_a_runner_of_another_host_wait_for_the_end_of_its_lease(run_peasy, tmp_path):

@@ -918,6 +918,32 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
     assert not runners.filter(pk=dead.pk).exists()
 
 
+@pytest.mark.parametrize("step", [-HOUR, timedelta(), HOUR], ids=["back", "none", "forward"])
+def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatch, step):
+    """A host that has slept sees the same as one whose database's clock was set forward."""
+    now, offset = database.database_now, timedelta()
+    monkeypatch.setattr(database, "database_now", lambda connection: now(connection) + offset)
+    mine, alive = presence(), presence()
+    dead = register(host_id="another host", lease_until=1.0)
+    for one in (mine, alive):
+        one.register([])
+        one.steady_since = one.clock.stepped_at = float("-inf")
+    runners.filter(pk=alive.id).update(host_id="another host")
+
+    offset = step
+    mine.rescue()
+    assert runners.filter(pk=alive.id).exists()
+    assert runners.filter(pk=dead.pk).exists() == bool(step), "without a step it is seen at once"
+    alive.renew_at = mine.rescue_at = 0
+    assert alive.renew()
+    if step:
+        assert mine.clock.stepped_at > float("-inf")
+        mine.clock.stepped_at -= 31
+    mine.rescue()
+    assert runners.filter(pk=alive.id).exists()
+    assert not runners.filter(pk=dead.pk).exists()
+
+
 @pytest.mark.parametrize("use_tz", [True, False])
 def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_tz):
     monkeypatch.setattr(database, "database_now", lambda connection: AUTUMN)

@@ -401,6 +401,38 @@ def test_a_runner_that_is_started_before_migrate_waits_for_it_and_says_so(django
     assert command.wait() == 0
 
 
+@only_sqlite
+@pytest.mark.parametrize("made", ["before the runner came", "while the job ran"])
+def test_a_backup_that_is_moved_over_the_file_is_gone_on_with(django, tmp_path, made):
+    record, go, site, backup = (tmp_path / name for name in ("record", "go", "site.sqlite3", "backup.sqlite3"))
+    enqueue = f"from tests import jobs; jobs.wait_for({str(go)!r}, {str(record)!r})"
+    assert django("migrate", "-v", "0").wait(LATE) == 0
+    ask(tmp_path, "PRAGMA journal_mode = WAL")  # in which SQLite itself does not notice
+    assert django("shell", "--no-imports", "-c", enqueue).wait(LATE) == 0
+    if made == "before the runner came":
+        ask(tmp_path, f"VACUUM INTO '{backup}'")
+    command = django("run_peasy").ready()
+    wait_until(lambda: notes(record))
+    if made == "while the job ran":
+        wait_until(lambda: ask(tmp_path, f"SELECT status FROM {TABLE}") == [("O",)])
+        ask(tmp_path, f"VACUUM INTO '{backup}'")
+    go.touch()
+    done = f"SELECT status, attempts, crashes FROM {TABLE}"
+    wait_until(lambda: ask(tmp_path, done) == [("C", 1, 0)])
+    backup.rename(site)
+    for name in ("site.sqlite3-wal", "site.sqlite3-shm"):
+        Path(tmp_path, name).unlink()
+    wait_until(lambda: ask(tmp_path, done) == [("C", 1, 0)], LATE, command.describe)
+    assert [line.split()[0] for line in notes(record)] == ["started", "ended"] * 2
+    assert django("shell", "--no-imports", "-c", enqueue).wait(LATE) == 0
+    wait_until(lambda: ask(tmp_path, done) == [("C", 1, 0)] * 2)
+    assert f"Cannot use the database ({site} is not the file it was)" in command.output()
+    assert_one_episode(command)
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 0
+    assert ask(tmp_path, f"SELECT * FROM {PeasyRunner._meta.db_table}") == []
+
+
 # Migrations, and what a probe is told, on every database
 
 

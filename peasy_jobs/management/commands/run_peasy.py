@@ -70,7 +70,7 @@ class Command(BaseCommand):
             raise CommandError("\n".join(wrong))
 
     def _say(self, line: str) -> None:
-        with suppress(OSError):  # nobody reads it any more
+        with suppress(OSError, ValueError):  # nobody reads it any more; a job in a thread has closed it
             self.stdout.write(line)
             self.stdout.flush()
 

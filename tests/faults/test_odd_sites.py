@@ -1,0 +1,92 @@
+"""A site is set up as few are: its jobs run all the same, and what is wrong with one app stays with that app."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.queue import COMPLETED, FAILED
+from tests import jobs
+from tests.rows import finished, row, running, with_app
+from tests.waiting import wait_until
+
+both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
+only_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="only its driver has a pool")
+
+
+def database(**changes: Any) -> dict[str, Any]:
+    """Settings for a runner that reaches the database of this test in another way."""
+    names = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
+    own = {name: connection.settings_dict[name] for name in names}
+    return {"DATABASES": {"default": {**own, "NAME": str(own["NAME"]), **changes}}}
+
+
+def app(directory: Path, name: str, code: str) -> dict[str, Any]:
+    """Settings for a runner in this directory, with an app whose module `jobs` is this."""
+    package = directory / name
+    package.mkdir()
+    Path(package, "__init__.py").touch()
+    Path(package, "jobs.py").write_text(code)
+    return with_app(name)
+
+
+# Connections
+
+
+@only_postgres
+def test_workers_share_no_connection_of_a_pool_that_was_used_before_they_were_forked(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    asking = app(tmp_path, "asking", "from django.db import connection\nconnection.cursor().execute('SELECT 1')\n")
+    command = run_peasy("--concurrency", "3", settings={**asking, **database(OPTIONS={"pool": True})})
+    done = finished(*[jobs.database_session(str(record), 3) for _ in range(3)])
+    assert [job.error for job in done] == ["", "", ""]
+    assert len({job.result for job in done}) == 3
+    assert "Traceback" not in command.output()
+
+
+@only_postgres
+def test_the_runner_takes_no_connection_of_the_pool_that_is_for_its_jobs(run_peasy, tmp_path):
+    pool = {"min_size": 1, "max_size": 1, "timeout": 3}
+    run_peasy("--worker-type", "thread", settings=database(OPTIONS={"pool": pool}))
+    (job,) = finished(jobs.database_session(str(tmp_path / "record"), 1))
+    assert (job.status, job.error) == (COMPLETED, "")
+
+
+@both_worker_types
+def test_without_autocommit_what_the_runner_writes_is_seen_at_once(run_peasy, tmp_path, worker_type):
+    run_peasy("--worker-type", worker_type, settings=database(AUTOCOMMIT=False))
+    job = jobs.progress_then_wait(str(tmp_path / "go"))
+    running(job)
+    wait_until(lambda: row(job).status_msg == "half way")
+    Path(tmp_path, "go").touch()
+    done = finished(job, *[jobs.echo(number) for number in range(3)])
+    assert {(job.status, job.attempts, job.crashes) for job in done} == {(COMPLETED, 1, 0)}
+
+
+# How Python was started
+
+
+def test_the_flags_of_the_interpreter_reach_the_workers(run_peasy):
+    # In the locale C Python takes UTF-8 by itself.
+    run_peasy(flags=("-O", "-X", "utf8"), env={"LC_ALL": "C.UTF-8"})
+    (job,) = finished(jobs.interpreter_flags())
+    assert job.result == [1, 1]
+
+
+# What an app does
+
+
+@both_worker_types
+def test_a_module_that_calls_sys_exit_fails_the_jobs_of_its_own_app_only(run_peasy, tmp_path, worker_type):
+    settings = app(tmp_path, "leaving", "import sys\n\nsys.exit('no licence')\n")
+    bad = PeasyJobQueue.objects.create(title="of that app", job_name="leaving.jobs.task")
+    command = run_peasy("--worker-type", worker_type, settings=settings)
+    bad, good = finished(bad, jobs.echo(1))
+    assert (good.status, good.attempts, good.crashes) == (COMPLETED, 1, 0)
+    assert (bad.status, bad.attempts, bad.crashes) == (FAILED, 1, 0)
+    assert "sys.exit('no licence')" in bad.error
+    assert str(tmp_path / "leaving" / "jobs.py") in bad.traceback
+    assert command.output().count("Could not import leaving.jobs.") == 1
+    assert command.process.poll() is None
