@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.core.serializers.json import DjangoJSONEncoder
 from django.core.signing import BadSignature, TimestampSigner
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
@@ -45,7 +47,7 @@ def token(job: PeasyJobQueue) -> str:
 
 
 def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
-    """Whether this request may see the job: it bears its token, its user makes it, or staff who may view jobs.
+    """Whether this request may see the job: it bears its token, its user makes it, or one who may see all jobs.
 
     `PEASY_CAN_VIEW_JOB`, a callable that is given both, decides instead of the last two.
     """
@@ -60,9 +62,29 @@ def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
         decide: Callable[[HttpRequest, PeasyJobQueue], object] = import_string(hook)
         return bool(decide(request, job))
     user = getattr(request, "user", None)
-    if user is None or not user.is_active:
-        return False
-    return bool(job.user_id == user.pk or (user.is_staff and user.has_perm(VIEW)))
+    owns = user is not None and user.is_active and user.pk is not None and job.user_id == user.pk
+    return bool(owns or may_see_all(request))
+
+
+def may_see_all(request: HttpRequest) -> bool:
+    """Whether the dashboard is open to this request: to staff who may view jobs, or by `PEASY_DASHBOARD_PERMISSION`."""
+    hook = conf.get().dashboard_permission
+    if hook is not None:
+        decide: Callable[[HttpRequest, str], object] = import_string(hook)
+        return bool(decide(request, "view"))
+    user = getattr(request, "user", None)
+    # A user model of the site's own may know no staff.
+    return bool(user is not None and user.is_active and getattr(user, "is_staff", False) and user.has_perm(VIEW))
+
+
+def word(job: PeasyJobQueue) -> str:
+    """The status of a job, as pages and the JSON document call it."""
+    return WORDS.get(job.status, WORDS[ENQUEUED])
+
+
+def percent(job: PeasyJobQueue) -> float | None:
+    """How far a job is, 0 to 100; None when it does not say so."""
+    return 100.0 if job.status == COMPLETED else progress(job.extra)
 
 
 def progress(extra: Any) -> float | None:
@@ -73,40 +95,43 @@ def progress(extra: Any) -> float | None:
     value = extra.get("progress") if isinstance(extra, dict) else None
     try:
         if isinstance(value, list | tuple) and len(value) == 2:
-            value = 100 * float(value[0]) / float(value[1])
-        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+            number = 100 * _number(value[0]) / _number(value[1])
+        else:
+            number = _number(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         return None
     return min(100.0, max(0.0, number)) if math.isfinite(number) else None
 
 
+def _number(value: Any) -> float:
+    number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    return number if math.isfinite(number) else math.nan
+
+
 def document(request: HttpRequest, job: PeasyJobQueue) -> dict[str, Any]:
     """The JSON document of a job. More keys may come; `PEASY_JOB_JSON`, a callable, may change it."""
-    sees_all = _is_staff_who_may_view(request)
+    # A bearer of a token is not asked who he is, so that the answer depends on nothing but the link.
+    sees_all = "t" not in request.GET and may_see_all(request)
     shown: dict[str, Any] = {
         "id": str(job.pk),
         "title": job.title,
-        "status": WORDS.get(job.status, ENQUEUED),
+        "status": word(job),
         "status_display": job.get_status_display(),
         "done": job.is_over,
-        "progress": 100.0 if job.status == COMPLETED else progress(job.extra),
+        "progress": percent(job),
         "status_msg": job.status_msg,
-        "extra": finite(job.extra),
-        "error": None,
+        "extra": job.extra,
+        "error": _error(job, sees_all) if job.status == FAILED else None,
         "created": _iso(job.created),
         "started": _iso(job.started),
         "completed": _iso(job.completed),
     }
-    if job.status == FAILED:
-        shown["error"] = {"message": job.error if sees_all else _("The job failed.")}
     plain, result = payloads.plain(job.result_data)
     if plain and job.status == COMPLETED:
-        shown["result"] = finite(result)
+        shown["result"] = result
     if sees_all:
-        try:
+        with suppress(NoReverseMatch):  # only the status URLs are mounted
             shown["url"] = reverse("peasy_jobs:job_detail", args=[job.pk])
-        except NoReverseMatch:  # only the status URLs are mounted
-            pass
     hook = conf.get().job_json
     if hook is not None:
         change: Callable[[HttpRequest, PeasyJobQueue, dict[str, Any]], dict[str, Any]] = import_string(hook)
@@ -114,16 +139,19 @@ def document(request: HttpRequest, job: PeasyJobQueue) -> dict[str, Any]:
     return shown
 
 
-def finite(value: Any) -> Any:
-    """A JSON value without what JSON does not know: NaN and the infinities become None."""
-    text = json.dumps(value)
-    return json.loads(text, parse_constant=lambda _: None)
+def encode(document: dict[str, Any]) -> bytes:
+    """As JSON, without what JSON does not know: NaN and the infinities become null."""
+    text = json.dumps(document, cls=DjangoJSONEncoder)
+    # ASCII: half of a surrogate pair could not be written otherwise.
+    return json.dumps(json.loads(text, parse_constant=lambda _: None)).encode()
 
 
-def _is_staff_who_may_view(request: HttpRequest) -> bool:
-    # A bearer of a token is not asked who he is, so that the answer depends on nothing but the link.
-    user = None if "t" in request.GET else getattr(request, "user", None)
-    return bool(user is not None and user.is_active and user.is_staff and user.has_perm(VIEW))
+def _error(job: PeasyJobQueue, sees_all: bool) -> dict[str, str]:
+    if not sees_all:
+        return {"message": _("The job failed.")}
+    last = job.errors[-1] if isinstance(job.errors, list) and job.errors else {}
+    kind = last.get("exception", "") if isinstance(last, dict) else ""
+    return {"message": job.error, "type": str(kind or "")}
 
 
 def _iso(moment: datetime | None) -> str | None:

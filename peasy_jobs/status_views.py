@@ -7,40 +7,46 @@ import json
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
-from django.utils.cache import get_conditional_response
+from django.utils.cache import get_conditional_response, patch_vary_headers
 from django.views.decorators.http import require_safe
 
 from peasy_jobs import widget
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.status import document, may_see
+from peasy_jobs.status import document, encode, may_see
 
 NOT_FOUND = json.dumps({"type": "about:blank", "title": "Not Found", "status": 404}).encode()
+BODY = "peasy_jobs/_progress_body.html"
 LARGEST_KEY = 2**63 - 1
 
 
 @require_safe
 def job_json(request: HttpRequest, pk: int) -> HttpResponse:
     """`GET …/jobs/42.json`: the status document. A job that may not be seen is as missing as one that is not there."""
-    job = _visible(request, pk, "result_data")
+    job = _visible(request, pk, "errors", "result_data")
     if job is None:
-        return _private(HttpResponse(NOT_FOUND, status=404, content_type="application/problem+json"))
-    body = json.dumps(document(request, job), ensure_ascii=False).encode()
+        return _unseen(request, HttpResponse(NOT_FOUND, status=404, content_type="application/problem+json"))
+    body = encode(document(request, job))
     response = _private(HttpResponse(body, content_type="application/json"))
     response["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    answer = get_conditional_response(request, etag=response["ETag"], response=response) or response
     if not job.is_over:
-        response["Retry-After"] = str(widget.interval(request, job))
-    return get_conditional_response(request, etag=response["ETag"], response=response) or response
+        # On a 304 too: with it the browser brings the stored answer up to date.
+        answer["Retry-After"] = str(widget.interval(job))
+    return answer
 
 
 @require_safe
 def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """The changing part of the widget; 204 when the page has it already. Never an error, which HTMX would repeat."""
     job = _visible(request, pk)
-    context = widget.gone(request, pk) if job is None else widget.shown(request, job)
-    if job is not None and request.GET.get("v") == context["version"]:
+    if job is None:
+        context = widget.gone(pk, request.GET)
+        return _unseen(request, render(request, BODY, {**context, "swapped": True}))
+    context = widget.shown(job, request.GET, token=request.GET.get("t", ""), current_app=widget.current_app(request))
+    if request.GET.get("v") == context["version"]:
         return _private(HttpResponse(status=204))
-    response = _private(render(request, "peasy_jobs/_progress_body.html", {**context, "swapped": True}))
-    if job is not None and job.is_over:
+    response = _private(render(request, BODY, {**context, "swapped": True}))
+    if job.is_over:
         response["HX-Trigger"] = json.dumps({"peasy:done": {"id": str(pk), "status": context["word"]}})
     return response
 
@@ -51,6 +57,14 @@ def _visible(request: HttpRequest, pk: int, *columns: str) -> PeasyJobQueue | No
     jobs = PeasyJobQueue.objects.only(*widget.COLUMNS, *columns)
     job = jobs.filter(pk=pk).first()
     return job if job is not None and may_see(request, job) else None
+
+
+def _unseen(request: HttpRequest, response: HttpResponse) -> HttpResponse:
+    # Whoever asks is looked at for a job that is not there too: the session middleware would tell the two apart by
+    # `Vary`, and by the cookie of a session that has ended, which it deletes.
+    bool(getattr(request, "user", None))
+    patch_vary_headers(response, ["Cookie"])
+    return _private(response)
 
 
 def _private(response: HttpResponse) -> HttpResponse:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from time import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
+from django.urls import NoReverseMatch, reverse
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
-from peasy_jobs.queue import COMPLETED, ONGOING
-from peasy_jobs.status import WORDS, progress
+from peasy_jobs import status
+from peasy_jobs.queue import ONGOING
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
 
 COLUMNS = (
-    *("title", "status", "status_msg", "extra", "user_id", "runner_id", "errors"),
+    *("title", "status", "status_msg", "extra", "user_id", "runner_id"),
     *("created", "started", "completed", "run_after"),
 )
 # Seconds since something changed that could be seen, and seconds between two looks from then on.
@@ -29,39 +32,39 @@ MILESTONE = 25  # percent that a screen reader is told of
 PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
 
 
-def shown(request: HttpRequest | None, job: PeasyJobQueue, prefix: str = "") -> dict[str, Any]:
-    """The context of `_progress_body.html` for a job."""
-    asked = request.GET if request is not None else {}
-    prefix = prefix or _prefix(asked.get("p", ""))
-    word = WORDS.get(job.status, "enqueued")
-    percent = 100.0 if job.status == COMPLETED else progress(job.extra)
+def shown(
+    job: PeasyJobQueue, asked: Mapping[str, str], *, token: str, current_app: str | None = None
+) -> dict[str, Any]:
+    """The context of `_progress_body.html` for a job. asked: the query of a poll, which the last answer wrote."""
+    prefix = _prefix(asked)
+    word, percent = status.word(job), status.percent(job)
+    # Rounded down: nothing is at 100 % before it has ended.
+    percent = None if percent is None else int(percent)
     content = _hash(job.title, word, job.is_over, job.status_msg, percent, job.extra, job.run_after, get_language())
     now = int(time())
     since = _number(asked.get("s", "")) if asked.get("v", "").startswith(content) else now
     every = _interval(now - since)
-    milestone = f"{word}-{int((percent or 0) // MILESTONE) if job.status == ONGOING else 0}"
+    milestone = f"{word}-{(percent or 0) // MILESTONE if job.status == ONGOING else 0}"
+    version = f"{content}-{every}"
+    query = {"t": token, "v": version, "s": since, "a": milestone} | ({"p": prefix} if prefix else {})
     return {
         "job": job,
-        "id": f"{prefix}peasy-job-{job.pk}",
-        "prefix": prefix,
+        "id": element_id(job.pk, prefix),
         "word": word,
         "percent": percent,
         "over": job.is_over,
-        "version": f"{content}-{every}",
-        "since": since,
-        "interval": every,
-        "milestone": milestone,
+        "version": version,
+        "interval": str(every),
+        "url": None if job.is_over else _url(job, query, current_app),
         "announce": milestone != asked.get("a", ""),
-        "token": asked.get("t", ""),
     }
 
 
-def gone(request: HttpRequest, pk: int) -> dict[str, Any]:
+def gone(pk: int | None, asked: Mapping[str, str]) -> dict[str, Any]:
     """The context for a job that is not there, or not for this visitor: nothing tells one from the other."""
-    prefix = _prefix(request.GET.get("p", ""))
     return {
         "job": None,
-        "id": f"{prefix}peasy-job-{pk}",
+        "id": element_id(pk, _prefix(asked)),
         "word": "gone",
         "over": True,
         "announce": True,
@@ -69,13 +72,32 @@ def gone(request: HttpRequest, pk: int) -> dict[str, Any]:
     }
 
 
-def interval(request: HttpRequest, job: PeasyJobQueue) -> int:
+def element_id(pk: int | None, prefix: str) -> str:
+    """The `id` of the widget. A text, that no locale writes 1,234 for 1234."""
+    return f"{prefix}peasy-job-{pk}"
+
+
+def interval(job: PeasyJobQueue) -> float:
     """Seconds until it is worth asking again, when nothing is known of the last answer."""
     begun = job.started or job.created
     return _interval(time() - begun.timestamp())
 
 
-def _interval(age: float) -> int:
+def current_app(request: HttpRequest | None) -> str | None:
+    """Which of several mounted copies of our URLs a request came through, as `{% url %}` finds it."""
+    match = getattr(request, "resolver_match", None)
+    return getattr(request, "current_app", None) or (match.namespace if match else None)
+
+
+def _url(job: PeasyJobQueue, query: dict[str, Any], current_app: str | None) -> str | None:
+    try:
+        path = reverse("peasy_jobs:job_progress", args=[job.pk], current_app=current_app)
+    except NoReverseMatch:  # none of our URLs is mounted: the widget shows the job as it is now
+        return None
+    return f"{path}?{urlencode(query)}"
+
+
+def _interval(age: float) -> float:
     return next(every for limit, every in LADDER if age < limit)
 
 
@@ -83,7 +105,8 @@ def _hash(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _prefix(text: str) -> str:
+def _prefix(asked: Mapping[str, str]) -> str:
+    text = asked.get("p", "")
     return text if PREFIX.fullmatch(text) else ""
 
 

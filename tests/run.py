@@ -1,6 +1,7 @@
-"""Runs the suite on every database that answers, on all of them at once, and says which were tested.
+"""Runs the suite on every database that answers, and in a browser, all at once, and says what was tested.
 
-Arguments go to pytest. Most of a run is waiting for leases and limits to pass, so three take hardly longer than one.
+Arguments go to pytest; where they name a file, no other browser test is run. Most of a run is waiting for leases and
+limits to pass, so all take hardly longer than one.
 """
 
 import os
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 DATABASES = ("sqlite", "postgres", "mariadb")
+BROWSER = "browser"
 # Connects without a database name, as the creation of the test database does.
 PROBE = """
 import sys
@@ -39,7 +41,14 @@ def unreachable(database: str) -> str:
     return "" if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
 
 
-def run(database: str, arguments: list[str]) -> str:
+def without_browser() -> str:
+    """Why nothing can be looked at in a browser, or an empty string. Installs one where that can be done."""
+    probe = subprocess.run([sys.executable, "-m", "tests.browser", "install"], stderr=subprocess.PIPE, text=True)
+    return "" if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
+
+
+def run(name: str, arguments: list[str]) -> str:
+    database = "sqlite" if name == BROWSER else name
     started = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *arguments],
@@ -50,7 +59,9 @@ def run(database: str, arguments: list[str]) -> str:
         errors="replace",
     ) as suite:
         for line in suite.stdout or ():
-            print(f"{database:9}| {line}", end="", flush=True)
+            print(f"{name:9}| {line}", end="", flush=True)
+    if name == BROWSER and suite.returncode == 5:
+        return "none of its tests was asked for"
     outcome = "passed" if suite.returncode == 0 else f"FAILED (pytest exit code {suite.returncode})"
     return f"{outcome} in {time.monotonic() - started:.0f} s"
 
@@ -68,7 +79,18 @@ def main(arguments: list[str]) -> int:
         else:
             outcomes[database] = run(database, arguments)
 
+    def look() -> None:
+        if reason := without_browser():
+            required = os.environ.get("PEASY_TEST_REQUIRE_BROWSER") == "1"
+            outcomes[BROWSER] = f"SKIPPED{', but required' * required}: {reason}"
+        else:
+            outcomes[BROWSER] = run(BROWSER, ["tests/e2e", *arguments])
+
     suites = [threading.Thread(target=test, args=[database]) for database in DATABASES]
+    if any(Path(argument.partition("::")[0]).exists() for argument in arguments):
+        outcomes[BROWSER] = "only if a file of its was named"
+    else:
+        suites.append(threading.Thread(target=look))
     for suite in suites:
         suite.start()
     for suite in suites:
@@ -76,6 +98,7 @@ def main(arguments: list[str]) -> int:
     print("\n=== databases ===")
     for database in DATABASES:
         print(f"{database:10}{outcomes[database]}")
+    print(f"\n=== browser tests ===\n{outcomes[BROWSER]}")
     failed = any("FAILED" in outcome or "but required" in outcome for outcome in outcomes.values())
     return 1 if failed else 0
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from html import unescape
 from typing import Any
 
 from django import template
+from django.http import HttpRequest
 from django.template.context import Context
 from django.templatetags.static import static
 from django.utils.html import format_html, format_html_join
@@ -16,19 +19,32 @@ from peasy_jobs.models import PeasyJobQueue
 register = template.Library()
 
 
+HTMX_CONFIG = {"includeIndicatorStyles": False, "allowEval": False}
+
+
 @register.inclusion_tag("peasy_jobs/_progress.html", takes_context=True)
-def peasy_progress(context: Context, job: PeasyJobQueue, label: str = "", prefix: str = "") -> dict[str, Any]:
-    """The progress widget of a job.
+def peasy_progress(context: Context, job: PeasyJobQueue | None, label: str = "", prefix: str = "") -> dict[str, Any]:
+    """The progress widget of a job; of None, which a query for a job that is gone may give, it says that it is gone.
 
     label: what it is called, instead of the job's title. prefix: for a second widget of the same job on a page.
     """
-    return {"job": job, "label": label, "prefix": prefix, "request": context.get("request")}
+    return {"job": job, "label": label, "prefix": prefix, "request": _request(context)}
+
+
+@register.simple_tag(takes_context=True)
+def peasy_progress_id(context: Context) -> str:
+    """The `id` of the widget that is being drawn."""
+    job = context.get("job")
+    return widget.element_id(job.pk if job else None, _prefix(context))
 
 
 @register.inclusion_tag("peasy_jobs/_progress_body.html", takes_context=True)
-def peasy_progress_body(context: Context, job: PeasyJobQueue) -> dict[str, Any]:
+def peasy_progress_body(context: Context, job: PeasyJobQueue | None) -> dict[str, Any]:
     """The changing part of the widget, as it is first drawn."""
-    return {**widget.shown(None, job, str(context.get("prefix") or "")), "token": status.token(job)}
+    asked = {"p": _prefix(context)}
+    if not job or job.pk is None:
+        return widget.gone(None, asked)
+    return widget.shown(job, asked, token=status.token(job), current_app=widget.current_app(_request(context)))
 
 
 @register.simple_tag(takes_context=True)
@@ -41,6 +57,8 @@ def peasy_assets(context: Context, htmx: bool = False) -> SafeString:
     sheet, script = static("peasy_jobs/peasy.css"), static("peasy_jobs/peasy.js")
     tags = [format_html('<link rel="stylesheet" href="{}"{}>', sheet, attributes)]
     if htmx:
+        # HTMX 2 would write a style element, which a strict policy refuses.
+        tags.append(format_html('<meta name="htmx-config" content="{}">', json.dumps(HTMX_CONFIG)))
         tags.append(format_html('<script src="{}" defer{}></script>', _htmx(), attributes))
     tags.append(format_html('<script src="{}" defer{}></script>', script, attributes))
     return format_html_join("\n", "{}", ((tag,) for tag in tags))
@@ -55,17 +73,29 @@ def peasy_job_url(job: PeasyJobQueue, view: str = "json") -> str:
 @register.filter
 def peasy_progress_value(job: PeasyJobQueue) -> float | None:
     """How far a job is, 0 to 100; None when it does not say so."""
-    return status.progress(job.extra)
+    return status.percent(job)
 
 
 def _htmx() -> str:
     from django_htmx.jinja import htmx_script  # late: a site without the pages does not need the package
 
-    return str(htmx_script(version=2)).partition('src="')[2].partition('"')[0]
+    # Not the tag itself: in DEBUG it comes with a script that puts Django's error page in the place of the whole page.
+    return unescape(str(htmx_script(version=2)).partition('src="')[2].partition('"')[0])
+
+
+def _request(context: Context) -> HttpRequest | None:
+    return context.get("request") or getattr(context, "request", None)
+
+
+def _prefix(context: Context) -> str:
+    prefix = str(context.get("prefix") or "")
+    if not widget.PREFIX.fullmatch(prefix):
+        raise ValueError(f"The prefix of a progress widget is {prefix!r}. Use up to 32 letters, digits, - and _.")
+    return prefix
 
 
 def _nonce(context: Context) -> SafeString:
-    request = context.get("request")
+    request = _request(context)
     nonce = context.get("csp_nonce")
     if nonce is None:
         nonce = getattr(request, "csp_nonce", None)

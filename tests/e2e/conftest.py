@@ -1,0 +1,43 @@
+"""The browser of the tests: a system Chromium if there is one, otherwise Playwright's own, otherwise none."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from tests import browser
+
+# Playwright keeps an event loop running in this thread, and Django takes that for asynchronous code.
+os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if settings.TEST_DATABASE != "sqlite":
+        mark = pytest.mark.skip(reason="A browser sees the same pages on every database: it looks at them on SQLite.")
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(mark)
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args: dict[str, Any], playwright: Any) -> dict[str, Any]:
+    chosen = browser.options()
+    if not Path(chosen.get("executable_path", playwright.chromium.executable_path)).exists():
+        if os.environ.get("PEASY_TEST_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"No Chromium here, and PEASY_TEST_REQUIRE_BROWSER is 1: {browser.REMEDY}.")
+        pytest.skip(f"No Chromium here: {browser.REMEDY}.")
+    return {**browser_type_launch_args, **chosen}
+
+
+@pytest.fixture(scope="session")
+def base_url(live_server: Any) -> str:
+    return live_server.url
+
+
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    """Chromium starts and ends processes as it likes; `run_peasy` looks after its own."""
+    yield

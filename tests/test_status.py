@@ -1,0 +1,857 @@
+"""What is shown of one job, and to whom: the JSON document and the widget, as a client without a browser sees them."""
+
+import json
+import math
+import pickle
+import re
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import hypothesis.strategies as some
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+from django.template import engines
+from django.test import Client, RequestFactory
+from django.test.utils import CaptureQueriesContext, override_script_prefix
+from django.urls import NoReverseMatch, include, path, reverse
+from django.utils import timezone
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis.extra.django import TestCase
+
+from peasy_jobs import conf, payloads, status, widget
+from peasy_jobs.models import PeasyJobQueue
+from tests import jobs
+
+pytestmark = pytest.mark.django_db
+
+AWARE = datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC)
+MOMENT = AWARE if conf.uses_time_zones() else timezone.make_naive(AWARE, timezone.get_default_timezone())
+NOT_FOUND = {"type": "about:blank", "title": "Not Found", "status": 404}
+WIDGET = "{% load peasy_jobs %}{% peasy_progress job %}"
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'><svg/onload=alert(1)>",
+    "</p></div></section><b>",
+    "{{ 7|add:7 }}{% debug %}",
+    "<!--",
+    "\u2028</script>",
+    "&lt;b&gt;",
+]
+
+
+def make(**columns: Any) -> PeasyJobQueue:
+    return PeasyJobQueue.objects.create(**{"title": "export", "job_name": "shop.jobs.export", **columns})
+
+
+def change(job: PeasyJobQueue, **columns: Any) -> PeasyJobQueue:
+    PeasyJobQueue.objects.filter(pk=job.pk).update(**columns)
+    return PeasyJobQueue.objects.get(pk=job.pk)
+
+
+def shown(job: PeasyJobQueue, client: Client | None = None, url: str | None = None) -> dict[str, Any]:
+    response = (client or Client()).get(url or job.status_url)
+    assert (response.status_code, response["Content-Type"]) == (200, "application/json")
+    return strict(response.content)
+
+
+def strict(text: bytes) -> Any:
+    """Refuses NaN and the infinities, as a browser does."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def person(name: str = "anna", *permissions: str, **columns: Any) -> User:
+    user = User.objects.create(username=name, **columns)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return user
+
+
+def of(user: User | None) -> Client:
+    client = Client()
+    if user is not None:
+        client.force_login(user)
+    return client
+
+
+def plain_urls(job: PeasyJobQueue) -> list[str]:
+    return [f"/peasy/jobs/{job.pk}.json", f"/peasy/jobs/{job.pk}/progress/"]
+
+
+def sees(client: Client, job: PeasyJobQueue, query: str = "") -> bool:
+    """What both views say of whether a visitor may see the job."""
+    document, fragment = (client.get(url + query) for url in plain_urls(job))
+    assert fragment.status_code == 200
+    gone = b"This job is no longer available." in fragment.content
+    assert (document.status_code == 404) == gone
+    return not gone
+
+
+def signature(response: HttpResponse) -> tuple[int, bytes, list[tuple[str, str]], str]:
+    return response.status_code, response.content, sorted(response.items()), response.cookies.output()
+
+
+def table(**columns: Any) -> Any:
+    """What a document says when nothing else is said."""
+    return {
+        "title": "export",
+        "done": False,
+        "progress": None,
+        "status_msg": "",
+        "extra": None,
+        "error": None,
+        "created": "2026-06-01T10:00:00.123Z",
+        "started": None,
+        "completed": None,
+        **columns,
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"status": "Q"}, {"status": "enqueued", "status_display": "Enqueued"}),
+        ({"status": "S", "run_after": MOMENT}, {"status": "scheduled", "status_display": "Scheduled"}),
+        (
+            {"status": "O", "started": MOMENT, "extra": {"progress": 50, "rows": [1]}, "status_msg": "half"},
+            {
+                "status": "ongoing",
+                "status_display": "Ongoing",
+                "progress": 50.0,
+                "extra": {"progress": 50, "rows": [1]},
+                "status_msg": "half",
+                "started": "2026-06-01T10:00:00.123Z",
+            },
+        ),
+        (
+            {"status": "C", "started": MOMENT, "completed": MOMENT + timedelta(hours=1), "result_data": b'J{"a":[1]}'},
+            {
+                "status": "completed",
+                "status_display": "Completed",
+                "done": True,
+                "progress": 100.0,
+                "started": "2026-06-01T10:00:00.123Z",
+                "completed": "2026-06-01T11:00:00.123Z",
+                "result": {"a": [1]},
+            },
+        ),
+        (
+            {"status": "F", "completed": MOMENT, "errors": [{"message": "key 4711", "exception": "KeyError"}]},
+            {
+                "status": "failed",
+                "status_display": "Failed",
+                "done": True,
+                "error": {"message": "The job failed."},
+                "completed": "2026-06-01T10:00:00.123Z",
+            },
+        ),
+        ({"status": "X"}, {"status": "cancelled", "status_display": "Cancelled", "done": True}),
+        ({"status": "X", "runner_id": 1}, {"status": "cancelled", "status_display": "Cancelled", "done": False}),
+    ],
+)
+def test_the_document_of_every_status(columns, expected):
+    job = make(**{key: value for key, value in columns.items() if not isinstance(value, datetime)})
+    job = change(job, created=MOMENT, **columns)
+    assert shown(job) == table(id=str(job.pk), **expected)
+
+
+def test_the_times_are_utc_for_a_site_that_has_no_time_zones(settings):
+    settings.USE_TZ = False
+    assert status._iso(datetime(2026, 6, 1, 6, 0)) == "2026-06-01T10:00:00.000Z"
+
+
+def test_the_path_of_the_document_is_short_and_the_links_are_signed():
+    job = make()
+    assert reverse("peasy_jobs:job_json", args=[42]) == "/peasy/jobs/42.json"
+    assert re.fullmatch(rf"/peasy/jobs/{job.pk}\.json\?t=[\w:-]{{40,60}}", job.status_url)
+    assert re.fullmatch(rf"/peasy/jobs/{job.pk}/progress/\?t=[\w:-]{{40,60}}", job.progress_url)
+
+
+def test_the_link_of_a_job_that_was_just_enqueued_works():
+    job = jobs.nothing()
+    assert shown(job)["status"] == "enqueued"
+
+
+# Who may see a job
+
+
+def test_nobody_sees_a_job_but_its_user_and_staff_who_may_view_jobs():
+    owner, view = person("owner"), "view_peasyjobqueue"
+    job = make(user=owner)
+    seers = {
+        "owner": of(owner),
+        "staff with the permission": of(person("staff", view, is_staff=True)),
+        "superuser": of(person("root", is_staff=True, is_superuser=True)),
+    }
+    others = {
+        "anonymous": of(None),
+        "another user": of(person("other")),
+        "staff without permission": of(person("clerk", is_staff=True)),
+        "staff who may change": of(person("changer", "change_peasyjobqueue", is_staff=True)),
+        "permission without staff": of(person("reader", view)),
+        "staff who left": of(left := person("left", view, is_staff=True)),
+    }
+    User.objects.filter(pk=left.pk).update(is_active=False)
+    assert {name: sees(client, job) for name, client in seers.items()} == dict.fromkeys(seers, True)
+    assert {name: sees(client, job) for name, client in others.items()} == dict.fromkeys(others, False)
+
+
+def test_an_owner_who_was_deactivated_sees_nothing():
+    owner = person()
+    job, client = make(user=owner), of(owner)
+    assert sees(client, job)
+    User.objects.filter(pk=owner.pk).update(is_active=False)
+    assert not sees(client, job)
+    # A backend that lets them in all the same does not change that.
+    owner.is_active = False
+    request = RequestFactory().get("/")
+    request.user = owner
+    assert not status.may_see(request, job)
+
+
+def test_a_job_without_a_user_is_not_that_of_a_visitor_without_a_name():
+    assert not sees(Client(), make(user=None))
+
+
+def test_a_user_model_of_the_sites_own_may_know_no_staff():
+    request = RequestFactory().get("/")
+    request.user = SimpleNamespace(pk=1, is_active=True)
+    assert status.may_see(request, SimpleNamespace(pk=1, user_id=1, created=MOMENT))
+    assert not status.may_see(request, SimpleNamespace(pk=1, user_id=2, created=MOMENT))
+
+
+def test_a_site_without_logins_shows_a_job_to_the_bearer_of_its_link_only(settings):
+    settings.MIDDLEWARE = []
+    job = make()
+    assert sees(Client(), job, f"?t={status.token(job)}")
+    assert not sees(Client(), job)
+
+
+def test_a_link_is_good_for_one_job_and_for_a_time(monkeypatch):
+    job, other = make(), make()
+    token = status.token(job)
+    assert sees(Client(), job, f"?t={token}")
+    assert not sees(Client(), other, f"?t={token}")
+    assert not sees(Client(), job, f"?t={token[:-1]}")
+    for passed, good in ((86390, True), (86410, False)):
+        now = time.time() + passed
+        monkeypatch.setattr("django.core.signing.time", SimpleNamespace(time=lambda now=now: now))
+        assert sees(Client(), job, f"?t={token}") is good
+
+
+def test_a_link_lasts_as_long_as_the_setting_says(settings, monkeypatch):
+    settings.PEASY_TOKEN_MAX_AGE = 5
+    job = make()
+    token, now = status.token(job), time.time() + 7
+    monkeypatch.setattr("django.core.signing.time", SimpleNamespace(time=lambda: now))
+    assert not sees(Client(), job, f"?t={token}")
+
+
+def test_a_link_is_not_good_for_a_later_job_with_the_same_key():
+    job = make()
+    pk, token = job.pk, status.token(job)
+    job.delete()
+    again = make(pk=pk)
+    assert not sees(Client(), again, f"?t={token}")
+
+
+def test_a_link_survives_a_change_of_the_secret_key(settings):
+    job = make()
+    token, settings.SECRET_KEY_FALLBACKS = status.token(job), [settings.SECRET_KEY]
+    settings.SECRET_KEY = "another one that is as long as the first, which the deployment check asks for too"
+    assert sees(Client(), job, f"?t={token}")
+    settings.SECRET_KEY_FALLBACKS = []
+    assert not sees(Client(), job, f"?t={token}")
+
+
+@pytest.mark.parametrize("visitor", ["anonymous", "logged in", "session over", "bad token"])
+@pytest.mark.parametrize("view", [0, 1])
+@pytest.mark.parametrize("method", ["get", "head"])
+def test_a_job_that_is_missing_and_one_that_is_forbidden_are_the_same(visitor, view, method):
+    job = make(user=person("owner"))
+    url = plain_urls(job)[view] + ("?t=bad" if visitor == "bad token" else "")
+
+    def ask() -> Any:
+        client = of(other if visitor == "logged in" else None)
+        if visitor == "session over":
+            client.cookies["sessionid"] = "a" * 32
+        return signature(getattr(client, method)(url))
+
+    other = person("other")
+    forbidden = ask()
+    job.delete()
+    assert forbidden == ask()
+    assert forbidden[0] == (200 if view else 404)
+    if not view and method == "get":
+        assert json.loads(forbidden[1]) == NOT_FOUND
+        assert dict(forbidden[2])["Content-Type"] == "application/problem+json"
+
+
+def test_they_are_the_same_where_only_a_hook_looks_at_the_session(settings, monkeypatch):
+    monkeypatch.setattr(jobs, "decide", lambda request, job: request.session.get("job") == job.pk, raising=False)
+    settings.PEASY_CAN_VIEW_JOB = "tests.jobs.decide"
+    settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
+    job = make()
+    forbidden = [signature(Client().get(url)) for url in plain_urls(job)]
+    urls = plain_urls(job)
+    job.delete()
+    assert forbidden == [signature(Client().get(url)) for url in urls]
+
+
+def test_a_key_that_no_database_can_hold_is_missing():
+    nothing = make()
+    url = plain_urls(nothing)[0]
+    nothing.delete()
+    for pk in (2**63 - 1, 2**63, 2**64, 10**4000):
+        response = Client().get(url.replace(f"{nothing.pk}.json", f"{pk}.json"))
+        assert signature(response) == signature(Client().get(url))
+        assert Client().get(f"/peasy/jobs/{pk}/progress/").status_code == 200
+    assert Client().get(f"/peasy/jobs/{'9' * 5000}.json").status_code == 404
+
+
+def test_a_hook_may_say_who_sees_a_job(settings, monkeypatch):
+    asked = []
+
+    def decide(request: HttpRequest, job: PeasyJobQueue) -> bool:
+        asked.append((request.path, job.pk))
+        return request.headers.get("Shop") == "yes"
+
+    monkeypatch.setattr(jobs, "decide", decide, raising=False)
+    settings.PEASY_CAN_VIEW_JOB = "tests.jobs.decide"
+    owner = person()
+    job = make(user=owner)
+    assert not sees(of(owner), job)
+    assert sees(Client(headers={"shop": "yes"}), job)
+    assert asked[0] == (f"/peasy/jobs/{job.pk}.json", job.pk)
+    asked.clear()
+    assert sees(Client(), job, f"?t={status.token(job)}")
+    assert asked == []
+
+
+def test_whoever_may_open_the_dashboard_sees_every_job(settings, monkeypatch):
+    actions = []
+    monkeypatch.setattr(
+        jobs, "decide", lambda request, action: actions.append(action) or "Shop" in request.headers, raising=False
+    )
+    settings.PEASY_DASHBOARD_PERMISSION = "tests.jobs.decide"
+    job = make()
+    assert sees(Client(headers={"shop": "yes"}), job)
+    assert not sees(of(person(is_staff=True, is_superuser=True)), job)
+    assert set(actions) == {"view"}
+
+
+def test_staff_are_told_why_a_job_failed_and_nobody_else():
+    error = {"message": "no customer 4711", "exception": "builtins.KeyError", "traceback": "Traceback: secret"}
+    owner = person("owner")
+    job = make(status="F", errors=[{"message": "first"}, error], user=owner)
+    staff = of(person("staff", is_staff=True, is_superuser=True))
+    seen = shown(job, staff, plain_urls(job)[0])
+    assert seen["error"] == {"message": "no customer 4711", "type": "builtins.KeyError"}
+    for response in (of(owner).get(plain_urls(job)[0]), staff.get(job.status_url), Client().get(job.progress_url)):
+        assert b"4711" not in response.content and b"secret" not in response.content
+    for odd in ([], ["x"], [None], {"a": 1}):
+        assert shown(change(job, errors=odd), staff, plain_urls(job)[0])["error"] == {"message": "", "type": ""}
+
+
+@pytest.mark.parametrize("permission", [True, False])
+def test_the_page_of_the_dashboard_is_named_only_to_those_who_may_open_it(settings, monkeypatch, permission):
+    site(settings, monkeypatch, *dashboard())
+    staff = person("staff", *["view_peasyjobqueue"] * permission, is_staff=True)
+    job = make(user=staff)
+    expected = f"/peasy/jobs/{job.pk}/" if permission else None
+    assert shown(job, of(staff), plain_urls(job)[0]).get("url") == expected
+    assert "url" not in shown(job, of(staff))  # a link says the same to everybody
+
+
+# What a poll costs
+
+
+def test_a_poll_with_a_link_is_one_query_and_asks_nobody_who_he_is():
+    client = of(person())
+    job = make(status="O", extra={"progress": 10})
+    for url in (job.status_url, job.progress_url):
+        with CaptureQueriesContext(connection) as queries:
+            response = client.get(url)
+        assert response.status_code == 200
+        assert len(queries) == 1, queries.captured_queries
+        assert "Vary" not in response and not response.cookies
+
+
+def test_an_unchanged_poll_is_one_query_and_no_content():
+    job = make(status="O", extra={"progress": 10})
+    url = poll_url(Client().get(job.progress_url))
+    with CaptureQueriesContext(connection) as queries:
+        response = Client().get(url)
+    assert (response.status_code, response.content, len(queries)) == (204, b"", 1)
+    assert "args_data" not in queries[0]["sql"] and "errors" not in queries[0]["sql"]
+    assert response["Cache-Control"] == "private, no-cache"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"status": "C"},
+        {"status_msg": "x"},
+        {"extra": {"progress": 11}},
+        {"title": "x"},
+        {"run_after": MOMENT},
+        {"extra": {"progress": 10, "other": 1}},
+    ],
+)
+def test_a_change_is_drawn(columns):
+    job = make(status="O", extra={"progress": 10})
+    url = poll_url(Client().get(job.progress_url))
+    change(job, **columns)
+    assert Client().get(url).status_code == 200
+
+
+def test_a_cancelled_job_that_has_ended_is_drawn_anew():
+    job = make(status="X", runner_id=1)
+    url = poll_url(Client().get(job.progress_url))
+    change(job, runner_id=None)
+    response = Client().get(url)
+    assert response.status_code == 200 and poll_url(response) is None
+    assert json.loads(response["HX-Trigger"]) == {"peasy:done": {"id": str(job.pk), "status": "cancelled"}}
+
+
+def poll_url(response: HttpResponse) -> str | None:
+    found = re.search(r'hx-get="([^"]+)"', response.content.decode())
+    return found and found[1].replace("&amp;", "&")
+
+
+def test_a_document_is_fetched_again_only_when_it_has_changed():
+    job = make(status="O")
+    first = Client().get(job.status_url)
+    same = Client().get(job.status_url, headers={"if-none-match": first["ETag"]})
+    assert (same.status_code, same.content) == (304, b"")
+    assert same["ETag"] == first["ETag"] and same["Retry-After"] == "2"
+    assert Client().get(job.status_url, headers={"if-none-match": f"W/{first['ETag']}"}).status_code == 304
+    change(job, status_msg="x")
+    assert Client().get(job.status_url, headers={"if-none-match": first["ETag"]}).status_code == 200
+    for response in (first, same):
+        assert response["Cache-Control"] == "private, no-cache"
+    assert first["X-Robots-Tag"] == "noindex"
+
+
+@pytest.mark.parametrize(("age", "seconds"), [(0, 2), (59, 2), (61, 5), (601, 15), (3601, 60), (10**6, 60), (-9, 2)])
+def test_a_client_is_told_when_to_come_back(age, seconds):
+    job = make(status="O")
+    change(job, started=job.created - timedelta(seconds=age))
+    assert Client().get(job.status_url)["Retry-After"] == str(seconds)
+
+
+def test_a_client_is_not_told_to_come_back_when_the_job_is_over():
+    assert "Retry-After" not in Client().get(make(status="F").status_url)
+
+
+def test_the_widget_looks_less_often_the_longer_nothing_changes(monkeypatch):
+    job, now = make(status="O"), time.time()
+    url = poll_url(Client().get(job.progress_url))
+    for passed, every in ((59, None), (61, 5), (120, None), (601, 15), (3601, 60)):
+        monkeypatch.setattr(widget, "time", lambda passed=passed: now + passed)
+        response = Client().get(url)
+        assert response.status_code == (200 if every else 204), passed
+        if every:
+            assert f'hx-trigger="every {every}s, ' in response.content.decode()
+            assert "-live" not in response.content.decode()  # nothing to read out
+            url = poll_url(response)
+    change(job, status_msg="x")
+    assert 'hx-trigger="every 2s, ' in Client().get(url).content.decode()
+
+
+def test_head_is_get_without_a_body():
+    job = make(status="O")
+    for url in (job.status_url, job.progress_url, *plain_urls(job)):
+        get, head = Client().get(url), Client().head(url)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.get("ETag") == get.get("ETag") and head["Cache-Control"] == get["Cache-Control"]
+
+
+@pytest.mark.parametrize("method", ["post", "put", "patch", "delete", "options"])
+def test_nothing_can_be_done_but_look(method):
+    job = make(status="O")
+    for url in (job.status_url, job.progress_url):
+        response = getattr(Client(), method)(url)
+        assert (response.status_code, response["Allow"]) == (405, "GET, HEAD")
+
+
+# What is shown
+
+
+@pytest.mark.parametrize(
+    ("extra", "percent"),
+    [
+        (None, None),
+        ({}, None),
+        ([], None),
+        ("50", None),
+        ({"progress": None}, None),
+        ({"progress": 0}, 0),
+        ({"progress": 50}, 50),
+        ({"progress": 33.3}, 33.3),
+        ({"progress": "50"}, 50),
+        ({"progress": " 7.5 "}, 7.5),
+        ({"progress": [1, 4]}, 25),
+        ({"progress": ["1", "4"]}, 25),
+        ({"progress": (3, 4)}, 75),
+        ({"progress": -1}, 0),
+        ({"progress": 101}, 100),
+        ({"progress": [5, 4]}, 100),
+        ({"progress": True}, None),
+        ({"progress": [True, 4]}, None),
+        ({"progress": math.nan}, None),
+        ({"progress": math.inf}, None),
+        ({"progress": -math.inf}, None),
+        ({"progress": "nan"}, None),
+        ({"progress": "Infinity"}, None),
+        ({"progress": [1, math.inf]}, None),
+        ({"progress": [1, 0]}, None),
+        ({"progress": [0, 0]}, None),
+        ({"progress": [1]}, None),
+        ({"progress": [1, 2, 3]}, None),
+        ({"progress": [[1], 2]}, None),
+        ({"progress": ["a", "b"]}, None),
+        ({"progress": {"done": 1}}, None),
+        ({"progress": "half"}, None),
+        ({"progress": "50 %"}, None),
+        ({"progress": ""}, None),
+        ({"progress": 10**400}, None),
+        ({"progress": [10**400, 10**400]}, None),
+        ({"progress": "9" * 5000}, None),
+    ],
+)
+def test_progress_is_a_number_from_0_to_100_or_not_known(extra, percent):
+    assert status.progress(extra) == percent
+
+
+JSON = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text(),
+    lambda inner: some.lists(inner) | some.dictionaries(some.text(), inner),
+)
+
+
+@given(extra=JSON | some.fixed_dictionaries({"progress": JSON}))
+def test_progress_never_fails(extra):
+    percent = status.progress(extra)
+    assert percent is None or 0 <= percent <= 100
+
+
+@settings(max_examples=30)
+@given(document=some.dictionaries(some.text(some.characters()), JSON))
+def test_what_is_sent_is_json_whatever_is_in_it(document):
+    strict(status.encode(document))
+
+
+def test_a_completed_job_is_at_100_and_one_that_runs_never():
+    assert shown(make(status="C", extra={"progress": 7}))["progress"] == 100
+    assert 'value="99"' in Client().get(make(status="O", extra={"progress": 99.9}).progress_url).content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "[1, 1e999]"])
+def test_a_number_that_no_float_can_hold_is_null(number):
+    job = make(status="C", result_data=b"J[" + number.encode() + b", NaN, -Infinity]")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE peasy_jobs_peasyjobqueue SET extra = %s", [f'{{"progress": {number}}}'])
+    assert shown(job)["result"][1:] == [None, None]
+    change(job, status="O")
+    assert shown(job)["progress"] in (None, 0, 100)
+    assert Client().get(job.progress_url).status_code == 200
+
+
+def test_half_a_surrogate_pair_is_sent(monkeypatch):
+    job = make(status="C", result_data=b'J"\\ud800"')
+    assert shown(job)["result"] == "\ud800"
+
+
+class Bomb:
+    exploded: list[str] = []
+
+    def __reduce__(self) -> Any:
+        return self.exploded.append, ("!",)
+
+
+@pytest.mark.parametrize("serializer", ["pickle", "json"])
+def test_nothing_is_unpickled(settings, monkeypatch, serializer):
+    columns = {"args_data": payloads.ARGS, "kwargs_data": payloads.KWARGS, "result_data": payloads.RESULT}
+    bomb = pickle.dumps(Bomb())
+    signed = {name: payloads.signed(bomb, job_name="shop.jobs.export", column=kind) for name, kind in columns.items()}
+    settings.PEASY_SERIALIZER = serializer
+    monkeypatch.setattr(pickle, "loads", lambda data: Bomb.exploded.append("loaded"))
+    for status_letter in "QSOCFX":
+        job = make(status=status_letter, **signed)
+        for client in (Client(), of(person(f"staff{status_letter}", is_staff=True, is_superuser=True))):
+            for url in (job.status_url, job.progress_url, *plain_urls(job)):
+                client.get(url)
+            assert "result" not in shown(job)
+    assert Bomb.exploded == []
+
+
+@pytest.mark.parametrize(
+    ("data", "result"),
+    [
+        (None, "absent"),
+        (b"", "absent"),
+        (b"J", "absent"),
+        (b"J{", "absent"),
+        (b"J\xff", "absent"),
+        (b"P", "absent"),
+        (b"x1", "absent"),
+        (b"J" + b"[" * 100_000, "absent"),
+        (b"Jnull", None),
+        (b"J0", 0),
+        (b'J"\\u00e9"', "é"),
+        (b"J[NaN,1]", [None, 1]),
+    ],
+)
+def test_the_result_is_there_when_it_is_plain_json(data, result):
+    assert shown(make(status="C", result_data=data)).get("result", "absent") == result
+    assert "result" not in shown(make(status="O", result_data=data))
+
+
+def test_a_hook_may_change_the_document(settings, monkeypatch):
+    def change(request: HttpRequest, job: PeasyJobQueue, document: dict[str, Any]) -> dict[str, Any]:
+        del document["extra"]
+        return {**document, "path": request.path, "at": AWARE, "eta": math.nan, "pk": job.pk}
+
+    monkeypatch.setattr(jobs, "change", change, raising=False)
+    settings.PEASY_JOB_JSON = "tests.jobs.change"
+    job = make()
+    seen = shown(job)
+    assert (seen["path"], seen["at"], seen["eta"]) == (f"/peasy/jobs/{job.pk}.json", "2026-06-01T10:00:00.123Z", None)
+    assert "extra" not in seen and seen["pk"] == job.pk
+
+
+class Elements(HTMLParser):
+    """What a browser would make of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.add(tag)
+        assert not [name for name, value in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("text", PAYLOADS)
+def test_no_text_becomes_markup(text):
+    job = make(title=text, status="O", status_msg=text, extra={"progress": text, text: text})
+    page = engines["django"].from_string(WIDGET).render({"job": job})
+    fragment = Client().get(job.progress_url, {"t": status.token(job), "a": text, "p": text}).content.decode()
+    for html in (page, fragment):
+        parser = Elements()
+        parser.feed(html)
+        assert parser.tags == {"div", "p", "span", "progress"} and parser.texts.count(text) == (
+            2 if html is page else 1
+        )
+    assert shown(job)["title"] == text
+    assert Client().get(job.status_url)["Content-Type"] == "application/json"
+
+
+# Whatever is asked
+
+ODD = some.text(some.characters(codec="utf-8"), max_size=60) | some.sampled_from(
+    ["", "0", "-1", "x" * 5000, "1:2:3", "\0", "٣", "9" * 5000, "é:é", ":", "::", "1xVn:", "None", "[1]", "%", "%zz"]
+)
+
+
+class Fuzz(TestCase):
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @given(query=some.dictionaries(some.sampled_from(["t", "v", "s", "a", "p", "x"]), ODD), good=some.booleans())
+    @example(query={"t": "1:2:3"}, good=False)
+    @example(query={"v": "x", "s": "9" * 11, "p": "é", "a": "\0"}, good=True)
+    def test_no_query_is_an_error(self, query, good):
+        job = make(status="O")
+        query = {**query, "t": status.token(job)} if good else query
+        for url in plain_urls(job):
+            response = Client().get(url, query)
+            expected = {200, 204} if good or "progress" in url else {404}
+            assert response.status_code in expected
+            assert "p" not in query or query["p"].isascii() or query["p"] not in response.content.decode()
+
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
+    @given(raw=some.binary(max_size=40).map(lambda data: data.replace(b"#", b"")))
+    @example(raw=b"t=%00&t=%ff&&;=;%")
+    def test_no_bytes_are_an_error(self, raw):
+        job = make(status="O")
+        for url in plain_urls(job):
+            response = Client().get(url, QUERY_STRING=raw.decode("latin-1"))
+            assert response.status_code == (200 if "progress" in url else 404)
+
+
+# Where it is mounted
+
+
+def site(settings: Any, monkeypatch: pytest.MonkeyPatch, *patterns: Any) -> None:
+    module = ModuleType("tests.site_urls")
+    module.urlpatterns = list(patterns)
+    monkeypatch.setitem(sys.modules, "tests.site_urls", module)
+    settings.ROOT_URLCONF = "tests.site_urls"
+
+
+def dashboard() -> Any:
+    from peasy_jobs import status_urls
+
+    page = path("jobs/<int:pk>/", lambda request, pk: HttpResponse(), name="job_detail")
+    return [path("peasy/", include(([*status_urls.urlpatterns, page], "peasy_jobs")))]
+
+
+def poll(job: PeasyJobQueue, url: str) -> str:
+    response = Client().get(url)
+    assert response.status_code == 200
+    return poll_url(response)
+
+
+def test_the_status_urls_can_be_mounted_alone(settings, monkeypatch):
+    site(settings, monkeypatch, path("jobs-of-ours/", include("peasy_jobs.status_urls")))
+    job = make(status="O")
+    assert job.status_url.startswith(f"/jobs-of-ours/jobs/{job.pk}.json?t=")
+    staff = of(person(is_staff=True, is_superuser=True))
+    assert "url" not in shown(job, staff, f"/jobs-of-ours/jobs/{job.pk}.json")
+    assert poll(job, job.progress_url).startswith(f"/jobs-of-ours/jobs/{job.pk}/progress/?t=")
+    with pytest.raises(NoReverseMatch):
+        reverse("peasy_jobs:dashboard")
+
+
+def test_they_work_under_another_prefix_and_namespace(settings, monkeypatch):
+    site(
+        settings,
+        monkeypatch,
+        path("a/<slug:shop>/", lambda request, shop: HttpResponse()),
+        path("one/", include("peasy_jobs.status_urls", namespace="one")),
+        path("two/deep/", include("peasy_jobs.status_urls", namespace="two")),
+    )
+    job = make(status="O")
+    token = status.token(job)
+    assert shown(job)["id"] == str(job.pk)
+    for mount in ("one", "two/deep"):
+        url = f"/{mount}/jobs/{job.pk}/progress/?t={token}"
+        assert poll(job, url).startswith(f"/{mount}/jobs/{job.pk}/progress/")
+
+
+def test_without_any_urls_the_widget_shows_the_job_as_it_is(settings, monkeypatch):
+    site(settings, monkeypatch)
+    html = engines["django"].from_string(WIDGET).render({"job": make(status="O", extra={"progress": 5})})
+    assert 'value="5"' in html and "hx-get" not in html
+
+
+def test_a_site_under_a_path_of_its_server_has_it_in_its_links():
+    job = make(status="O")
+    with override_script_prefix("/shop/"):
+        response = Client().get(f"/peasy/jobs/{job.pk}/progress/?t={status.token(job)}")
+        assert job.status_url.startswith(f"/shop/peasy/jobs/{job.pk}.json?t=")
+    assert poll_url(response).startswith(f"/shop/peasy/jobs/{job.pk}/progress/")
+
+
+# The tags
+
+
+def render(template: str, **context: Any) -> str:
+    request = context.pop("request", None)
+    return engines["django"].from_string("{% load peasy_jobs %}" + template).render(context, request)
+
+
+def test_the_widget_is_the_same_as_a_tag_and_as_an_include():
+    job = make(status="O", title="a & b")
+    tag = render("{% peasy_progress job %}", job=job)
+    assert tag == render('{% include "peasy_jobs/_progress.html" with job=job %}', job=job)
+    assert tag == render('{% include "peasy_jobs/_progress.html" with job=job only %}', job=job)
+    assert "a &amp; b" in tag and 'hx-disinherit="*"' in tag
+
+
+def test_the_template_of_the_readme_is_a_page():
+    readme = Path(__file__).parent.parent.joinpath("README.md").read_text()
+    (template,) = re.findall(r"```html\n(.*?)```", readme, re.DOTALL)
+    html = render(template, job=make(status="O"))
+    assert "htmx-2.min.js" in html and "data-peasy-poll" in html
+
+
+def test_every_custom_property_is_in_the_readme():
+    root = Path(__file__).parent.parent
+    readme, sheet = (
+        root.joinpath(name).read_text() for name in ("README.md", "peasy_jobs/static/peasy_jobs/peasy.css")
+    )
+    assert all(f"`{name}`" in readme for name in re.findall(r"--peasy-\w+", sheet))
+
+
+def test_a_widget_has_a_label_and_a_prefix_of_its_own():
+    html = render('{% peasy_progress job label=label prefix="x-" %}', job=make(status="O"), label="<b>")
+    assert "&lt;b&gt;" in html and html.count('id="x-peasy-job-') == 4 and "p=x-" in html
+    with pytest.raises(ValueError, match="Use up to 32 letters"):
+        render('{% peasy_progress job prefix="a b" %}', job=make())
+
+
+def test_a_job_that_the_page_did_not_find_is_gone():
+    html = render("{% peasy_progress job %}", job=None)
+    assert "This job is no longer available." in html and "hx-get" not in html
+
+
+def test_no_locale_changes_a_number_that_a_machine_reads(settings):
+    settings.USE_THOUSAND_SEPARATOR = True
+    settings.LANGUAGE_CODE = "de"
+    job = make(pk=1234567, status="O", extra={"progress": 12.5})
+    for html in (render("{% peasy_progress job %}", job=job), Client().get(job.progress_url).content.decode()):
+        assert "1.234" not in html and "12,5" not in html
+        assert f'id="peasy-job-{job.pk}-body"' in html and 'value="12"' in html
+
+
+def test_an_invalid_variable_is_not_drawn(settings):
+    options = settings.TEMPLATES[0]["OPTIONS"]
+    settings.TEMPLATES = [{**settings.TEMPLATES[0], "OPTIONS": {**options, "string_if_invalid": "INVALID"}}]
+    job = make(status="O")
+    for url in (job.progress_url, plain_urls(job)[1]):
+        assert "INVALID" not in Client().get(url).content.decode()
+    for template in ("{% peasy_progress job %}", '{% include "peasy_jobs/_progress.html" with job=job %}'):
+        assert "INVALID" not in render(template, job=job)
+    assert "INVALID" not in render("{% peasy_progress job %}", job=None)
+
+
+def test_the_assets_are_ours_and_htmx_only_when_asked_for():
+    html = render("{% peasy_assets %}")
+    assert re.findall(r'(?:src|href)="([^"]+)"', html) == [
+        "/static/peasy_jobs/peasy.css",
+        "/static/peasy_jobs/peasy.js",
+    ]
+    assert "htmx-config" not in html
+    html = render("{% peasy_assets htmx=True %}")
+    assert "/static/django_htmx/htmx-2.min.js" in html and html.index("htmx-config") < html.index("htmx-2")
+
+
+def test_the_address_of_htmx_is_escaped_once(monkeypatch):
+    monkeypatch.setattr("django_htmx.jinja.static", lambda path: f"https://cdn.example/{path}?a=1&b=2")
+    assert 'src="https://cdn.example/django_htmx/htmx-2.min.js?a=1&amp;b=2"' in render("{% peasy_assets htmx=True %}")
+
+
+def test_a_debugging_site_gets_no_script_that_replaces_the_page(settings):
+    settings.DEBUG = True
+    assert "django-htmx.js" not in render("{% peasy_assets htmx=True %}")
+
+
+def test_every_tag_has_the_nonce_of_the_policy():
+    request = RequestFactory().get("/")
+    assert "nonce" not in render("{% peasy_assets htmx=True %}", request=request)
+    assert render("{% peasy_assets htmx=True %}", csp_nonce="n1").count(' nonce="n1"') == 3
+    request.csp_nonce = "n2"
+    assert render("{% peasy_assets htmx=True %}", request=request).count(' nonce="n2"') == 3
+
+
+def test_the_other_tags_say_what_they_are_asked():
+    job = make(status="O", extra={"progress": 12})
+    assert job.status_url == render('{% peasy_job_url job "json" %}', job=job)
+    assert job.progress_url == render('{% peasy_job_url job "progress" %}', job=job)
+    assert render("{{ job|peasy_progress_value }}", job=job) == "12.0"
