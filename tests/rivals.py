@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import connection
+from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from peasy_jobs.models import PeasyJobQueue
@@ -25,6 +25,20 @@ def second_connection() -> Iterator[BaseDatabaseWrapper]:
         yield other
     finally:
         other.close()
+
+
+@contextmanager
+def default_database(settings: dict[str, Any]) -> Iterator[None]:
+    """The default database of this process is another one meanwhile."""
+    own = connections["default"]
+    other = own.copy()
+    other.settings_dict = {**own.settings_dict, **settings}
+    connections["default"] = other
+    try:
+        yield
+    finally:
+        other.close()
+        connections["default"] = own
 
 
 @contextmanager
