@@ -3,17 +3,58 @@
 import sqlite3
 from typing import Any
 
+from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.db import connections, router
+from django.urls import reverse
+from django.utils.module_loading import import_string
 
 from peasy_jobs import conf
 
 SQLITE_NEEDED = (3, 35)
+HOOKS = ("dashboard_permission", "can_view_job", "job_json", "mask_argument")
 
 
 @register("peasy_jobs")
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     return [Error(problem.message, hint=problem.hint, id=f"peasy_jobs.{problem.id}") for problem in conf.problems()]
+
+
+@register("peasy_jobs")
+def check_hooks(**kwargs: Any) -> list[CheckMessage]:
+    """The callables that settings name are there."""
+    if conf.problems():
+        return []
+    messages: list[CheckMessage] = []
+    for name in HOOKS:
+        path = getattr(conf.get(), name)
+        try:
+            found = path is None or callable(import_string(path))
+            reason = "it is not callable"
+        except Exception as error:  # the module's own code may raise anything
+            found, reason = False, f"{type(error).__name__}: {error}"
+        if not found:
+            text = f"PEASY_{name.upper()} is {path!r}, which cannot be used: {reason}."
+            messages.append(Error(text, hint=conf.HOOK, id="peasy_jobs.E022"))
+    return messages
+
+
+@register("peasy_jobs")
+def check_pages(**kwargs: Any) -> list[CheckMessage]:
+    """What the dashboard needs is installed where the dashboard is mounted."""
+    if apps.is_installed("django_htmx"):
+        return []
+    try:
+        reverse("peasy_jobs:dashboard")
+    except Exception:  # not mounted, or a URLconf that cannot be read: Django has a check for that
+        return []
+    return [
+        Warning(
+            "peasy_jobs.urls is mounted, but django_htmx is not installed: its pages do not update themselves.",
+            hint='Add "django_htmx" to INSTALLED_APPS.',
+            id="peasy_jobs.W004",
+        )
+    ]
 
 
 @register("peasy_jobs")

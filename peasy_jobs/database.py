@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 STEP = 1.0  # seconds by which clocks do not drift apart between two looks
 STATEMENT = 4096  # bytes of a statement without its values, at the most
 SURELY_ACCEPTED = 500_000  # bytes of a statement: no server is set to less
+NOW = {
+    "sqlite": "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')",
+    "postgresql": "SELECT clock_timestamp() AT TIME ZONE 'UTC'",
+    "mysql": "SELECT UTC_TIMESTAMP(6)",  # Now() would be the time of the server's zone
+}
 ESCAPED = b"\0\n\r\x1a\"'\\"  # each is sent as two bytes
 
 
@@ -47,14 +52,12 @@ class Clock:
 def database_now(connection: BaseDatabaseWrapper) -> datetime:
     """The database's own time in UTC: the only clock that is compared with what is due, leased or expired."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            {
-                "sqlite": "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')",
-                "postgresql": "SELECT clock_timestamp() AT TIME ZONE 'UTC'",
-                "mysql": "SELECT UTC_TIMESTAMP(6)",  # Now() would be the time of the server's zone
-            }[connection.vendor]
-        )
-        now = cursor.fetchone()[0]
+        cursor.execute(NOW[connection.vendor])
+        return as_moment(cursor.fetchone()[0])
+
+
+def as_moment(now: datetime | str) -> datetime:
+    """What a `NOW` query has answered, as an aware datetime."""
     return (datetime.fromisoformat(now) if isinstance(now, str) else now).replace(tzinfo=UTC)
 
 

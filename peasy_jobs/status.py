@@ -16,7 +16,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
-from peasy_jobs import conf, payloads
+from peasy_jobs import access, conf, payloads
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 
 if TYPE_CHECKING:
@@ -63,18 +63,7 @@ def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
         return bool(decide(request, job))
     user = getattr(request, "user", None)
     owns = user is not None and user.is_active and user.pk is not None and job.user_id == user.pk
-    return bool(owns or may_see_all(request))
-
-
-def may_see_all(request: HttpRequest) -> bool:
-    """Whether the dashboard is open to this request: to staff who may view jobs, or by `PEASY_DASHBOARD_PERMISSION`."""
-    hook = conf.get().dashboard_permission
-    if hook is not None:
-        decide: Callable[[HttpRequest, str], object] = import_string(hook)
-        return bool(decide(request, "view"))
-    user = getattr(request, "user", None)
-    # A user model of the site's own may know no staff.
-    return bool(user is not None and user.is_active and getattr(user, "is_staff", False) and user.has_perm(VIEW))
+    return bool(owns or access.may(request, "view"))
 
 
 def word(job: PeasyJobQueue) -> str:
@@ -111,7 +100,7 @@ def _number(value: Any) -> float:
 def document(request: HttpRequest, job: PeasyJobQueue) -> dict[str, Any]:
     """The JSON document of a job. More keys may come; `PEASY_JOB_JSON`, a callable, may change it."""
     # A bearer of a token is not asked who he is, so that the answer depends on nothing but the link.
-    sees_all = "t" not in request.GET and may_see_all(request)
+    sees_all = "t" not in request.GET and access.may(request, "view")
     shown: dict[str, Any] = {
         "id": str(job.pk),
         "title": job.title,

@@ -49,6 +49,11 @@ def echo(value: Any) -> Any:
     return value
 
 
+@peasy.job("sign in")
+def sign_in(login: str, password: str, *others: Any) -> None:
+    pass
+
+
 @peasy.job("note")
 def write_note(path: str, line: str = "ran") -> None:
     note(path, line)

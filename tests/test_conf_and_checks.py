@@ -94,7 +94,7 @@ RULES: dict[str, tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
         name: (
             id,
             "Set it to the dotted path of a callable, or to None.",
-            (None, "shop.rules.may"),
+            (None, "django.contrib.auth.get_user"),
             ("", "may", 1, len),
         )
         for name, id in (
@@ -242,6 +242,27 @@ def test_run_peasy_refuses_an_in_memory_database_in_one_line_and_exits_with_1(ru
     assert "(peasy_jobs.W001)" in output
     assert "CommandError: The jobs are in an in-memory database ('default')" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "name", ["PEASY_DASHBOARD_PERMISSION", "PEASY_CAN_VIEW_JOB", "PEASY_JOB_JSON", "PEASY_MASK_ARGUMENT"]
+)
+@pytest.mark.parametrize("path", ["nowhere.at_all", "tests.jobs.no_such_thing", "tests.waiting.DEADLINE"])
+def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: str) -> None:
+    setattr(settings, name, path)
+    (message,) = run_checks(tags=["peasy_jobs"])
+    assert (message.id, message.is_serious()) == ("peasy_jobs.E022", True)
+    assert message.msg.startswith(f"{name} is '{path}', which cannot be used: ")
+
+
+def test_the_pages_without_django_htmx_are_warned_of(settings: Any) -> None:
+    settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if name != "django_htmx"]
+    (message,) = run_checks(tags=["peasy_jobs"])
+    assert message.id == "peasy_jobs.W004"
+    assert message.hint == 'Add "django_htmx" to INSTALLED_APPS.'
+    for module in ("peasy_jobs.status_urls", "tests.apps", "nowhere.at_all"):
+        settings.ROOT_URLCONF = module
+        assert not run_checks(tags=["peasy_jobs"])
 
 
 # The house

@@ -136,13 +136,27 @@ def test_the_sqlite_settings_are_those_that_django_takes(tmp_path):
     connection.close()
 
 
+@pytest.mark.django_db
+def test_the_hook_of_the_dashboard_lets_operators_in(client, settings, monkeypatch):
+    module = types.ModuleType("shop.access")
+    monkeypatch.setitem(sys.modules, "shop", types.ModuleType("shop"))
+    monkeypatch.setitem(sys.modules, "shop.access", module)
+    exec(snippet("# shop/access.py"), vars(module))
+    settings.PEASY_DASHBOARD_PERMISSION = "shop.access.may"
+    operator = User.objects.create(username="anna")
+    client.force_login(operator)
+    assert client.get("/peasy/").status_code == 403
+    operator.groups.create(name="operators")
+    assert client.get("/peasy/").status_code == 200
+
+
 def test_every_snippet_is_python():
     for code in SNIPPETS:
         ast.parse(code)
 
 
 def test_every_check_and_option_is_mentioned():
-    for name in re.findall(r"peasy_jobs\.W\d+", Path(checks.__file__).read_text()):
+    for name in re.findall(r"peasy_jobs\.[EW]\d+", Path(checks.__file__).read_text()):
         assert f"`{name}`" in README
     assert f"`{min(rule.id for rule in conf.RULES.values())}`".strip("`") in README
     assert max(rule.id for rule in conf.RULES.values()) in README

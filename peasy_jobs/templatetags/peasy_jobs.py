@@ -48,14 +48,18 @@ def peasy_progress_body(context: Context, job: PeasyJobQueue | None) -> dict[str
 
 
 @register.simple_tag(takes_context=True)
-def peasy_assets(context: Context, htmx: bool = False) -> SafeString:
+def peasy_assets(context: Context, htmx: bool = False, dashboard: bool = False) -> SafeString:
     """The widget's stylesheet and script, with the nonce of the site's content security policy.
 
-    htmx: HTMX too, for a page that does not load it itself.
+    htmx: HTMX too, for a page that does not load it itself. dashboard: the stylesheets of our own pages too.
     """
     attributes = _nonce(context)
     sheet, script = static("peasy_jobs/peasy.css"), static("peasy_jobs/peasy.js")
     tags = [format_html('<link rel="stylesheet" href="{}"{}>', sheet, attributes)]
+    if dashboard:
+        for name in ("dashboard", "charts"):
+            ours = static(f"peasy_jobs/{name}.css")
+            tags.append(format_html('<link rel="stylesheet" href="{}"{}>', ours, attributes))
     if htmx:
         # HTMX 2 would write a style element, which a strict policy refuses.
         tags.append(format_html('<meta name="htmx-config" content="{}">', json.dumps(HTMX_CONFIG)))

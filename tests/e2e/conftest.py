@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import User
+from django.test import Client
+from playwright.sync_api import BrowserContext, Error, Page
 
 from tests import browser
 
@@ -41,3 +45,33 @@ def base_url(live_server: Any) -> str:
 def no_process_left() -> Iterator[None]:
     """Chromium starts and ends processes as it likes; `run_peasy` looks after its own."""
     yield
+
+
+@pytest.fixture
+def closed_pages(live_server: Any, context: BrowserContext) -> Iterator[None]:
+    """The pages are closed before the tables are emptied under them: a late poll would meet none."""
+    yield
+    with suppress(Error):
+        context.close()
+
+
+@pytest.fixture
+def staff(transactional_db: None) -> User:
+    return User.objects.create_superuser("staff", password="staff")
+
+
+def log_in(context: BrowserContext, user: User, base_url: str) -> None:
+    client = Client()
+    client.force_login(user)
+    context.add_cookies([{"name": "sessionid", "value": client.cookies["sessionid"].value, "url": base_url}])
+
+
+@pytest.fixture
+def staff_page(closed_pages: None, page: Page, staff: User, base_url: str) -> Iterator[Page]:
+    """A page of somebody who may do everything. Whatever a console says that is not about a failed load fails."""
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    log_in(page.context, staff, base_url)
+    yield page
+    assert said == []

@@ -1,0 +1,354 @@
+"""The dashboard as people use it: with a mouse, by keyboard alone, without JavaScript, in the dark, on a phone."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.contrib.auth.models import User
+from django.db import connection
+from playwright.sync_api import Browser, Page, expect
+
+from peasy_jobs import database, payloads
+from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from tests import jobs
+from tests.e2e.conftest import log_in
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+TRACEBACK = "Traceback (most recent call last):\n" + '  File "/srv/shop/jobs.py", line 7, in export\n' * 30
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(settings: Any) -> None:
+    settings.PEASY_DASHBOARD_POLL = 1
+
+
+def add(title: str, status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
+    return PeasyJobQueue.objects.create(title=title, job_name="tests.jobs.nothing", status=status, **columns)
+
+
+def a_busy_site() -> dict[str, PeasyJobQueue]:
+    """A job in every state, a runner that lives and one that is dead."""
+    now = database.database_now(connection)
+    moment = database.as_field(now)
+    runner = {"worker_type": "process", "concurrency": 4, "pid": 4242, "started": moment, "heartbeat": moment}
+    alive = PeasyRunner.objects.create(host="web-1", queues=[], lease_until=now.timestamp() + 1000, **runner)
+    PeasyRunner.objects.create(host="web-2", queues=["slow", "mail"], lease_until=0, **runner)
+    over = {"started": moment - timedelta(seconds=70), "completed": moment, "attempts": 1}
+    error = {
+        "at": now.isoformat(),
+        "where": "web-1",
+        "exception": "shop.Broken",
+        "message": "broken",
+        "traceback": TRACEBACK,
+    }
+    how = {"job_name": "tests.jobs.nothing", "max_bytes": 10**6, "serializer": "pickle"}
+    kwargs = payloads.dumps({"password": "x", "rows": {"a": [1, 2]}}, column=payloads.KWARGS, **how)
+    long = "a title that is rather long, as titles are when somebody writes a whole sentence " + "x" * 60
+    found = {
+        "completed": add(
+            "deliver", COMPLETED, result_data=payloads.dumps({"n": 1}, column=payloads.RESULT, **how), **over
+        ),
+        "failed": add(long, FAILED, errors=[error, error], kwargs_data=kwargs, **over),
+        "cancelled": add("stopped", CANCELLED, **over),
+        "stopping": add("stopping", CANCELLED, started=moment, runner_id=alive.pk),
+        "scheduled": add("later", SCHEDULED, run_after=moment + timedelta(hours=1), errors=[error]),
+        "ongoing": add(
+            "resize", ONGOING, started=moment, runner_id=alive.pk, extra={"progress": 40}, status_msg="40 of 100"
+        ),
+        "unsure": add("count", ONGOING, started=moment, runner_id=alive.pk),
+        "enqueued": add("wait", queue_name="a-queue-with-a-rather-long-name-that-somebody-made-up"),
+    }
+    return found
+
+
+def table(page: Page) -> Any:
+    return page.get_by_role("table")
+
+
+def row(page: Page, job: PeasyJobQueue) -> Any:
+    return page.get_by_role("row").filter(has=page.locator(f"#peasy-job-link-{job.pk}"))
+
+
+def polls(page: Page) -> list[int]:
+    """The status codes of the polls of this page, as they come."""
+    seen: list[int] = []
+    page.on("response", lambda response: seen.append(response.status) if "/live/" in response.url else None)
+    return seen
+
+
+def wait_for_polls(page: Page, seen: list[int], count: int) -> None:
+    deadline = time.monotonic() + 15
+    while len(seen) < count:
+        assert time.monotonic() < deadline, seen
+        page.wait_for_timeout(50)
+
+
+def test_the_list_lives(staff_page: Page, run_peasy: Callable[..., Any]) -> None:
+    job = jobs.nothing()
+    staff_page.goto("/peasy/")
+    expect(row(staff_page, job)).to_contain_text("Enqueued")
+    expect(staff_page.get_by_text("1 job waiting since")).to_be_visible()
+    run_peasy()
+    expect(row(staff_page, job)).to_contain_text("Completed", timeout=15000)
+    expect(staff_page.get_by_text("waiting since")).to_have_count(0)
+    expect(staff_page.get_by_text("1 runner alive")).to_be_visible()
+
+
+def test_an_unchanged_list_is_left_alone(staff_page: Page) -> None:
+    a_busy_site()
+    seen = polls(staff_page)
+    staff_page.goto("/peasy/")
+    node = staff_page.locator("#peasy-live").element_handle()
+    wait_for_polls(staff_page, seen, 2)
+    assert set(seen) == {204}
+    assert node.evaluate("node => node.isConnected")
+
+
+def test_a_selection_stops_the_polls_and_survives_them(staff_page: Page) -> None:
+    first, second = add("first"), add("second")
+    seen = polls(staff_page)
+    staff_page.goto("/peasy/")
+    box = staff_page.get_by_role("checkbox", name=f"Select first, job {first.pk}")
+    note = staff_page.get_by_text("Paused while rows are selected")
+    expect(note).to_be_hidden()
+    box.check()
+    expect(note).to_be_visible()
+    staff_page.wait_for_timeout(300)  # one that was on its way
+    before = len(seen)
+    PeasyJobQueue.objects.filter(pk=second.pk).update(title="renamed")
+    staff_page.wait_for_timeout(1500)
+    assert len(seen) == before
+    # A poll that had been sent before the box was ticked.
+    staff_page.evaluate(
+        "htmx.ajax('GET', document.querySelector('#peasy-live').getAttribute('hx-get'),"
+        " {target: '#peasy-live', swap: 'outerHTML', source: document.body})"
+    )
+    expect(row(staff_page, second)).to_contain_text("renamed")
+    expect(box).to_be_checked()
+    box.uncheck()
+    staff_page.locator("h2").first.click()
+    PeasyJobQueue.objects.filter(pk=second.pk).update(title="renamed again")
+    expect(row(staff_page, second)).to_contain_text("renamed again")
+    expect(note).to_be_hidden()
+
+
+def test_selected_text_stops_the_polls(staff_page: Page) -> None:
+    job = add("first")
+    staff_page.goto("/peasy/")
+    staff_page.evaluate("getSelection().selectAllChildren(document.querySelector('.peasy-title'))")
+    PeasyJobQueue.objects.filter(pk=job.pk).update(title="renamed")
+    staff_page.wait_for_timeout(1500)
+    expect(row(staff_page, job)).to_contain_text("first")
+    staff_page.evaluate("getSelection().removeAllRanges()")
+    expect(row(staff_page, job)).to_contain_text("renamed")
+
+
+def test_live_updates_can_be_switched_off_for_good(staff_page: Page) -> None:
+    add("first")
+    seen = polls(staff_page)
+    staff_page.goto("/peasy/")
+    staff_page.get_by_role("checkbox", name="Live updates").uncheck()
+    staff_page.reload()
+    expect(staff_page.get_by_role("checkbox", name="Live updates")).not_to_be_checked()
+    seen.clear()
+    staff_page.wait_for_timeout(1500)
+    assert seen == []
+    second = add("second")
+    staff_page.get_by_role("link", name="Refresh").click()
+    expect(row(staff_page, second)).to_be_visible()
+    third = add("third")
+    staff_page.get_by_role("checkbox", name="Live updates").check()
+    expect(row(staff_page, third)).to_be_visible()
+
+
+def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
+    waiting = [add("one"), add("two"), add("three")]
+    staff_page.goto("/peasy/")
+    keys = staff_page.keyboard
+    keys.press("Tab")
+    expect(staff_page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    keys.press("Enter")
+
+    def tab_to(selector: str, key: str = "Tab") -> None:
+        for _ in range(40):
+            if staff_page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+            keys.press(key)
+        raise AssertionError(f"{selector} is not reached with {key}")
+
+    for job in waiting[:0:-1]:
+        tab_to(f"#peasy-pk-{job.pk}")
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert staff_page.evaluate(outline) != "none", "the focus is seen"
+        keys.press("Space")
+    tab_to("#peasy-cancel", "Shift+Tab")
+    keys.press("Enter")
+    expect(staff_page.get_by_text("2 jobs cancelled.")).to_be_visible()
+    assert [PeasyJobQueue.objects.get(pk=job.pk).status for job in waiting] == [ENQUEUED, CANCELLED, CANCELLED]
+
+
+def test_all_rows_are_selected_with_one_box(staff_page: Page) -> None:
+    add("one"), add("two")
+    staff_page.goto("/peasy/")
+    staff_page.get_by_role("checkbox", name="Select all jobs on this page").check()
+    staff_page.get_by_role("button", name="Delete…").click()
+    expect(staff_page.get_by_role("heading", name="Delete these 2 jobs?")).to_be_visible()
+    staff_page.get_by_role("link", name="Keep").click()
+    expect(row(staff_page, PeasyJobQueue.objects.get(title="two"))).to_be_visible()
+    assert PeasyJobQueue.objects.count() == 2
+
+
+def test_the_traceback_and_the_retry_are_two_clicks_away(staff_page: Page) -> None:
+    job = a_busy_site()["failed"]
+    staff_page.goto("/peasy/")
+    row(staff_page, job).get_by_role("link").first.click()
+    expect(staff_page.get_by_text("Traceback (most recent call last)").first).to_be_visible()
+    staff_page.get_by_role("button", name="Retry").click()
+    expect(staff_page.get_by_text("1 job enqueued again.")).to_be_visible()
+    assert PeasyJobQueue.objects.get(pk=job.pk).status == ENQUEUED
+
+
+def test_an_open_traceback_stays_open_while_the_job_goes_on(staff_page: Page) -> None:
+    job = a_busy_site()["scheduled"]
+    staff_page.goto(f"/peasy/jobs/{job.pk}/")
+    details = staff_page.locator("details").first
+    details.locator("summary").click()
+    expect(details).not_to_have_attribute("open", "")
+    PeasyJobQueue.objects.filter(pk=job.pk).update(status_msg="news")
+    expect(staff_page.get_by_text("news")).to_be_visible()
+    expect(details).not_to_have_attribute("open", "")
+
+
+def test_a_session_that_ends_leads_to_the_login(page: Page, staff: User, base_url: str, settings: Any) -> None:
+    settings.LOGIN_URL = "admin:login"
+    log_in(page.context, staff, base_url)
+    page.goto("/peasy/")
+    page.context.clear_cookies()
+    page.wait_for_url("**/admin/login/?next=/peasy/")
+
+
+def test_everything_works_without_javascript(browser: Browser, staff: User, base_url: str) -> None:
+    for n in range(55):
+        add(f"job {n}")
+    broken = add("broken", FAILED, completed=database.as_field(database.database_now(connection)))
+    context = browser.new_context(java_script_enabled=False, base_url=base_url)
+    log_in(context, staff, base_url)
+    page = context.new_page()
+    try:
+        page.goto("/peasy/")
+        expect(page.get_by_label("Live updates")).to_be_hidden()
+        page.get_by_role("link", name="Older").click()
+        expect(page.get_by_role("link", name="job 0", exact=True)).to_be_visible()
+        page.get_by_role("link", name="Newer").click()
+        page.get_by_role("link", name="Failed").click()
+        expect(table(page).get_by_role("row")).to_have_count(2)
+        page.get_by_role("checkbox", name="Select broken").check()
+        page.get_by_role("button", name="Retry").click()
+        expect(page.get_by_text("1 job enqueued again.")).to_be_visible()
+        page.get_by_role("link", name="All", exact=True).click()
+        page.get_by_role("searchbox").fill("broken")
+        page.get_by_role("button", name="Search").click()
+        page.get_by_role("link", name="broken", exact=True).click()
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_text("1 job cancelled.")).to_be_visible()
+        page.get_by_role("button", name="Delete…").click()
+        page.get_by_role("button", name="Delete").click()
+        expect(page.get_by_text("1 job deleted.")).to_be_visible()
+    finally:
+        context.close()
+    assert not PeasyJobQueue.objects.filter(pk=broken.pk).exists()
+
+
+def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: Page) -> None:
+    axe = Axe()
+
+    def look(state: str) -> None:
+        for scheme in ("light", "dark"):
+            staff_page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            for width in (320, 1280, 1920):
+                staff_page.set_viewport_size({"width": width, "height": 800})
+                scrolls = staff_page.evaluate("document.documentElement.scrollWidth > innerWidth")
+                assert not scrolls, f"{state} at {width} px"
+                small = staff_page.evaluate(SMALL_TARGETS)
+                assert small == [], f"{state} at {width} px"
+            staff_page.set_viewport_size({"width": 320 if scheme == "dark" else 1280, "height": 800})
+            found = axe.run(staff_page)
+            assert found.violations_count == 0, f"{state}, {scheme}: {found.generate_report()}"
+
+    staff_page.goto("/peasy/")
+    look("no jobs")
+    add("waits")
+    staff_page.goto("/peasy/")
+    look("no runner")
+    site = a_busy_site()
+    for state in ("?", "?status=failed", "?q=nothing&queue=mail", "?before=5"):
+        staff_page.goto(f"/peasy/{state}")
+        look(state)
+    for state, job in site.items():
+        staff_page.goto(f"/peasy/jobs/{job.pk}/")
+        look(state)
+    staff_page.goto("/peasy/")
+    staff_page.locator(f"#peasy-pk-{site['failed'].pk}").check()
+    look("selected")
+    staff_page.get_by_role("button", name="Delete…").click()
+    look("asked")
+    staff_page.get_by_role("button", name="Delete").click()
+    look("told")
+
+
+# Links inside a sentence are exempt, as WCAG 2.5.8 has it.
+SMALL_TARGETS = """[...document.querySelectorAll('button, summary, label:has(input), a')]
+    .filter(element => element.offsetParent)
+    .filter(element => !element.matches('.peasy-skip, p:not(.peasy-back):not(.peasy-filters) > a'))
+    .map(element => [element.outerHTML.slice(0, 80), element.getBoundingClientRect()])
+    .filter(([html, box]) => box.width < 23.9 || box.height < 23.9).map(([html]) => html)"""
+
+
+class StrictPolicy:
+    """Middleware: scripts and styles need a nonce, which is offered as django-csp does it."""
+
+    def __init__(self, get_response: Callable[..., Any]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        request.csp_nonce = "bm9uY2U"
+        response = self.get_response(request)
+        response["Content-Security-Policy"] = (
+            "default-src 'none'; script-src 'nonce-bm9uY2U'; style-src 'nonce-bm9uY2U'; connect-src 'self';"
+            " img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        )
+        return response
+
+
+def test_a_strict_content_security_policy_is_kept(
+    browser: Browser, staff: User, live_server: Any, settings: Any
+) -> None:
+    from pytest_django.live_server_helper import LiveServer  # late: the middleware is read when a server starts
+
+    settings.MIDDLEWARE = [f"{__name__}.StrictPolicy", *settings.MIDDLEWARE]
+    server = LiveServer("localhost")
+    context = browser.new_context(base_url=server.url)
+    said: list[str] = []
+    try:
+        log_in(context, staff, server.url)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        site = a_busy_site()
+        page.goto("/peasy/")
+        added = add("added later")
+        expect(row(page, added)).to_be_visible()
+        page.goto(f"/peasy/jobs/{site['ongoing'].pk}/")
+        PeasyJobQueue.objects.filter(pk=site["ongoing"].pk).update(status_msg="news")
+        expect(page.get_by_text("news")).to_be_visible()
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_text("1 job cancelled.")).to_be_visible()
+    finally:
+        context.close()
+        server.stop()
+    assert said == []

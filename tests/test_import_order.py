@@ -1,0 +1,30 @@
+"""The app can stand anywhere in INSTALLED_APPS, and the queue needs none of what the pages need."""
+
+import subprocess
+import sys
+
+from tests.processes import REPOSITORY
+
+SITE = """
+import sys
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS={apps!r},
+    DATABASES={{"default": {{"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}}},
+)
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from peasy_jobs.models import PeasyJobQueue
+from tests.jobs import echo
+print(PeasyJobQueue.objects.get(pk=echo(1).pk).args, [name for name in sys.modules if name.startswith("django_htmx")])
+"""
+
+
+def test_the_app_may_come_before_the_users_and_needs_no_page() -> None:
+    code = SITE.format(apps=["peasy_jobs", "django.contrib.contenttypes", "django.contrib.auth"])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "(1,) []\n"), done.stderr
