@@ -59,12 +59,13 @@ class ProcessWorker:
         self.recalled: list[tuple[int, int]] = []  # tickets of what the worker holds and must forget
 
     def hand_out(self, claims: list[Claim]) -> None:
-        if not self.pending:
+        idle = not self.pending
+        if idle:
             self.busy_since = monotonic()
             self.began = self.busy_since + BEGIN_TIMEOUT
         jobs = [tuple(claim.run()) for claim in claims]
         self.pending.update({claim.pk: claim for claim in claims})
-        self.channel.send((self.recalled, jobs))
+        self.channel.send((self.recalled, jobs, idle))
         self.recalled = []
         os.write(self.ticket_w, b"".join(TICKET.pack(claim.pk, claim.claims) for claim in claims))
 

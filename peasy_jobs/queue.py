@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from django.db.models import Case, F, Min, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest, Least
 from django.db.utils import DataError
 
-from peasy_jobs import wakeup
+from peasy_jobs import conf, wakeup
 from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.database import as_field, database_now, refuse_too_large
 
@@ -29,6 +30,7 @@ FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUS_MSG_LIMIT = 255
 ERRORS_KEPT = 25  # failed attempts of a job, the newest
 MOST = 2**31 - 1  # that an integer column holds
+UNREADABLE = (DataError, ValueError, TypeError, AttributeError)  # a time that Python or Django cannot hold
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
 
 
@@ -53,9 +55,14 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def peek(self, queues: Sequence[str]) -> tuple[bool, datetime | None]:
         """Whether a job may run now, and when the next scheduled one is due. Takes no lock."""
         waiting = self.in_queues(queues).filter(status=ENQUEUED, **({} if queues else {"claims__gte": 0}))
+        scheduled = self.in_queues(queues).filter(status=SCHEDULED)
         try:
-            due = self.in_queues(queues).filter(status=SCHEDULED).aggregate(due=Min("run_after"))["due"]
-        except (DataError, ValueError, AttributeError):  # a time that Python or Django cannot hold
+            due = scheduled.aggregate(due=Min("run_after"))["due"]
+            # Without time zones Django reads what is no time as None.
+            odd = due is None and not conf.uses_time_zones() and scheduled.exclude(run_after=None).exists()
+        except UNREADABLE:
+            odd = True
+        if odd:
             due = as_field(datetime(1970, 1, 1, tzinfo=UTC))
         return waiting.order_by().exists(), due
 
@@ -168,10 +175,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         claimed = self.filter(runner=runner_id, status=ONGOING).values_list("pk", "claims")
         return sum(
             self.filter(pk=pk, runner=runner_id, status=ONGOING, claims=claims).update(
-                status=ENQUEUED, runner=None, started=None, attempts=F("attempts") - 1
+                status=ENQUEUED, runner=None, started=None, attempts=Greatest(F("attempts"), 1) - 1
             )
             for pk, claims in claimed
-            if (pk, claims) not in held
+            if (pk, claims) not in held and type(claims) is int
         )
 
     def begin(self, runner_id: int, claims: Iterable[Claim], now: datetime) -> None:
@@ -281,7 +288,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def cancelled_of(self, runner_id: int) -> list[tuple[int, int]]:
         """Primary key and claims of the jobs that this runner runs and that were cancelled."""
-        return list(self.filter(runner=runner_id, status=CANCELLED).values_list("pk", "claims"))
+        cancelled = self.filter(runner=runner_id, status=CANCELLED).values_list("pk", "claims")
+        return [(pk, claims) for pk, claims in cancelled if type(claims) is int]
 
     def promote(self, now: datetime) -> int:
         """Scheduled jobs that are due may run now. Returns how many there were in this batch."""
@@ -302,6 +310,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             spent = ongoing.filter(crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False)
             rescued = 0
             for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
+                if type(claims) is not int:  # what is no number cannot be compared: it runs again, and is one then
+                    continue
                 kept = [*_entries(errors), entry][-ERRORS_KEPT:]
                 rescued += ongoing.filter(pk=pk, claims=claims).update(
                     status=FAILED,
@@ -322,14 +332,21 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def runners_named(self) -> set[int]:
         """The runners that jobs name, whether there is such a runner or not."""
         named = self.filter(runner__isnull=False).order_by().values_list("runner", flat=True).distinct()
-        return {runner_id for runner_id in named if runner_id is not None}
+        return {runner_id for runner_id in named if type(runner_id) is int}  # SQLite takes anything else as well
 
     def prune(self, status: str, maximum: int | None, before: datetime) -> int:
         """Delete the oldest finished jobs beyond `maximum`, none that finished after `before`. Returns how many."""
         finished = self.filter(status=status, runner=None, completed__isnull=False).order_by("-completed", "-pk")
-        edge = None if maximum is None else finished.values_list("completed", "pk")[maximum : maximum + 1].first()
+        if maximum is None:
+            return 0
+        beyond = finished[maximum : maximum + 1]
+        edge: tuple[datetime | None, int | None] | None = None, None
+        with suppress(*UNREADABLE):
+            edge = beyond.values_list("completed", "pk").first()
         if edge is None:
             return 0
+        if edge[0] is None:  # somebody has written what is no time: it counts as just old enough
+            return self.filter(pk__in=list(beyond.values_list("pk", flat=True))).update(completed=before)
         older = finished.filter(Q(completed__lt=edge[0]) | Q(completed=edge[0], pk__lte=edge[1]), completed__lte=before)
         pks = list(older.reverse().values_list("pk", flat=True)[:BATCH])
         return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0

@@ -265,18 +265,22 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
     send, read_asked = _Sender(connection), _asked_reader(ask_fd)
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}
+    first: tuple[int, int] | None = None  # the job that the runner waits to hear the beginning of
     pid, prints = os.getpid(), _flush()
     _take_signals_back(read_asked)
-    while (ticket := _next_ticket(ticket_fd, send)) is not None:
+    while (ticket := _next_ticket(ticket_fd)) is not None:
         while ticket not in jobs:
             chunk = connection.recv(CHUNK)
             if not chunk:
                 os._exit(0)
             inbox += chunk
-            for recalled, handed_out in take_messages(inbox):
+            for recalled, handed_out, idle in take_messages(inbox):
                 for stale in recalled:
                     jobs.pop(stale, None)
                 jobs.update({job[:2]: Run(*job) for job in handed_out})
+                first = handed_out[0][:2] if idle else first
+        if ticket == first:
+            send(Begun(monotonic()))
         _take_signals_back(read_asked)
         outcome = execution.run(jobs.pop(ticket), send)
         forked = os.getpid() != pid
@@ -304,27 +308,23 @@ class _Sender:
 
 
 class Begun(NamedTuple):
-    """A worker that was idle has begun a job."""
+    """A worker that the runner knew to be idle has begun the job that it was given."""
 
     at: float  # time.monotonic()
 
 
-def _next_ticket(ticket_fd: int, send: _Sender) -> tuple[int, int] | None:
+def _next_ticket(ticket_fd: int) -> tuple[int, int] | None:
     """The job to run next; None when the runner is gone.
 
     Tickets lie in a pipe that the runner reads too when it wants jobs back: the kernel gives each to one of us.
     """
-    idle = False
     while True:
         try:
             ticket = os.read(ticket_fd, TICKET.size)
         except BlockingIOError:
-            idle = True
             select.select([ticket_fd], [], [])
-            continue
-        if idle and ticket:
-            send(Begun(monotonic()))
-        return TICKET.unpack(ticket) if ticket else None
+        else:
+            return TICKET.unpack(ticket) if ticket else None
 
 
 def _leave_it_to_the_runner(signum: int, frame: object) -> None:

@@ -1,6 +1,7 @@
 """The parts that `rivals.Rival` processes play, each with a connection of its own, set up as a runner does it.
 
-A part prints "ready", waits for a line, and prints what it has done as JSON.
+A part prints "ready" and waits for a line, prints "begun" after its first step and waits for another, and prints what
+it has done as JSON, with the span in which it did the rest. All that compete are told to go on at the same moment.
 """
 
 import json
@@ -23,6 +24,18 @@ from peasy_jobs.statistics import Tally  # noqa: E402
 
 jobs = PeasyJobQueue.objects
 PATIENCE = 60  # seconds
+times: list[float] = []  # when each step was done
+
+
+def step(*, meet: bool = False) -> None:
+    """A step is done. After the first wait for all rivals: nobody may have done everything before another begins.
+
+    With `meet` do so after every step, which all rivals of this part have as many of.
+    """
+    if meet or not times:
+        print("begun", flush=True)
+        sys.stdin.readline()
+    times.append(monotonic())
 
 
 class Over:
@@ -58,6 +71,7 @@ def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]
     waiting = jobs.in_queues(queues).filter(status=ENQUEUED)
     while True:
         claims = patiently(lambda: jobs.claim(runner, limit, queues, now()))
+        step()
         assert len(claims) <= limit
         mine += claims
         if not claims and not waiting.exists():  # what others hold may still come back
@@ -73,6 +87,7 @@ def worker(runner: int, limit: int, total: int) -> list[tuple[int, int, str, boo
     over = Over(total)
     while not over():
         claims = patiently(lambda: jobs.claim(runner, limit, [], now()))
+        step()
         endings = [ended(claim) for claim in claims]
         lost = patiently(lambda endings=endings: jobs.end(runner, endings, now()))
         runs += [(end.claim.pk, end.claim.claims, end.status, end.claim not in lost) for end in endings]
@@ -96,6 +111,7 @@ def enqueuer(count: int) -> list[int]:
         with transaction.atomic():
             patiently(enqueued)
             transaction.set_rollback(True)
+        step()
     return pks
 
 
@@ -112,6 +128,7 @@ def canceller(every: int, total: int) -> list[int]:
         for pk in [pk for pk in alive if pk % every == 0]:
             if patiently(lambda pk=pk: cancel(pk)):
                 cancelled.append(pk)
+            step()
     return cancelled
 
 
@@ -124,12 +141,21 @@ def cancel(pk: int) -> bool:
 def sweeper(backwards: bool) -> list[int]:
     """Cancels all jobs, oldest or newest first. Says which it was the one to cancel."""
     pks = jobs.order_by("-pk" if backwards else "pk").values_list("pk", flat=True)
-    return [pk for pk in list(pks) if patiently(lambda pk=pk: jobs.cancel(pk))]
+    cancelled = []
+    for pk in list(pks):
+        if patiently(lambda pk=pk: jobs.cancel(pk)):
+            cancelled.append(pk)
+        step()
+    return cancelled
 
 
 def rescuer(dead: list[int]) -> list[int]:
     """Rescues the jobs of each of these runners. Says how many it got of each."""
-    return [patiently(lambda runner=runner: jobs.rescue(runner, "gone", 1)) for runner in dead]
+    rescued = []
+    for runner in dead:
+        rescued.append(patiently(lambda runner=runner: jobs.rescue(runner, "gone", 1)))
+        step(meet=True)
+    return rescued
 
 
 def ender(dead: list[int]) -> list[int]:
@@ -141,6 +167,7 @@ def ender(dead: list[int]) -> list[int]:
         endings = [Ending(claim=claim, status=COMPLETED, result=b"J1", completed=now()) for claim in claims]
         lost = patiently(lambda runner=runner, endings=endings: jobs.end(runner, endings, now()))
         written += [claim.pk for claim in claims if claim not in lost]
+        step(meet=True)
     return written
 
 
@@ -151,6 +178,7 @@ def teller(minutes: list[int]) -> None:
         tally.counts = {minute: Counter(completed=1, w0=1)}
         while tally.counts:
             tally.write()
+        step(meet=True)
 
 
 PARTS: dict[str, Callable[..., Any]] = {
@@ -166,4 +194,5 @@ if __name__ == "__main__":
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     print("ready", flush=True)
     sys.stdin.readline()
-    print(json.dumps(PARTS[part](**options)))
+    did = PARTS[part](**options)
+    print(json.dumps([did, [times[1], times[-1]] if len(times) > 1 else None]))

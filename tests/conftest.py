@@ -49,8 +49,11 @@ def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., 
         cwd: Path | None = None,
         flags: tuple[str, ...] = (),
         ready: bool = True,
+        stdout: int | None = None,
     ) -> processes.Command:
-        command = processes.Command(("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {}, flags)
+        command = processes.Command(
+            ("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {}, flags, stdout
+        )
         commands.callback(command.clean_up)
         return command.ready() if ready else command
 

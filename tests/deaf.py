@@ -56,6 +56,24 @@ class NoForks(AppConfig):
         os.fork = fails
 
 
+class SlowWorkers(AppConfig):
+    """A worker process gets to its first job when the file that `FREE` names exists."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        from peasy_jobs import server
+
+        run_jobs = server._run_jobs
+
+        def late(*args: Any) -> None:
+            while not os.path.exists(os.environ["FREE"]):
+                time.sleep(0.01)
+            run_jobs(*args)
+
+        server._run_jobs = late
+
+
 class BrokenWorkers(AppConfig):
     """No worker process gets as far as a job, until the file that `FREE` names exists."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import multiprocessing
@@ -619,3 +620,54 @@ def database_session(record: str, count: int) -> int:
         while len(notes(record)) < count:
             time.sleep(0.01)
     return session
+
+
+# Jobs that leave something behind
+
+
+@peasy.job("take over the signals")
+def seize_signals(how: str) -> int:
+    """Leaves its own handlers, blocked signals or a running timer to the next job of this process."""
+    if how == "handlers":
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, lambda *_: os._exit(9))
+    elif how == "ignored":
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+    elif how == "blocked":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    else:
+        signal.alarm(600)
+    return os.getpid()
+
+
+@peasy.job("what is left of the alarm")
+def alarm_left() -> list[float]:
+    return [os.getpid(), *signal.getitimer(signal.ITIMER_REAL)]
+
+
+@peasy.job("clean up when stopped, later")
+async def clean_up_later(path: str, record: str) -> str:
+    note(record, f"started {os.getpid()}")
+    try:
+        while not Path(path).exists():
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        note(record, "cancelled")
+        raise
+    finally:
+        await asyncio.sleep(0.1)
+        note(record, "cleaned up")
+    return "waited"
+
+
+@peasy.job("async, over the limit", timeout=0.5)
+async def limited_later(path: str, record: str) -> str:
+    return await clean_up_later.call(path, record)
+
+
+@peasy.job("come back after what was changed later")
+def come_back_changed(after: Any) -> None:
+    error = peasy.Retry(after=1)
+    error.after = after
+    raise error

@@ -33,6 +33,7 @@ class Command:
         settings: Mapping[str, Any],
         env: Mapping[str, str],
         flags: tuple[str, ...] = (),
+        stdout: int | None = None,
     ) -> None:
         self.token = uuid.uuid4().hex
         self.killed = False
@@ -54,8 +55,8 @@ class Command:
                 cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=output if stdout is None else stdout,
+                stderr=output,
                 start_new_session=True,
             )
         self.pid = self.process.pid

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any
 
 from django.db import connection, connections
@@ -73,24 +74,31 @@ class Rival:
         self.process.stdin.write(f"{word}\n")
         self.process.stdin.flush()
 
-    def is_ready(self) -> bool:
+    def hears(self) -> str:
+        """What it says next; it waits for a word then, unless these are its results."""
         assert self.process.stdout
-        return self.process.stdout.readline() == "ready\n"
-
-    def result(self) -> Any:
-        output, errors = self.process.communicate(timeout=90)
-        assert self.process.returncode == 0, f"{self.part} ended with {self.process.returncode}:\n{errors}"
-        return json.loads(output)
+        if line := self.process.stdout.readline():
+            return line.rstrip()
+        _, errors = self.process.communicate(timeout=90)
+        raise AssertionError(f"{self.part} ended with {self.process.returncode}:\n{errors}")
 
 
 def compete(*rivals: Rival) -> list[Any]:
-    """Let all of them start at the same moment. Returns what each of them says it has done."""
+    """Let all of them start at the same moment. Returns what each of them says it has done.
+
+    They meet again at least after the first step of each. Fails when no two of them worked at the same time after
+    that: whatever they have done then shows nothing.
+    """
     try:
-        for rival in rivals:
-            assert rival.is_ready(), rival.result()
-        for rival in rivals:
-            rival.tell("go")
-        return [rival.result() for rival in rivals]
+        while "begun" in (said := [rival.hears() for rival in rivals]) or "ready" in said:
+            assert len(set(said)) == 1, f"They do not meet: {said}"
+            for rival in rivals:
+                rival.tell("go")
+        results = [json.loads(line) for line in said]
+        spans = [span for _, span in results if span]
+        overlap = [max(one[0], two[0]) < min(one[1], two[1]) for one, two in combinations(spans, 2)]
+        assert any(overlap), f"No two of them worked at the same time: {spans}"
+        return [did for did, _ in results]
     finally:
         for rival in rivals:
             rival.process.kill()

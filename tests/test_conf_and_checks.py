@@ -2,7 +2,10 @@
 
 import ast
 import math
+import os
 import re
+import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from io import StringIO
@@ -19,7 +22,8 @@ from django.db import connections
 
 from peasy_jobs import checks, conf
 from peasy_jobs.models import PeasyRunner
-from tests import processes
+from tests import jobs, processes
+from tests.rows import finished
 
 DEFAULTS = {
     "PEASY_MAX_COMPLETED": 10,
@@ -228,6 +232,34 @@ def test_an_in_memory_database_is_a_warning_and_run_peasy_refuses_it(another_dat
         call_command("run_peasy", "--exit-on-empty")
 
 
+def test_the_database_in_memory_that_a_test_runner_makes_is_no_warning(another_database: Any) -> None:
+    """Django checks a site's databases after it has put its own in their place."""
+    another_database("file:memorydb_jobs?mode=memory&cache=shared")
+    assert [message.id for message in run_checks(tags=["peasy_jobs"])] == ["peasy_jobs.W002"]
+    with pytest.raises(CommandError, match="in-memory database"):
+        call_command("run_peasy", "--exit-on-empty")
+
+
+def test_djangos_test_runner_names_its_database_as_we_think(another_database: Any) -> None:
+    another_database(":memory:")
+    made = connections["jobs"].creation._get_test_db_name()
+    assert made.startswith("file:memorydb_jobs?mode=memory")
+
+
+@pytest.mark.parametrize("version", [(3, 34, 1), (3, 35, 0)])
+def test_an_sqlite_that_cannot_claim_is_an_error_with_its_version(
+    another_database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...]
+) -> None:
+    another_database(tmp_path / "jobs.sqlite3")
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
+    monkeypatch.setattr(sqlite3, "sqlite_version", ".".join(map(str, version)))
+    errors = [message for message in run_checks(tags=["peasy_jobs"]) if message.is_serious()]
+    assert [(error.id, error.msg) for error in errors] == (
+        [("peasy_jobs.E015", "SQLite is 3.34.1.")] if version < (3, 35) else []
+    )
+    assert not errors or "SQLite 3.35 or newer" in errors[0].hint
+
+
 @pytest.mark.parametrize("name", ["memory", "file:jobs.sqlite3?mode=rwc", Path(":memory:.sqlite3")], ids=str)
 def test_a_file_is_not_taken_for_an_in_memory_database(another_database: Any, name: Any) -> None:
     another_database(name)
@@ -263,6 +295,22 @@ def test_the_pages_without_django_htmx_are_warned_of(settings: Any) -> None:
     for module in ("peasy_jobs.status_urls", "tests.apps", "nowhere.at_all"):
         settings.ROOT_URLCONF = module
         assert not run_checks(tags=["peasy_jobs"])
+
+
+# The terminal
+
+
+def test_run_peasy_goes_on_when_nobody_reads_what_it_prints(run_peasy: Callable[..., Any]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = run_peasy(ready=False, stdout=write)
+    os.close(write)
+    (job,) = finished(jobs.echo("unheard"))
+    assert job.result == "unheard"
+    command.signal(signal.SIGINT)
+    assert command.wait() == 0
+    assert "completed" in command.output()  # the log goes elsewhere
+    assert "Traceback" not in command.output()
 
 
 # The house

@@ -3,6 +3,8 @@
 import builtins
 import contextlib
 import json
+import marshal
+import math
 import os
 import pickle
 import socket
@@ -10,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from peasy_jobs.claims import Run
 from peasy_jobs.execution import MESSAGE_LIMIT, TRACEBACK_LIMIT, Outcome, Report
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, peasy
-from peasy_jobs.queue import COMPLETED
+from peasy_jobs.queue import COMPLETED, FAILED
 from tests import jobs
 
 loaded: list[bool] = []
@@ -40,6 +43,11 @@ class Unspeakable(Exception):
     __repr__ = __str__
 
 
+class Leaving:
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return loaded.append, (True,)
@@ -48,6 +56,11 @@ class Bomb:
 @peasy.job("raise what it is told")
 def raise_it() -> None:
     raise problem[0]
+
+
+@peasy.job("return what it is told")
+def return_it() -> Any:
+    return problem[0]
 
 
 @peasy.job("leave with what it is told")
@@ -241,6 +254,28 @@ def test_an_exception_that_python_cannot_print_fails_the_job_under_its_name() ->
     error = failure(run(raise_it))
     assert error["exception"] == "builtins.SyntaxError"
     assert "SyntaxError" in error["message"]
+
+
+@pytest.mark.parametrize("after", [timedelta(seconds=60), math.nan, -1, "60"], ids=repr)
+def test_a_retry_after_what_is_no_number_of_seconds_any_more_fails(after: Any) -> None:
+    problem.append(peasy.Retry(after=1))
+    problem[0].after = after
+    outcome = run(raise_it)
+    assert failure(outcome)["message"] == "Retry, which cannot be shown (ValueError)."
+    assert (outcome.status, outcome.delay) == (FAILED, 0.0)
+    marshal.dumps(tuple(outcome))  # as a worker sends it
+
+
+@pytest.mark.django_db
+def test_an_argument_that_calls_sys_exit_when_it_is_stored_is_refused() -> None:
+    with pytest.raises(payloads.PayloadError, match=r"argument 'value' \(Leaving\) cannot be stored: 3"):
+        jobs.echo(Leaving())
+    assert not PeasyJobQueue.objects.exists()
+
+
+def test_a_result_that_calls_sys_exit_when_it_is_stored_fails_the_job() -> None:
+    problem.append(Leaving())
+    assert "its result (Leaving) cannot be stored: 3." in failure(run(return_it))["message"]
 
 
 def test_a_job_that_never_stops_calling_itself_fails() -> None:

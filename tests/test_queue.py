@@ -767,6 +767,34 @@ def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_notice
     assert column("completed", [*over, stamped, running, waiting]) == [at(), at(), at(-9), None, None]
 
 
+def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_housekeeping(monkeypatch):
+    monkeypatch.setattr(queue, "BATCH", 1)
+    undated = insert(2)
+    jobs.filter(pk__in=undated).update(status=SCHEDULED)
+    (dated,) = insert(status=SCHEDULED, run_after=at(60))
+    (over,) = insert(status=COMPLETED, completed=at())
+
+    for _ in range(2):
+        jobs.complete_by_hand(at())
+
+    assert column("status", [*undated, dated, over]) == [ENQUEUED, ENQUEUED, SCHEDULED, COMPLETED]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(MARIADB, reason="MariaDB stores nothing but times")
+@pytest.mark.parametrize("odd", ["'infinity'"] if POSTGRES else ["'soon'", "''", "5", "X'FF'"])
+@pytest.mark.parametrize("maximum", [0, 1, 2])
+def test_a_job_that_finished_at_what_is_no_time_is_pruned_as_well(odd, maximum):
+    pks = insert(3, status=COMPLETED, completed=at(-60))
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {TABLE} SET completed = {odd} WHERE id = %s", [pks[1]])
+
+    for _ in range(4):
+        jobs.prune(COMPLETED, maximum, at())
+
+    assert jobs.count() == maximum
+
+
 # Report
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from peasy_jobs import database, queue, recorder
 from peasy_jobs.execution import Report
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, Claim, Ending
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending
 from peasy_jobs.recorder import PROGRESS_EVERY, WRITE_AGAIN, WRITE_EVERY, Recorder
 from tests.rivals import TABLE, locked
 
@@ -139,6 +140,28 @@ def test_a_locked_job_does_not_hold_up_what_ends_after_it(book, time):
         time.now += WRITE_AGAIN
         book.write(ME, urgent=True)
         assert statuses(held, later) == [ONGOING, COMPLETED]
+
+
+@servers_only
+def test_a_locked_job_is_tried_as_often_whatever_ends_meanwhile(book, time, monkeypatch):
+    """Each try may take as long as the lock timeout, and everything waits for it."""
+    held, *others = claimed(21)
+    tries = 0
+    end = queue.JobQuerySet.end
+
+    def counted(self: Any, runner: int, endings: list[Ending], now: Any) -> Any:
+        nonlocal tries
+        tries += any(ending.claim is held for ending in endings)
+        return end(self, runner, endings, now)
+
+    monkeypatch.setattr(queue.JobQuerySet, "end", counted)
+    book.end(done(held))
+    with locked(held.pk):
+        for claim in others:
+            book.end(done(claim))
+            book.write(ME, urgent=True)
+            assert statuses(claim) == [COMPLETED]
+        assert tries == 2, "in its batch and by itself"
 
 
 @servers_only
@@ -327,6 +350,34 @@ def test_the_last_progress_is_written_with_the_ending(book, time):
     assert (row(spoken).status, *shown(spoken)) == (COMPLETED, "all done", {"progress": 100})
     assert (row(silent).status, *shown(silent)) == (COMPLETED, "", None)
     assert book.progress == {}
+
+
+def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_reason(book, caplog):
+    failed, asked = claimed(2)
+    in_a_minute = book.clock.at(monotonic() + 60.4)
+    error = {"where": "here", "exception": "builtins.ValueError", "message": "ValueError: no", "traceback": ""}
+    book.end(Ending(claim=failed, status=SCHEDULED, error=error, run_after=in_a_minute))
+    book.end(Ending(claim=asked, status=SCHEDULED, run_after=in_a_minute, attempts=-1))
+
+    with caplog.at_level(logging.DEBUG, "peasy_jobs"):
+        book.write(ME, urgent=True)
+
+    assert [(record.levelname, record.message) for record in caplog.records if record.name == "peasy_jobs"] == [
+        ("WARNING", f"a job (job {failed.pk}) runs again in 60 s: ValueError: no"),
+        ("WARNING", f"a job (job {asked.pk}) runs again in 60 s: It asked to come back."),
+    ]
+
+
+def test_a_job_that_cancelled_itself_is_one_line(book, caplog):
+    (job,) = claimed(1)
+    book.end(Ending(claim=job, status=CANCELLED, completed=book.clock.at(monotonic())))
+
+    with caplog.at_level(logging.DEBUG, "peasy_jobs"):
+        book.write(ME, urgent=True)
+
+    assert [(record.levelname, record.message) for record in caplog.records if record.name == "peasy_jobs"] == [
+        ("INFO", f"a job (job {job.pk}) cancelled itself.")
+    ]
 
 
 def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(book):

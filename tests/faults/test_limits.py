@@ -1,18 +1,21 @@
 """A job takes too long: it is asked to stop, then killed; a thread is asked, and runs nowhere else until it ends."""
 
+import signal
 import socket
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 
+from peasy_jobs.database import as_field, database_now
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.queue import COMPLETED, FAILED, ONGOING
+from peasy_jobs.processes import BEGIN_TIMEOUT
+from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING
 from tests import jobs
 from tests.jobs import notes
-from tests.rows import finished, heartbeats, row, running
+from tests.rows import finished, heartbeats, row, running, with_app, workers_of
 from tests.waiting import wait_until
 
 LATE = 40  # seconds: for what takes two or three on an idle machine
@@ -133,7 +136,119 @@ def test_a_job_that_ends_at_its_limit_is_never_both_and_no_other_is_hit(run_peas
             assert (job.status, job.result, len(job.errors)) == (FAILED, None, 1)
 
 
+def test_a_second_ctrl_c_tells_the_jobs_that_the_runner_stops_at_once(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy()
+    jobs.clean_up(str(tmp_path / "never"), str(record))
+    wait_until(lambda: notes(record))
+    command.signal(signal.SIGINT)
+    command.wait_for_output("Stopping")
+    command.signal(signal.SIGINT)
+    assert command.wait() == 0
+    assert "is asked to stop: The runner stops at once." in command.output()
+    assert "PEASY_SHUTDOWN_TIMEOUT" not in command.output()
+
+
+# From when it counts
+
+
+def waits_for_its_worker(job: PeasyJobQueue, limit: float) -> None:
+    """Wait until a job was handed out for longer than its limit, to a worker that does not take it."""
+    since = running(job).started
+    wait_until(lambda: as_field(database_now(connection)) - since > timedelta(seconds=limit + 0.5))
+    assert row(job).status == ONGOING
+
+
+def test_a_job_does_not_pay_for_a_worker_that_was_suspended_before_it_began(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy(settings={"PEASY_JOB_TIMEOUT": 0.5})
+    finished(jobs.nothing())
+    (worker,) = workers_of(command)
+    worker.suspend()
+    job = jobs.start_and_end(str(record), 1)
+    waits_for_its_worker(job, 0.5)
+    worker.resume()
+    (job,) = finished(job)
+    assert (job.status, job.error, job.attempts, notes(record)) == (COMPLETED, "", 1, ["started 1", "ended 1"])
+    assert "is asked to stop" not in command.output()
+
+
+def test_a_job_does_not_pay_for_a_worker_that_starts_slowly_and_is_stopped_at_its_own_limit(run_peasy, tmp_path):
+    free, record = tmp_path / "free", tmp_path / "record"
+    short, long = jobs.start_and_end.using(priority=1)(str(record), 1), jobs.limited(str(tmp_path / "no"), str(record))
+    settings = {**with_app("tests.deaf.SlowWorkers"), "PEASY_JOB_TIMEOUT": 0.5}
+    run_peasy("--concurrency", "2", settings=settings, env={"FREE": str(free)})
+    for job in (short, long):
+        waits_for_its_worker(job, 0.5)
+    free.touch()
+    short, long = finished(short, long)
+    assert (short.status, short.attempts) == (COMPLETED, 1)
+    assert (long.status, long.error) == (FAILED, OWN_LIMIT)
+    assert notes(record)[-1] == f"cleaned up: {OWN_LIMIT}"
+    # Not as late as if its worker had never said that it began.
+    assert timedelta(seconds=0.4) < long.completed - long.started < timedelta(seconds=0.5 + BEGIN_TIMEOUT / 2)
+
+
+# What a job leaves to the next of its worker
+
+
+@pytest.mark.parametrize("how", ["handlers", "ignored", "blocked"])
+def test_a_job_that_took_over_the_signals_has_not_taken_them_from_the_next(run_peasy, tmp_path, how):
+    record = tmp_path / "record"
+    run_peasy()
+    (before,) = finished(jobs.seize_signals(how))
+    job = jobs.clean_up(str(tmp_path / "never"), str(record))
+    wait_until(lambda: notes(record))
+    assert job.cancel() is True
+    wait_until(lambda: row(job).completed)
+    assert notes(record) == [f"started {before.result}", "cleaned up: It was cancelled."]
+    assert (row(job).status, row(job).crashes) == (CANCELLED, 0)
+
+
+def test_an_alarm_that_a_job_left_running_does_not_hit_the_next(run_peasy):
+    run_peasy()
+    before, after = finished(jobs.seize_signals("alarm"), jobs.alarm_left())
+    assert after.result == [before.result, 0.0, 0.0]
+
+
+# An async job
+
+
+def test_an_async_job_that_is_cancelled_cleans_up_and_awaits_meanwhile(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy()
+    job = jobs.clean_up_later(str(tmp_path / "never"), str(record))
+    wait_until(lambda: notes(record))
+    assert job.cancel() is True
+    wait_until(lambda: row(job).completed)
+    assert notes(record)[1:] == ["cancelled", "cleaned up"]
+    job = row(job)
+    assert (job.status, job.errors, job.crashes, job.runner_id) == (CANCELLED, [], 0, None)
+    assert "died" not in command.output()
+
+
+def test_an_async_job_over_its_limit_cleans_up_and_has_failed(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    command = run_peasy()
+    (job,) = finished(jobs.limited_later(str(tmp_path / "never"), str(record)), timeout=LATE)
+    assert notes(record)[1:] == ["cancelled", "cleaned up"]
+    assert (job.status, job.error, job.attempts, job.crashes) == (FAILED, OWN_LIMIT, 1, 0)
+    assert "Traceback" in job.traceback  # its own: one that is killed has none
+    assert "died" not in command.output()
+
+
 # In a thread
+
+
+def test_a_fork_that_comes_back_from_a_thread_runs_nothing_and_stays_nowhere(run_peasy, tmp_path):
+    record = tmp_path / "record"
+    env = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}  # to fork beside threads is the job's own risk
+    command = run_peasy("--worker-type", "thread", env=env)
+    twice, after = finished(jobs.return_twice(str(record)), jobs.echo("after"))
+    assert (twice.status, twice.result, twice.attempts, twice.crashes) == (COMPLETED, "the parent", 1, 0)
+    assert notes(record) == ["child", "parent"]
+    assert after.result == "after"
+    assert [process.pid for process in command.processes()] == [command.pid]
 
 
 def test_a_thread_over_its_limit_keeps_its_slot_until_it_returns_and_has_then_failed(run_peasy, tmp_path):
