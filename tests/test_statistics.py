@@ -343,7 +343,9 @@ BUSY = {
 
 def drawn(chart: Callable[..., str], points: list[Point]) -> tuple[ElementTree.Element, str]:
     markup = chart(points)
-    return ElementTree.fromstring(markup), markup
+    caption, svg = ElementTree.fromstring(markup)
+    assert caption.text == svg.find("title").text
+    return svg, markup
 
 
 @pytest.mark.parametrize("chart", CHARTS)
