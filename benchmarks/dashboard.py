@@ -1,0 +1,100 @@
+"""What the pages cost beside 1,000,000 finished and 200,000 waiting jobs: `python -m benchmarks.dashboard sqlite`.
+
+Or `postgres`. Uses the settings of the tests, on a database of its own. Prints the server time of each page and of a
+poll that finds nothing new, the best of several, and the queries of both without those for session and user.
+"""
+
+import os
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+FINISHED, WAITING, TIMES = 1_000_000, 200_000, 5
+PAGES = (
+    *("", "?status=enqueued", "?status=completed", "?status=failed", "?status=ongoing", "?q=zzz", "?q=123"),
+    *("?queue=default", "?before=500000", "?status=failed&before=500000"),
+)
+COLUMNS = "title, job_name, queue_name, priority, status, status_msg, errors, claims, attempts, crashes, created"
+INSERT = """
+WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
+INSERT INTO peasy_jobs_peasyjobqueue (id, {columns}, started, completed)
+SELECT i, 'export data', 'shop.jobs.export', 'default', i % 3, {status}, 'Exporting rows', '[]', 1, 1, 0,
+       {created}, {ended}, {ended} FROM n
+"""
+ENDED = "CASE WHEN i % 5000 = 0 THEN 'X' WHEN i % 1000 = 0 THEN 'F' ELSE 'C' END"
+
+
+def fill() -> None:
+    from django.db import connection
+
+    cast = "CAST({} AS timestamp)" if connection.vendor == "postgresql" else "{}"
+    created, over, never = (cast.format(time) for time in ("'2026-06-01 04:00:00'", "'2026-06-01 05:00:00'", "NULL"))
+    with connection.cursor() as cursor:
+        for low, high, status, ended in (
+            (1, FINISHED, ENDED, over),
+            (FINISHED + 1, FINISHED + WAITING, "'Q'", never),
+        ):
+            cursor.execute(
+                INSERT.format(low=low, high=high, status=status, created=created, ended=ended, columns=COLUMNS)
+            )
+        cursor.execute("ANALYZE")
+
+
+def measured(client: Any, path: str) -> tuple[Any, float, int]:
+    """The answer, its server time in milliseconds, and how many queries were ours."""
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    times = []
+    for _ in range(TIMES):
+        started = perf_counter()
+        answer = client.get(path)
+        times.append(1000 * (perf_counter() - started))
+    with CaptureQueriesContext(connection) as queries:
+        client.get(path)
+    ours = [query for query in queries if "django_session" not in query["sql"] and '"auth_' not in query["sql"]]
+    return answer, min(times), len(ours)
+
+
+def main(database: str) -> None:
+    directory = tempfile.TemporaryDirectory()
+    name = f"peasy_benchmark_{uuid.uuid4().hex[:12]}"
+    os.environ.update(
+        DJANGO_SETTINGS_MODULE="tests.settings",
+        PEASY_TEST_DATABASE=database,
+        PEASY_TEST_DB_NAME=str(Path(directory.name) / "db.sqlite3") if database == "sqlite" else name,
+    )
+    import django
+
+    django.setup()
+    from django.contrib.auth.models import User
+    from django.test import Client
+    from django.test.utils import setup_test_environment
+
+    from tests.torture.database import create, drop
+
+    setup_test_environment()
+    create(name)
+    try:
+        fill()
+        client = Client()
+        client.force_login(User.objects.create_superuser("anna"))
+        print(f"{database}, {FINISHED:,} finished and {WAITING:,} waiting jobs")
+        print(f"{'page':32}{'ms':>8}{'queries':>9}{'poll, ms':>10}{'queries':>9}")
+        for query in PAGES:
+            page, time, count = measured(client, f"/peasy/{query}")
+            assert page.status_code == 200
+            version = page.context["version"]
+            poll, again, least = measured(client, f"/peasy/live/{query}{'&' if query else '?'}v={version}")
+            assert poll.status_code == 204
+            print(f"/peasy/{query:25}{time:8.1f}{count:9}{again:10.1f}{least:9}")
+    finally:
+        drop(name)
+        directory.cleanup()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "sqlite")
