@@ -73,6 +73,7 @@ def is_logged_in(request: HttpRequest) -> bool:
 
 
 def private(response: HttpResponse) -> HttpResponse:
+    # Not no-store: with that, a browser never asks whether something has changed.
     response["Cache-Control"] = "private, no-cache"
     response["X-Robots-Tag"] = "noindex"
     return response

@@ -15,7 +15,7 @@ from django.utils.http import urlencode
 from peasy_jobs import database
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
-from peasy_jobs.status import WORDS
+from peasy_jobs.status import LARGEST_KEY, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,6 @@ CAP = 10_001  # that are counted at the most: shown as 10,000+
 WINDOW = 10_000  # of the newest jobs that a search or a queue looks at
 SEEN = ("pk", "status", "status_msg", "extra", "attempts", "completed", "started", "title")
 RUNNERS, RUNNING = 50, 200  # shown at the most
-LARGEST_KEY = 2**63 - 1
 WIDTH = 8  # texts of a row in a look, after its kind
 PADDING = ", ''" * (WIDTH - 2)
 LETTERS = {word: letter for letter, word in WORDS.items()}

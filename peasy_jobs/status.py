@@ -33,7 +33,7 @@ WORDS = {
     FAILED: "failed",
     CANCELLED: "cancelled",
 }
-VIEW = "peasy_jobs.view_peasyjobqueue"
+LARGEST_KEY = 2**63 - 1  # that a database can be asked for
 
 
 def signed_url(job: PeasyJobQueue, view: str) -> str:

@@ -10,13 +10,12 @@ from django.shortcuts import render
 from django.utils.cache import get_conditional_response, patch_vary_headers
 from django.views.decorators.http import require_safe
 
-from peasy_jobs import widget
+from peasy_jobs import access, status, widget
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.status import document, encode, may_see
 
 NOT_FOUND = json.dumps({"type": "about:blank", "title": "Not Found", "status": 404}).encode()
 BODY = "peasy_jobs/_progress_body.html"
-LARGEST_KEY = 2**63 - 1
 
 
 @require_safe
@@ -26,7 +25,7 @@ def job_json(request: HttpRequest, pk: int) -> HttpResponse:
     if job is None:
         return _unseen(request, HttpResponse(NOT_FOUND, status=404, content_type="application/problem+json"))
     body = encode(document(request, job))
-    response = _private(HttpResponse(body, content_type="application/json"))
+    response = access.private(HttpResponse(body, content_type="application/json"))
     response["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     answer = get_conditional_response(request, etag=response["ETag"], response=response) or response
     if not job.is_over:
@@ -44,15 +43,15 @@ def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
         return _unseen(request, render(request, BODY, {**context, "swapped": True}))
     context = widget.shown(job, request.GET, token=request.GET.get("t", ""), current_app=widget.current_app(request))
     if request.GET.get("v") == context["version"]:
-        return _private(HttpResponse(status=204))
-    response = _private(render(request, BODY, {**context, "swapped": True}))
+        return access.private(HttpResponse(status=204))
+    response = access.private(render(request, BODY, {**context, "swapped": True}))
     if job.is_over:
         response["HX-Trigger"] = json.dumps({"peasy:done": {"id": str(pk), "status": context["word"]}})
     return response
 
 
 def _visible(request: HttpRequest, pk: int, *columns: str) -> PeasyJobQueue | None:
-    if pk > LARGEST_KEY:
+    if pk > status.LARGEST_KEY:
         return None
     jobs = PeasyJobQueue.objects.only(*widget.COLUMNS, *columns)
     job = jobs.filter(pk=pk).first()
@@ -64,11 +63,4 @@ def _unseen(request: HttpRequest, response: HttpResponse) -> HttpResponse:
     # `Vary`, and by the cookie of a session that has ended, which it deletes.
     bool(getattr(request, "user", None))
     patch_vary_headers(response, ["Cookie"])
-    return _private(response)
-
-
-def _private(response: HttpResponse) -> HttpResponse:
-    # Not no-store: with that, a browser never asks whether something has changed.
-    response["Cache-Control"] = "private, no-cache"
-    response["X-Robots-Tag"] = "noindex"
-    return response
+    return access.private(response)

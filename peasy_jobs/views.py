@@ -20,6 +20,7 @@ from peasy_jobs import access, charts, conf, database, display, listing, overvie
 from peasy_jobs import statistics as minutes
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import CANCELLED, FAILED, FINISHED, ONGOING
+from peasy_jobs.status import LARGEST_KEY
 
 MOST = 1000  # jobs of one action
 A_DAY = 24 * 60 * 60  # seconds; a browser takes a timer of more than 25 days for none
@@ -143,7 +144,7 @@ def _tell(request: HttpRequest, action: str, done: int, left: int) -> None:
 
 
 def _job(pk: int) -> PeasyJobQueue | None:
-    if pk > listing.LARGEST_KEY:
+    if pk > LARGEST_KEY:
         return None
     return PeasyJobQueue.objects.select_related("runner", "user").filter(pk=pk).first()
 
@@ -180,7 +181,7 @@ def _shared(request: HttpRequest) -> dict[str, Any]:
 def _selected(sent: QueryDict) -> list[int]:
     """The primary keys that a form has sent, each once; what is none is left out."""
     texts = [text for text in sent.getlist("pk") if text.isascii() and text.isdecimal() and len(text) < 20]
-    return list(dict.fromkeys(pk for text in texts if 0 < (pk := int(text)) <= listing.LARGEST_KEY))
+    return list(dict.fromkeys(pk for text in texts if 0 < (pk := int(text)) <= LARGEST_KEY))
 
 
 def _next(request: HttpRequest) -> str:

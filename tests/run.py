@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 DATABASES = ("sqlite", "postgres", "mariadb")
-AT_A_TIME = ("-n", "2")  # tests of each suite
+OPTIONS = ("-n", "2", "-rs")  # two tests at a time, and in the end what was skipped, and why
 BROWSER = "browser"
 # Connects without a database name, as the creation of the test database does.
 PROBE = """
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         if reason := unreachable(database):
             outcomes[database] = f"NOT REACHABLE{', but required' * (database in required)}: {reason}"
         else:
-            outcomes[database] = run(database, [*AT_A_TIME, *arguments])
+            outcomes[database] = run(database, [*OPTIONS, *arguments])
 
     def look() -> None:
         if reason := without_browser():

@@ -32,8 +32,8 @@ LEASE = 3
 SHORT_LEASE = {"PEASY_LEASE": LEASE, "PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
 PORTS = {"postgresql": 5432, "mysql": 3306}
 
-only_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="it is one writer, and one file")
-only_servers = pytest.mark.skipif(connection.vendor == "sqlite", reason="no server, and no row locks")
+only_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="only SQLite has one writer, and one file")
+only_servers = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no server, and no row locks")
 
 
 def lasts(seconds: float) -> None:
@@ -291,7 +291,7 @@ def test_a_lock_on_a_waiting_job_holds_up_that_job_alone(run_peasy, tmp_path):
 
 
 @only_sqlite
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux can let the writes of another process fail")
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can limit the files of another process")
 def test_a_disk_that_takes_no_more_is_waited_out(run_peasy, tmp_path):
     record = tmp_path / "record"
     command = run_peasy(settings=SHORT_LEASE)

@@ -15,15 +15,12 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.core.management import call_command
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import DatabaseError, InterfaceError, connection
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.queue import COMPLETED
-from tests import jobs
-from tests.faults.test_database_trouble import LATE, SHORT_LEASE, assert_each_ran_once, assert_one_episode
-from tests.jobs import notes
+from tests.faults.load import Load
+from tests.faults.test_database_trouble import LATE
 from tests.rivals import default_database
-from tests.rows import finished
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(connection.vendor == "sqlite", reason="no server that could restart")
@@ -34,7 +31,6 @@ ENDS = {
     "postgres": {"crash": signal.SIGQUIT, "shutdown": signal.SIGINT},
     "mariadb": {"crash": signal.SIGKILL, "shutdown": signal.SIGTERM},
 }
-LONG, SHORT = 2, 200
 
 
 def installed(program: str) -> str | None:
@@ -166,35 +162,8 @@ def server(migrated: Server, transactional_db: None) -> Iterator[Server]:
 def test_a_server_that_restarts_under_load_loses_no_job_and_runs_none_twice(
     server: Server, run_peasy: Callable[..., Any], tmp_path: Path, how: str
 ) -> None:
-    record, longs = tmp_path / "record", [tmp_path / f"long {number}" for number in range(LONG)]
-    own = {**SHORT_LEASE, "DATABASES": {"default": server.database}}
-    runners = [run_peasy("--concurrency", "3", settings=own, ready=False) for _ in range(2)]
-    for command in runners:
-        command.ready()
-    with transaction.atomic():
-        # One ends while the server is away, and one after.
-        todo = [jobs.wait_for.using(priority=9)(str(tmp_path / f"go {n}"), str(longs[n])) for n in range(LONG)]
-        todo += [jobs.start_and_end(str(record), number) for number in range(SHORT)]
-    wait_until(lambda: all(map(notes, longs)) and len(notes(record)) > SHORT / 4)
-
+    load = Load(run_peasy, tmp_path, server.database)
     server.end(how)
-    for command in runners:
-        command.wait_for_output("Cannot use the database (")
-    assert len(notes(record)) < 2 * SHORT
-    Path(tmp_path, "go 0").touch()
-    wait_until(lambda: len(notes(longs[0])) == 2)
+    load.meets_trouble("Cannot use the database (")
     server.start()
-
-    finished(todo[0], *todo[LONG:], timeout=LATE)
-    Path(tmp_path, "go 1").touch()
-    done = finished(*todo, timeout=LATE)
-    assert {(job.status, job.attempts, job.crashes, job.runner_id) for job in done} == {(COMPLETED, 1, 0, None)}
-    assert [job.result for job in done] == ["waited"] * LONG + list(range(SHORT))
-    assert_each_ran_once(record, range(SHORT))
-    assert [len(notes(long)) for long in longs] == [2] * LONG
-    for command in runners:
-        assert_one_episode(command)
-        command.signal(signal.SIGTERM)
-        assert command.wait() == 0
-        assert "Traceback" not in command.output()
-        assert "taken for dead" not in command.output()
+    load.has_survived()
