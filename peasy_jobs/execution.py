@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asgiref.sync import async_to_sync
 from django.apps import apps
-from django.db import close_old_connections, connections, reset_queries
+from django.db import connections
 from django.utils import timezone, translation
 
 from peasy_jobs import conf, payloads
@@ -317,14 +317,16 @@ def described(exception: BaseException, pid: int | None = None) -> dict[str, str
 def tidy() -> None:
     """What Django does between two requests: the next job of this worker must find nothing of the last one."""
     try:
+        # What close_old_connections and reset_queries do, which would each look for the connections anew.
         for connection in connections.all(initialized_only=True):
             if connection.in_atomic_block:
                 _drop(connection)
-            elif connection.connection is not None:
+                continue
+            if connection.connection is not None:
                 with suppress(Exception):  # a broken one is closed below
                     connection.connection.rollback()  # a plain BEGIN, which Django does not know of
-        close_old_connections()
-        reset_queries()
+            connection.close_if_unusable_or_obsolete()
+            connection.queries_log.clear()
         translation.deactivate()
         timezone.deactivate()
     except Exception:

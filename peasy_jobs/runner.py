@@ -30,7 +30,7 @@ from peasy_jobs.processes import ProcessWorkers
 from peasy_jobs.recorder import Recorder
 from peasy_jobs.silence import SilenceAlarm
 from peasy_jobs.stopping import Stopper, StopSignals
-from peasy_jobs.workers import Death, ThreadWorkers, Worker, Workers
+from peasy_jobs.workers import Death, ThreadWorkers, Worker, Workers, deal
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -39,6 +39,7 @@ LOCK_IS_TROUBLE = 3.0  # seconds: a lock of less is everyday life on SQLite
 CANCEL_EVERY = 0.5
 LOOK_AHEAD = 0.1  # seconds of work that may wait in a worker
 LOOK_AHEAD_JOBS = 250
+BEGUN_AFTER = 0.01  # seconds: what has ended by then needs no write that says it had begun
 GIVE_UP = 5.0  # seconds after a second signal until the runner ends with its outcomes unwritten
 
 
@@ -303,28 +304,27 @@ class Runner:
         return waiting
 
     def _hand_out(self, claims: list[Claim]) -> None:
-        room = self._room()
-        batches: dict[Worker, list[Claim]] = {worker: [] for worker in room}
-        for claim in claims:
-            free = (worker for worker in room if len(batches[worker]) < room[worker])
-            worker = min(free, key=lambda worker: len(worker.pending) + len(batches[worker]), default=None)
-            if worker is None:
-                self._give_back(claim)
-                continue
-            batches[worker].append(claim)
-            self.held[claim.pk] = claim
-            logger.debug("%s (job %d) starts.", claim.title, claim.pk)
+        batches, left = deal(claims, self._room())
+        for claim in left:
+            self._give_back(claim)
         for worker, batch in batches.items():
-            if batch:
-                worker.hand_out(batch)
+            for claim in batch:
+                self.held[claim.pk] = claim
+                logger.debug("%s (job %d) starts.", claim.title, claim.pk)
+            worker.hand_out(batch)
 
     def _mark_begun(self) -> None:
         """Say which of the jobs that were claimed ahead have started: only those are charged if this runner dies."""
-        heads = [next(iter(worker.pending.values()), None) for worker in self.workers.workers]
-        begun = [claim for claim in heads if claim and claim.pk in self.ahead]
+        begun = [claim for at, claim in self._unmarked() if at <= monotonic()]
         if begun:
             self.jobs.begin(self.presence.id, begun, self.clock.at(monotonic()))
             self.ahead.difference_update(claim.pk for claim in begun)
+
+    def _unmarked(self) -> list[tuple[float, Claim]]:
+        """The jobs that have started and are not marked so, each with the moment when it has to be."""
+        busy = [worker for worker in self.workers.workers if worker.pending] if self.ahead else []
+        heads = [(worker.busy_since + BEGUN_AFTER, next(iter(worker.pending.values()))) for worker in busy]
+        return [(at, claim) for at, claim in heads if claim.pk in self.ahead]
 
     def _is_hungry(self) -> bool:
         """Whether a worker has nothing to do, so that outcomes are written and jobs claimed without delay."""
@@ -342,6 +342,7 @@ class Runner:
                 moments.append(self.cancel_at)
             moments.append(self.recorder.next_write(urgent=self._is_hungry()))
             moments += [worker.busy_since + LOOK_AHEAD for worker in self.workers.workers if len(worker.pending) > 1]
+            moments += [at for at, _ in self._unmarked()]
             if not self.stopping and self.presence.holds_lease() and self._room():
                 empty = self.exit_on_empty and not self.held and not self.recorder.unwritten
                 moments.append(now if self.backlog or empty else self.look_at)

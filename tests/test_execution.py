@@ -546,7 +546,7 @@ def test_trouble_while_cleaning_up_is_logged_and_goes_no_further(
     def refuse() -> None:
         raise OSError("gone")
 
-    monkeypatch.setattr(execution, "close_old_connections", refuse)
+    monkeypatch.setattr(connection, "close_if_unusable_or_obsolete", refuse)
     execution.tidy()
     assert "Could not clean up after a job." in caplog.text
     assert "OSError: gone" in caplog.text
