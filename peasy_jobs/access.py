@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.utils.module_loading import import_string
 
 from peasy_jobs import conf
@@ -28,8 +30,7 @@ def may(request: HttpRequest, action: str) -> bool:
     """
     hook = conf.get().dashboard_permission
     if hook is not None:
-        decide: Callable[[HttpRequest, str], object] = import_string(hook)
-        return bool(decide(request, action))
+        return says_yes(hook, request, action)
     user = getattr(request, "user", None)
     # A user model of the site's own may know no staff.
     if user is None or not user.is_active or not getattr(user, "is_staff", False):
@@ -37,9 +38,20 @@ def may(request: HttpRequest, action: str) -> bool:
     return bool(user.has_perm(f"peasy_jobs.{PERMISSIONS[action]}_peasyjobqueue"))
 
 
+def says_yes(hook: str, request: HttpRequest, what: object) -> bool:
+    """What a callable of the site decides. It may say no as a view would: nobody is to tell that from a missing job."""
+    decide: Callable[[HttpRequest, object], object] = import_string(hook)
+    try:
+        answer = decide(request, what)
+    except (PermissionDenied, Http404):
+        return False
+    return bool(answer) and not isawaitable(answer)  # a coroutine, which is true, would let everybody in
+
+
 def page(view: View) -> View:
     """A page of the dashboard: strangers are sent to log in, those who may not see it are told so."""
 
+    @login_not_required  # asked below: LoginRequiredMiddleware would answer HTMX with the login page
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if may(request, "view"):
@@ -57,6 +69,7 @@ def page(view: View) -> View:
 def fragment(view: View) -> View:
     """A part of a page that HTMX asks for: without permission the whole page is loaded anew, which explains itself."""
 
+    @login_not_required
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if may(request, "view"):

@@ -1,6 +1,7 @@
 """System checks: what is wrong with the settings, with the value found and what to do."""
 
 import sqlite3
+from inspect import iscoroutinefunction
 from typing import Any
 
 from django.apps import apps
@@ -29,8 +30,9 @@ def check_hooks(**kwargs: Any) -> list[CheckMessage]:
     for name in HOOKS:
         path = getattr(conf.get(), name)
         try:
-            found = path is None or callable(import_string(path))
-            reason = "it is not callable"
+            hook = import_string(path) if path else str
+            found = callable(hook) and not iscoroutinefunction(hook)
+            reason = "it is asynchronous" if callable(hook) else "it is not callable"
         except Exception as error:  # the module's own code may raise anything
             found, reason = False, f"{type(error).__name__}: {error}"
         if not found:

@@ -11,6 +11,7 @@ from inspect import Parameter
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from django.utils import timezone
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -25,7 +26,8 @@ LIMIT = 20_000  # characters of one value
 # Parts of names, without what is no letter or digit: API_KEY, apiKey and X-Api-Key are one.
 SECRETS = re.compile(
     "passw|passphrase|passcode|pwd|secret|token|apikey|accesskey|privatekey|secretkey|signingkey|encryptionkey|sshkey"
-    "|authorization|bearer|credential|cookie|csrf|xsrf|sessionid|sessionkey|jwt|otp$|^pin$|^auth$|cvc|cvv|cardnumber|^ssn$"
+    "|authorization|bearer|credential|cookie|csrf|xsrf|sessionid|sessionkey|jwt|otp$|^pin$|pass$|auth$|^pw$|cvc|cvv"
+    "|cardnumber|creditcard|^ssn$"
 )
 
 
@@ -87,7 +89,11 @@ def masked(value: Any) -> Any:
     """A JSON value with `MASK` in the place of everything under a secret name."""
     if isinstance(value, dict):
         return {key: MASK if is_secret(str(key)) else masked(item) for key, item in value.items()}
-    return [masked(item) for item in value] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    if len(value) == 2 and isinstance(value[0], str) and is_secret(value[0]):  # of a list of pairs, such as headers
+        return [value[0], MASK]
+    return [masked(item) for item in value]
 
 
 def unreadable(data: bytes | memoryview) -> str:
@@ -111,6 +117,14 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def moment(value: datetime | None) -> datetime | None:
+    """A time that templates can show: the last hours of the year 9999, "never", cannot be told east of Greenwich."""
+    try:
+        return timezone.localtime(value) if value is not None and timezone.is_aware(value) else value
+    except OverflowError:
+        return None
+
+
 def failures(job: PeasyJobQueue) -> list[dict[str, Any]]:
     """The failed attempts that a job keeps, the newest first, whatever somebody else has written there."""
     entries = [entry for entry in job.errors if isinstance(entry, dict)] if isinstance(job.errors, list) else []
@@ -130,7 +144,7 @@ def failures(job: PeasyJobQueue) -> list[dict[str, Any]]:
 
 def _moment(written: Any) -> datetime | None:
     try:
-        return datetime.fromisoformat(written)
+        return moment(datetime.fromisoformat(written))
     except (ValueError, TypeError):
         return None
 
@@ -143,14 +157,16 @@ def _named(job_name: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
 def _parameters(job_name: str) -> list[str]:
     """The names of the positional parameters of a job function; none when it is not known here. Imports nothing."""
     module, _, name = job_name.rpartition(".")
-    signature = getattr(getattr(sys.modules.get(module), name, None), "signature", None)
+    # Not an attribute of the module, which it may import when it is asked for.
+    known = getattr(sys.modules.get(module), "__dict__", {})
+    signature = getattr(known.get(name), "signature", None)
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
     found = getattr(signature, "parameters", {})
     return [each.name for each in found.values() if isinstance(each, Parameter) and each.kind in kinds]
 
 
 def _positional(name: str, number: int, value: Any) -> Argument:
-    if not name and isinstance(value, str):
+    if not name and isinstance(value, str | list):
         # It might be a password. Numbers are shown: most of them are primary keys.
         return Argument(
             str(number), _("%(mask)s (its function is not loaded here, so its name is not known)") % {"mask": MASK}

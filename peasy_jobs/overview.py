@@ -48,6 +48,7 @@ class Row(NamedTuple):
     elapsed: float | None  # seconds that it has been running for
     queue_query: str
     number: str
+    run_after: datetime | None
 
 
 class Doing(NamedTuple):
@@ -94,7 +95,7 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
         "stalled": stalled(snapshot.counts, [host for host in hosts if host.alive], filters),
         "older": filters.query(before=pks[-1], after=None) if older and pks else "",
         "newer": filters.query(before=None, after=pks[0]) if newer and pks else "",
-        "newest": filters.query() if filters.before or filters.after else "",
+        "newest": "" if filters.before is filters.after is None else filters.query() or "?",
         "window": f"{listing.WINDOW:,}" if filters.narrow else "",
     }
 
@@ -113,7 +114,8 @@ def row(job: PeasyJobQueue, now: datetime, filters: Filters | None = None) -> Ro
     message = payloads.text(job.error if job.status in (FAILED, SCHEDULED) and job.error else job.status_msg, 300)
     percent = 100.0 if job.status == COMPLETED else progress(job.extra)
     query = (filters or Filters()).query(queue=job.queue_name)
-    return Row(job, word, label, percent, message, took, elapsed, query, str(job.pk))
+    after = display.moment(job.run_after)
+    return Row(job, word, label, percent, message, took, elapsed, query, str(job.pk), after)
 
 
 def version(job: PeasyJobQueue) -> str:

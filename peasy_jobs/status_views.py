@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.cache import get_conditional_response, patch_vary_headers
@@ -18,6 +19,7 @@ NOT_FOUND = json.dumps({"type": "about:blank", "title": "Not Found", "status": 4
 BODY = "peasy_jobs/_progress_body.html"
 
 
+@login_not_required  # who may see a job is asked here, and a bearer of its link is nobody
 @require_safe
 def job_json(request: HttpRequest, pk: int) -> HttpResponse:
     """`GET …/jobs/42.json`: the status document. A job that may not be seen is as missing as one that is not there."""
@@ -34,6 +36,7 @@ def job_json(request: HttpRequest, pk: int) -> HttpResponse:
     return answer
 
 
+@login_not_required
 @require_safe
 def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
     """The changing part of the widget; 204 when the page has it already. Never an error, which HTMX would repeat."""
@@ -60,7 +63,9 @@ def _visible(request: HttpRequest, pk: int, *columns: str) -> PeasyJobQueue | No
 
 def _unseen(request: HttpRequest, response: HttpResponse) -> HttpResponse:
     # Whoever asks is looked at for a job that is not there too: the session middleware would tell the two apart by
-    # `Vary`, and by the cookie of a session that has ended, which it deletes.
+    # `Vary`, and by the cookie of a session that has ended, which it deletes. And so is the query, as one with too many
+    # fields is an error.
+    bool(request.GET)
     bool(getattr(request, "user", None))
     patch_vary_headers(response, ["Cookie"])
     return access.private(response)

@@ -14,7 +14,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
-from peasy_jobs import status
+from peasy_jobs import display, status
 from peasy_jobs.queue import ONGOING
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def shown(
         "id": element_id(job.pk, prefix),
         "word": word,
         "percent": percent,
+        "run_after": display.moment(job.run_after),
         "over": job.is_over,
         "version": version,
         "interval": str(every),

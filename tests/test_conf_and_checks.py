@@ -279,7 +279,9 @@ def test_run_peasy_refuses_an_in_memory_database_in_one_line_and_exits_with_1(ru
 @pytest.mark.parametrize(
     "name", ["PEASY_DASHBOARD_PERMISSION", "PEASY_CAN_VIEW_JOB", "PEASY_JOB_JSON", "PEASY_MASK_ARGUMENT"]
 )
-@pytest.mark.parametrize("path", ["nowhere.at_all", "tests.jobs.no_such_thing", "tests.waiting.DEADLINE"])
+@pytest.mark.parametrize(
+    "path", ["nowhere.at_all", "tests.jobs.no_such_thing", "tests.waiting.DEADLINE", "asyncio.sleep"]
+)
 def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: str) -> None:
     setattr(settings, name, path)
     (message,) = run_checks(tags=["peasy_jobs"])

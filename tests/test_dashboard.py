@@ -2,7 +2,9 @@
 
 import json
 import re
-from datetime import timedelta
+import sys
+from datetime import UTC, datetime, timedelta
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from peasy_jobs import access, database, display, listing, overview, payloads
+from peasy_jobs import access, conf, database, display, listing, overview, payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute, PeasyRunner
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 
@@ -129,6 +131,16 @@ def test_a_hook_decides_instead(client: Client, settings: Any) -> None:
     assert client.get("/peasy/").status_code == 403
 
 
+def test_a_session_that_ends_reloads_the_page_where_all_of_a_site_needs_a_login(client: Client, settings: Any) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    response = client.get("/peasy/live/")
+    assert (response.status_code, response["HX-Refresh"]) == (401, "true"), "or the login page is put into the page"
+    assert client.get("/peasy/")["Location"] == "/accounts/login/?next=/peasy/"
+    assert client.post("/peasy/jobs/actions/")["Location"] == "/accounts/login/?next="
+    settings.PEASY_DASHBOARD_PERMISSION = f"{__name__}.operators_only"
+    assert client.get("/peasy/?who=operator").status_code == 200
+
+
 def test_an_action_needs_post_and_a_csrf_token(staff: Client, settings: Any) -> None:
     job = add()
     assert staff.get("/peasy/jobs/actions/").status_code == 405
@@ -213,6 +225,14 @@ def test_the_list_is_newest_first_and_pages_by_key(staff: Client) -> None:
     assert titles(first) == seen[0]
     assert not first.context["newer"]
     assert titles(staff.get("/peasy/" + first.context["newest"])) == seen[0]
+
+
+def test_a_page_without_a_filter_leads_to_the_newest_jobs(staff: Client) -> None:
+    job = add()
+    for query in ("?before=0", f"?before={job.pk}", f"?after={job.pk}"):  # such as the last page, when it was pruned
+        page = staff.get(f"/peasy/{query}")
+        assert "No jobs yet." not in page.content.decode()
+        assert titles(staff.get("/peasy/" + page.context["newest"])) == ["a job"]
 
 
 def test_every_status_has_a_tab_with_its_count_and_its_jobs(staff: Client) -> None:
@@ -428,8 +448,8 @@ def test_markup_is_text_everywhere(staff: Client, payload: str) -> None:
 def test_a_job_shows_all_there_is(staff: Client) -> None:
     runner = add_runner("web-9")
     errors = [
-        {"at": "2026-01-02T03:04:05+00:00", "where": "w", "exception": "E1", "message": "m1", "traceback": "t1"},
-        {"at": "nonsense", "exception": "E2", "message": "m2", "traceback": None},
+        {"at": "2026-01-02T03:04:05+00:00", "where": "w", "exception": "an.E1", "message": "m1", "traceback": "t1"},
+        {"at": "nonsense", "exception": "an.E2", "message": "m2", "traceback": None},
         "nonsense",
     ]
     job = add(
@@ -440,7 +460,7 @@ def test_a_job_shows_all_there_is(staff: Client) -> None:
         "export",
         "at it",
         "web-9, pid 4242",
-        "E1",
+        "an.E1",
         "t1",
         "m2",
         "17",
@@ -448,7 +468,7 @@ def test_a_job_shows_all_there_is(staff: Client) -> None:
         "shop.jobs.export",
     ):
         assert part in text, part
-    assert text.index("E2") < text.index("E1"), "the newest first"
+    assert text.index("an.E2") < text.index("an.E1"), "the newest first"
     assert "data-peasy-poll" in text
     done = add(status=COMPLETED, result={"exported": 17})
     text = staff.get(f"/peasy/jobs/{done.pk}/").content.decode()
@@ -463,6 +483,24 @@ def test_rows_that_somebody_broke_are_shown_all_the_same(staff: Client) -> None:
     )
     for url in ("/peasy/", f"/peasy/jobs/{job.pk}/", f"/peasy/jobs/{job.pk}/live/"):
         assert staff.get(url).status_code == 200
+
+
+@pytest.mark.skipif(not conf.uses_time_zones(), reason="Times are shown as they are then.")
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_times_that_this_zone_cannot_tell_are_left_out(staff: Client, settings: Any, zone: str) -> None:
+    settings.TIME_ZONE = zone
+    for never in (datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)):
+        job = add(status=SCHEDULED, run_after=never, errors=[{"at": never.isoformat(), "message": "it failed"}])
+        for url in ("/peasy/", "/peasy/live/", f"/peasy/jobs/{job.pk}/", f"/peasy/jobs/{job.pk}/live/"):
+            page = staff.get(url)
+            assert page.status_code == 200 and "Scheduled" in page.content.decode()
+
+
+def test_a_function_is_not_looked_for_where_that_would_import_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy = ModuleType("lazy")
+    lazy.__getattr__ = pytest.fail
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
+    assert display.arguments(add(job_name="lazy.export", args=[7]))[0].text == "7"
 
 
 class Bomb:
@@ -483,7 +521,9 @@ def no_iban(name: str) -> bool:
 def test_secrets_are_masked_by_name(staff: Client, settings: Any) -> None:
     settings.PEASY_MASK_ARGUMENT = f"{__name__}.no_iban"
     nested = {"API-Key": "hush", "rows": [{"client_secret": "hush", "n": 1}], "iban": "hush", "Authorization": ["hush"]}
-    kwargs = {"password": "hush", "set_cookie": {"a": "hush"}, "accessToken": "hush", "options": nested, "iban": "hush"}
+    nested["headers"] = [["X-Auth", "hush"], ["Accept", "shown"], ["Cookie", ["hush"]]]
+    names = ("password", "accessToken", "iban", "db_pass", "pw", "basic_auth", "credit_card")
+    kwargs = {**dict.fromkeys(names, "hush"), "set_cookie": {"a": "hush"}, "options": nested}
     job = add(status=COMPLETED, kwargs={**kwargs, "plain": "shown"}, result=nested)
     text = staff.get(f"/peasy/jobs/{job.pk}/").content.decode()
     assert "hush" not in text
@@ -497,7 +537,7 @@ def test_positional_arguments_are_masked_by_the_names_of_the_function(monkeypatc
     shown = dict(display.arguments(job))
     assert shown["login"] == '"anna"' and shown["password"] == display.MASK
     assert "hush" not in str(shown)
-    unknown = display.arguments(add(job_name="nowhere.at_all", args=["hush", 7, {"token": "hush", "n": 1}]))
+    unknown = display.arguments(add(job_name="nowhere.at_all", args=["hush", 7, {"token": "hush", "n": 1}, ["hush"]]))
     assert "hush" not in str(unknown) and unknown[1].text == "7" and '"n": 1' in unknown[2].text
     assert jobs.sign_in.signature
 

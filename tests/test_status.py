@@ -15,8 +15,9 @@ from typing import Any
 import hypothesis.strategies as some
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.db import connection
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import PermissionDenied
+from django.db import connection, connections
+from django.http import Http404, HttpRequest, HttpResponse
 from django.template import engines
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext, override_script_prefix
@@ -306,6 +307,82 @@ def test_they_are_the_same_where_only_a_hook_looks_at_the_session(settings, monk
     urls = plain_urls(job)
     job.delete()
     assert forbidden == [signature(Client().get(url)) for url in urls]
+
+
+MANY = "?" + "&".join(["a=1"] * 1001)  # more than DATA_UPLOAD_MAX_NUMBER_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        (MANY, {}),
+        ("?t=%2B2AA-", {"CONTENT_TYPE": "text/plain; charset=utf-7"}),
+        (r"?t=1:\ud800", {"CONTENT_TYPE": "text/plain; charset=unicode_escape"}),
+    ],
+    ids=["too many fields", "half a surrogate pair", "another half"],
+)
+@pytest.mark.parametrize("view", [0, 1])
+def test_they_are_the_same_for_a_query_that_cannot_be_read(view, query, headers):
+    job = make()
+    url = plain_urls(job)[view] + query
+    client = Client(raise_request_exception=False)
+    forbidden = signature(client.generic("GET", url, **headers))
+    job.delete()
+    assert forbidden == signature(client.generic("GET", url, **headers))
+    assert forbidden[0] == (400 if query == MANY else 200 if view else 404)
+
+
+@pytest.mark.parametrize("no", [PermissionDenied, Http404])
+@pytest.mark.parametrize("hook", ["PEASY_CAN_VIEW_JOB", "PEASY_DASHBOARD_PERMISSION"])
+def test_they_are_the_same_where_a_hook_says_no_as_a_view_does(settings, monkeypatch, hook, no):
+    def decide(request: HttpRequest, what: Any) -> bool:
+        raise no("not for you")
+
+    monkeypatch.setattr(jobs, "decide", decide, raising=False)
+    setattr(settings, hook, "tests.jobs.decide")
+    job = make()
+    urls = plain_urls(job)
+    forbidden = [signature(Client().get(url)) for url in urls]
+    job.delete()
+    assert forbidden == [signature(Client().get(url)) for url in urls]
+    assert shown(make())["status"] == "enqueued", "a link is good whatever a hook says"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_hook_that_is_never_awaited_lets_nobody_in(settings, monkeypatch):
+    async def decide(request: HttpRequest, what: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(jobs, "decide", decide, raising=False)
+    settings.PEASY_CAN_VIEW_JOB = settings.PEASY_DASHBOARD_PERMISSION = "tests.jobs.decide"
+    assert not sees(Client(), make())
+    assert Client().get("/peasy/live/").status_code == 401
+
+
+def test_a_link_works_where_the_site_is_for_those_who_are_logged_in(settings):
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    job = make()
+    assert sees(Client(), job, f"?t={status.token(job)}")
+    assert not sees(Client(), job)
+
+
+@pytest.mark.skipif(not conf.uses_time_zones(), reason="A database has no zone of its own then.")
+def test_a_link_is_good_whatever_the_zone_of_the_database(monkeypatch):
+    try:
+        monkeypatch.setitem(connection.settings_dict, "TIME_ZONE", "Asia/Tokyo")
+        forget_the_zone()
+        job = jobs.nothing()
+        assert shown(job)["status"] == "enqueued"
+        assert status.token(PeasyJobQueue.objects.get(pk=job.pk)) == status.token(job)
+    finally:
+        monkeypatch.undo()
+        forget_the_zone()
+
+
+def forget_the_zone() -> None:
+    for name in ("timezone", "timezone_name"):
+        connections["default"].__dict__.pop(name, None)
+    connections["default"].ensure_timezone()
 
 
 def test_a_key_that_no_database_can_hold_is_missing():
@@ -808,6 +885,14 @@ def test_no_locale_changes_a_number_that_a_machine_reads(settings):
     for html in (render("{% peasy_progress job %}", job=job), Client().get(job.progress_url).content.decode()):
         assert "1.234" not in html and "12,5" not in html
         assert f'id="peasy-job-{job.pk}-body"' in html and 'value="12"' in html
+
+
+@pytest.mark.skipif(not conf.uses_time_zones(), reason="Times are shown as they are then.")
+def test_a_job_that_is_scheduled_for_never_is_drawn(settings):
+    settings.TIME_ZONE = "Asia/Tokyo"
+    job = jobs.nothing.using(run_after=datetime.max.replace(tzinfo=UTC))()
+    page = Client().get(job.progress_url).content.decode()
+    assert "Scheduled" in page and "<time" not in page
 
 
 def test_an_invalid_variable_is_not_drawn(settings):

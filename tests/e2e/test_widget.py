@@ -227,7 +227,7 @@ def test_it_looks_less_often_the_longer_nothing_changes(page, polls, monkeypatch
     assert seen[0] >= 20 and 9 <= seen[5] <= 13 and 3 <= seen[30] <= 5 and seen[90] <= 2, seen
 
 
-@pytest.mark.parametrize("name", ["plain", "htmx4"])
+@pytest.mark.parametrize("name", ["plain", "swaps_errors", "htmx4"])
 def test_it_stays_while_the_server_is_away_and_goes_on_when_it_is_back(page, polls, name):
     job = make(status="O", extra={"progress": 40})
     page.goto(address(name, job))

@@ -23,6 +23,9 @@ HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A sh
 <link rel="icon" href="/icon.svg">{% load peasy_jobs django_htmx %}"""
 BODY = """</head><body {{ hostile }}><main><h1>A shop</h1>"""
 WIDGETS = "{% for job in jobs %}{% peasy_progress job %}{% endfor %}"
+# As sites do that want to show a failed form, or the page of an error.
+SWAPS_ERRORS = """<meta name="htmx-config" content='{"includeIndicatorStyles": false, "responseHandling": [
+    {"code": "204", "swap": false}, {"code": ".*", "swap": true}]}'>"""
 OLD_HTMX = "{% htmx_script version=2 %}{% peasy_assets %}"
 # HTMX 2 hands every one of these down to what is inside.
 HOSTILE = (
@@ -33,6 +36,7 @@ TEMPLATES = {
     "plain": HEAD + "{% peasy_assets htmx=True %}" + BODY + WIDGETS,
     "strict": HEAD + "{% peasy_assets htmx=True %}" + BODY + WIDGETS,
     "hostile": HEAD + OLD_HTMX + BODY + WIDGETS,
+    "swaps_errors": HEAD + SWAPS_ERRORS + OLD_HTMX + BODY + WIDGETS,
     "htmx4": HEAD + "{% htmx_script version=4 %}{% peasy_assets %}" + BODY + WIDGETS,
     "twice": HEAD + OLD_HTMX + BODY + WIDGETS + '{% peasy_progress jobs.0 prefix="b-" label="Again" %}',
     "include": HEAD

@@ -24,6 +24,10 @@
   };
   document.addEventListener("htmx:beforeRequest", hold); // HTMX 2
   document.addEventListener("htmx:before:request", hold); // HTMX 4
+  // HTMX 4 is told by the element itself; a site may have told HTMX 2 to swap in what an error says.
+  document.addEventListener("htmx:beforeSwap", ({ target, detail }) => {
+    if (target.matches?.("[data-peasy-poll]") && detail.xhr?.status >= 400) detail.shouldSwap = false;
+  });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 
   const note = () => {
