@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.db.utils import DataError, InterfaceError, OperationalError
 from django.utils import timezone
@@ -16,8 +16,11 @@ from peasy_jobs import conf
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+T = TypeVar("T")
+
 STEP = 1.0  # seconds by which clocks do not drift apart between two looks
 STATEMENT = 4096  # bytes of a statement without its values, at the most
+ROWS = 1000  # of one INSERT
 SURELY_ACCEPTED = 500_000  # bytes of a statement: no server is set to less
 NOW = {
     "sqlite": "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')",
@@ -143,6 +146,17 @@ def refuse_too_large(connection: BaseDatabaseWrapper, rows: Sequence[Sequence[An
             limit = cursor.fetchone()[0]
         if max(large) > limit:
             raise DataError(f"{max(large):,} bytes, and max_allowed_packet of the database server is {limit:,}")
+
+
+def portions(rows: list[T], sizes: list[int]) -> Iterator[list[T]]:
+    """Rows to insert, as many at a time as one statement may hold: fewer where they are large, in bytes."""
+    start = size = 0
+    for end, more in enumerate(sizes):
+        if end - start == ROWS or (end > start and size + more > SURELY_ACCEPTED // 2):
+            yield rows[start:end]
+            start, size = end, 0
+        size += more
+    yield rows[start:]
 
 
 def _sent(row: Sequence[Any]) -> int:

@@ -67,15 +67,25 @@ class Job(Generic[P, R]):
         """
         from peasy_jobs.models import PeasyJobQueue  # late, as in _models(), which would be one more step for every job
 
-        if args or kwargs or self.signature.parameters:
-            self._check_call(args, kwargs)
+        takes_none = not (args or kwargs or self.signature.parameters)
+        args_data, kwargs_data = (None, None) if takes_none else self._encoded(args, kwargs)
         return PeasyJobQueue.objects.enqueue(
             title=self.title,
             job_name=self.job_name,
-            args_data=self._dumps(list(args), payloads.ARGS, args, kwargs) if args else None,
-            kwargs_data=self._dumps(kwargs, payloads.KWARGS, args, kwargs) if kwargs else None,
+            args_data=args_data,
+            kwargs_data=kwargs_data,
             **(self.options if "run_after" not in self.options else self._options_now()),
         )
+
+    def map(self, items: Iterable[Any]) -> list[PeasyJobQueue]:
+        """Enqueue a call for each item, all of them or none. Returns the jobs, in the order of the items.
+
+        items: the arguments of each call: a tuple of positional ones, a dictionary of keyword ones, or a single value.
+        Raises what a call raises, before anything is enqueued.
+        """
+        calls = [self._encoded(*_arguments(item)) for item in items]
+        columns = {"title": self.title, "job_name": self.job_name, **self._options_now()}
+        return _models().objects.enqueue_many(calls, **columns)
 
     def call(self, /, *args: Any, **kwargs: Any) -> R:
         """Run the function here and now, without the queue. A `job_pk` that is not given is None."""
@@ -143,38 +153,36 @@ class Job(Generic[P, R]):
 
     def _options_now(self) -> dict[str, Any]:
         """The options of a call that is made now: a timedelta counts from here."""
-        run_after = self.options["run_after"]
+        run_after = self.options.get("run_after")
         if isinstance(run_after, timedelta):
             now = database.database_now(connections[router.db_for_write(_models())])
             try:
                 run_after = database.as_field(now + run_after)
             except OverflowError:
                 raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
-        return {**self.options, "run_after": run_after}
+        return self.options if run_after is None else {**self.options, "run_after": run_after}
 
     def _with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.takes_pk and "job_pk" not in self.signature.bind_partial(*args, **kwargs).arguments:
             return {**kwargs, "job_pk": pk}
         return kwargs
 
-    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes | None, bytes | None]:
+        """The arguments of a call as they are stored. Raises `TypeError` or `PayloadError`."""
         try:
             self.signature.bind(*args, **self._with_pk(None, args, kwargs))
         except TypeError as error:
             raise TypeError(f'Cannot enqueue "{self.title}": {error}.') from None
-
-    def _dumps(self, value: Any, column: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        settings = conf.get()
         try:
-            return payloads.dumps(
-                value,
-                job_name=self.job_name,
-                column=column,
-                max_bytes=settings.max_payload,
-                serializer=settings.serializer,
-            )
+            args_data = self._dumps(list(args), payloads.ARGS) if args else None
+            return args_data, self._dumps(kwargs, payloads.KWARGS) if kwargs else None
         except payloads.PayloadError as error:
             raise self._cannot_enqueue(error, args, kwargs) from error
+
+    def _dumps(self, value: Any, column: str) -> bytes:
+        settings = conf.get()
+        how = {"job_name": self.job_name, "serializer": settings.serializer}
+        return payloads.dumps(value, column=column, max_bytes=settings.max_payload, **how)
 
     def _cannot_enqueue(
         self, error: payloads.PayloadError, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -183,16 +191,9 @@ class Job(Generic[P, R]):
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [name for name, parameter in self.signature.parameters.items() if parameter.kind in positional]
         named = [(names[n] if n < len(names) else f"number {n + 1}", value) for n, value in enumerate(args)]
-        settings = conf.get()
         for name, value in [*named, *kwargs.items()]:
             try:
-                payloads.dumps(
-                    value,
-                    job_name=self.job_name,
-                    column=payloads.ARGS,
-                    max_bytes=settings.max_payload,
-                    serializer=settings.serializer,
-                )
+                self._dumps(value, payloads.ARGS)
             except payloads.PayloadError as blamed:
                 reason, kind = str(blamed), type(value).__name__
                 advice = ADVICE.get(reason) or ADVICE.get(kind) or "Pass plain values, such as a primary key."
@@ -202,6 +203,12 @@ class Job(Generic[P, R]):
                     f"Cannot enqueue \"{self.title}\": argument '{name}' ({kind}) cannot be stored: {reason}. {advice}"
                 )
         return payloads.PayloadError(f'Cannot enqueue "{self.title}": its arguments cannot be stored: {error}.')
+
+
+def _arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(item, dict):
+        return (), item
+    return item if isinstance(item, tuple) else (item,), {}
 
 
 def _is_name(value: object, limit: int) -> bool:

@@ -20,7 +20,7 @@ from django.db.utils import DataError
 
 from peasy_jobs import conf, wakeup
 from peasy_jobs.claims import Claim, Ending
-from peasy_jobs.database import as_field, database_now, refuse_too_large
+from peasy_jobs.database import as_field, database_now, portions, refuse_too_large
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
@@ -49,6 +49,18 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         job = self.create(status=SCHEDULED if columns.get("run_after") else ENQUEUED, **columns)
         wakeup.announce(self.db)
         return job
+
+    def enqueue_many(self, calls: Iterable[tuple[bytes | None, bytes | None]], **columns: Any) -> list[PeasyJobQueue]:
+        """Jobs that differ in their arguments only: all of them are there when the caller's transaction commits."""
+        rows = [{"args_data": args, "kwargs_data": kwargs, **columns} for args, kwargs in calls]
+        with transaction.atomic(using=self.db, savepoint=False):
+            if not connections[self.db].features.can_return_rows_from_bulk_insert:  # MySQL would not tell their keys
+                return [self.enqueue(**row) for row in rows]
+            jobs = [self.model(status=SCHEDULED if row.get("run_after") else ENQUEUED, **row) for row in rows]
+            for some in portions(jobs, [len(job.args_data or b"") + len(job.kwargs_data or b"") for job in jobs]):
+                self.bulk_create(some)
+        wakeup.announce(self.db)
+        return jobs
 
     def in_queues(self, queues: Sequence[str]) -> JobQuerySet:
         """The jobs of these queues; of all of them when none is named."""
@@ -141,9 +153,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                         [queue] if queue else [],
                     )
                     rows += cursor.fetchall()
-            rows = sorted(set(rows), key=itemgetter(0, 1))[
-                :limit
-            ]  # MariaDB may find a job in two queues: their names ignore case
+            # A set: MariaDB may find a job in two queues, because their names ignore case.
+            rows = sorted(set(rows), key=itemgetter(0, 1))[:limit]
             pks = [row[1] for row in rows]
             for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
                 if some:

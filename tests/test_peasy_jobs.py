@@ -193,6 +193,76 @@ def test_enqueueing_takes_one_query_outside_of_a_transaction(monkeypatch: pytest
     assert [made[1:] for made in jobs_made] == announced
 
 
+@needs_database
+def test_map_enqueues_a_call_for_each_item_in_their_order() -> None:
+    made = jobs.give_back.using(queue_name="mail", priority=3).map(
+        item for item in [("a", 2), (), {"key": "b"}, {}, "c", None, [1, 2], 4]
+    )
+    stored = [PeasyJobQueue.objects.get(pk=job.pk) for job in made]
+    assert [(job.args, job.kwargs) for job in stored] == [
+        (("a", 2), {}),
+        ((), {}),
+        ((), {"key": "b"}),
+        ((), {}),
+        (("c",), {}),
+        ((None,), {}),
+        (([1, 2],), {}),
+        ((4,), {}),
+    ]
+    assert sorted(job.pk for job in made) == [job.pk for job in made]
+    assert {(job.status, job.title, job.job_name, job.queue_name, job.priority) for job in stored} == {
+        ("Q", "give back", "tests.jobs.give_back", "mail", 3)
+    }
+    assert [job.status for job in made] == ["Q"] * 8
+
+
+@needs_database
+def test_map_can_have_its_jobs_wait() -> None:
+    made = export.using(run_after=timedelta(hours=1)).map(["a", "b"])
+    assert {job.status for job in PeasyJobQueue.objects.all()} == {PeasyJobQueue.SCHEDULED}
+    assert len({job.run_after for job in made}) == 1
+
+
+@needs_database
+@pytest.mark.parametrize(
+    "wrong",
+    [("too", "many", "of", "them"), {"nobody": 1}, {1: 2}, threading.Lock()],
+    ids=["many", "name", "key", "lock"],
+)
+def test_map_enqueues_nothing_when_one_item_is_wrong(wrong: Any) -> None:
+    with pytest.raises((TypeError, payloads.PayloadError), match="Cannot enqueue"):
+        export.map(["orders", wrong])
+    assert not PeasyJobQueue.objects.exists()
+    assert export.map([]) == []
+
+
+@needs_database
+def test_map_inserts_a_thousand_rows_at_a_time_and_fewer_large_ones() -> None:
+    many = queries(lambda: jobs.nothing.map([()] * 2001))
+    large = queries(lambda: jobs.echo.map(["x" * 200_000] * 4))
+    assert len(PeasyJobQueue.objects.values_list("pk")) == 2005
+    if connection.vendor != "sqlite":  # where Django itself makes the statements smaller
+        assert [sum(query.startswith("INSERT") for query in made) for made in (many, large)] == [3, 4]
+
+
+@needs_database
+def test_map_knows_the_keys_where_a_server_tells_only_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(connection.features), "can_return_rows_from_bulk_insert", False)  # MySQL
+    made = jobs.echo.map([1, 2, 3])
+    assert [PeasyJobQueue.objects.get(pk=job.pk).args for job in made] == [(1,), (2,), (3,)]
+
+
+@commits
+def test_map_wakes_runners_once_and_rolls_back_with_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[str] = []
+    monkeypatch.setattr(wakeup, "announce", announced.append)
+    with pytest.raises(ZeroDivisionError), transaction.atomic():
+        export.map(["a", "b"])
+        1 / 0  # noqa: B018
+    assert announced == ["default"]
+    assert not PeasyJobQueue.objects.exists()
+
+
 PACKAGE = str(Path(peasy_jobs.__file__).parent)
 
 

@@ -78,8 +78,10 @@ def test_the_ways_to_call_work(shop):
     user = User.objects.create(username="anna")
     names = {"request": SimpleNamespace(user=user), "export_data": shop.export_data}
     exec(snippet("timedelta(minutes=10)"), names)
-    job = PeasyJobQueue.objects.get()
-    assert (job.status, job.user, job.priority, job.queue_name) == (PeasyJobQueue.SCHEDULED, user, 5, "slow")
+    job = PeasyJobQueue.objects.get(status=PeasyJobQueue.SCHEDULED)
+    assert (job.user, job.priority, job.queue_name, job.args) == (user, 5, "slow", (17,))
+    mapped = PeasyJobQueue.objects.filter(status=PeasyJobQueue.ENQUEUED).order_by("pk")
+    assert [job.args for job in mapped] == [(17,), (18,), (19,)]
 
 
 @pytest.mark.django_db
