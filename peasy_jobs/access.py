@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpResponse
-from django.utils.module_loading import import_string
 
 from peasy_jobs import conf
 
@@ -28,9 +27,8 @@ def may(request: HttpRequest, action: str) -> bool:
 
     Staff with the model's permissions may, unless `PEASY_DASHBOARD_PERMISSION` decides instead.
     """
-    hook = conf.get().dashboard_permission
-    if hook is not None:
-        return says_yes(hook, request, action)
+    if decide := conf.hook("dashboard_permission"):
+        return says_yes(decide, request, action)
     user = getattr(request, "user", None)
     # A user model of the site's own may know no staff.
     if user is None or not user.is_active or not getattr(user, "is_staff", False):
@@ -38,9 +36,8 @@ def may(request: HttpRequest, action: str) -> bool:
     return bool(user.has_perm(f"peasy_jobs.{PERMISSIONS[action]}_peasyjobqueue"))
 
 
-def says_yes(hook: str, request: HttpRequest, what: object) -> bool:
+def says_yes(decide: Callable[..., object], request: HttpRequest, what: object) -> bool:
     """What a callable of the site decides. It may say no as a view would: nobody is to tell that from a missing job."""
-    decide: Callable[[HttpRequest, object], object] = import_string(hook)
     try:
         answer = decide(request, what)
     except (PermissionDenied, Http404):

@@ -7,10 +7,10 @@ from typing import Any
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.db import connections, router
-from django.urls import reverse
 from django.utils.module_loading import import_string
 
 from peasy_jobs import conf
+from peasy_jobs.addresses import address
 
 SQLITE_NEEDED = (3, 35)
 HOOKS = ("dashboard_permission", "can_view_job", "job_json", "mask_argument")
@@ -47,7 +47,7 @@ def check_pages(**kwargs: Any) -> list[CheckMessage]:
     if apps.is_installed("django_htmx"):
         return []
     try:
-        reverse("peasy_jobs:dashboard")
+        address("dashboard")
     except Exception:  # not mounted, or a URLconf that cannot be read: Django has a check for that
         return []
     return [

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,12 @@ def get() -> Conf:
             raise ImproperlyConfigured(f"{problem.message} {problem.hint}")
         _loaded = Conf(**_given())
     return _loaded
+
+
+def hook(name: str) -> Callable[..., Any] | None:
+    """The callable whose path the setting of this name is; None without one."""
+    path: str | None = getattr(get(), name)
+    return None if path is None else import_string(path)
 
 
 def problems() -> list[Problem]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from inspect import Parameter
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.utils import timezone
-from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -40,11 +39,8 @@ def is_secret(name: str) -> bool:
     """Whether a value under this name is masked: by its name, or because `PEASY_MASK_ARGUMENT` says so."""
     if SECRETS.search(re.sub(r"[^a-z0-9]", "", name.lower())):
         return True
-    hook = conf.get().mask_argument
-    if hook is None:
-        return False
-    decide: Callable[[str], object] = import_string(hook)
-    return bool(decide(name))
+    decide = conf.hook("mask_argument")
+    return bool(decide and decide(name))
 
 
 def arguments(job: PeasyJobQueue) -> list[Argument]:

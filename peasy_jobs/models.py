@@ -4,6 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 from django.db import models
+from django.utils.translation import gettext_lazy as _
 
 from peasy_jobs import conf, payloads, status
 from peasy_jobs.queue import FINISHED, JobQuerySet
@@ -61,12 +62,12 @@ class PeasyJobQueue(models.Model):
     CANCELLED = "X"  # still running while `runner` is set
 
     STATUS_CHOICES = (
-        (ENQUEUED, "Enqueued"),
-        (SCHEDULED, "Scheduled"),
-        (ONGOING, "Ongoing"),
-        (COMPLETED, "Completed"),
-        (FAILED, "Failed"),
-        (CANCELLED, "Cancelled"),
+        (ENQUEUED, _("Enqueued")),
+        (SCHEDULED, _("Scheduled")),
+        (ONGOING, _("Ongoing")),
+        (COMPLETED, _("Completed")),
+        (FAILED, _("Failed")),
+        (CANCELLED, _("Cancelled")),
     )
 
     # What belongs to the people who enqueue and watch: the rest is changed by the verbs of `objects` alone.
@@ -159,12 +160,12 @@ class PeasyJobQueue(models.Model):
     @property
     def status_url(self) -> str:
         """The path of this job's JSON document, signed: whoever has it may see the job. See `peasy_jobs.status`."""
-        return status.signed_url(self, "peasy_jobs:job_json")
+        return status.signed_url(self, "job_json")
 
     @property
     def progress_url(self) -> str:
         """The path of this job's progress widget, signed: whoever has it may see the job."""
-        return status.signed_url(self, "peasy_jobs:job_progress")
+        return status.signed_url(self, "job_progress")
 
     @property
     def is_over(self) -> bool:

@@ -175,7 +175,7 @@ def _sentence(count: int, since: datetime, queue: str, option: str) -> str:
 
 
 def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
-    labels = {WORDS[letter]: label for letter, label in PeasyJobQueue.STATUS_CHOICES}
+    labels = {WORDS[letter]: str(label) for letter, label in PeasyJobQueue.STATUS_CHOICES}
     tabs = [Tab("", _("All"), "", filters.query(status=""), not filters.status)]
     for letter, word in WORDS.items():
         count = f"{CAP - 1:,}+" if counts[letter] >= CAP else f"{counts[letter]:,}"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.core.signing import BadSignature, TimestampSigner
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch
 from django.utils import timezone
-from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
 from peasy_jobs import access, conf, payloads
+from peasy_jobs.addresses import address
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ LARGEST_KEY = 2**63 - 1  # that a database can be asked for
 
 def signed_url(job: PeasyJobQueue, view: str) -> str:
     """The path of a view of this job, for whoever is given it. Raises `NoReverseMatch` where no URLs of ours are."""
-    return f"{reverse(view, args=[job.pk])}?t={token(job)}"
+    return f"{address(view, job.pk)}?t={token(job)}"
 
 
 def token(job: PeasyJobQueue) -> str:
@@ -57,9 +56,8 @@ def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
         return True
     except (BadSignature, UnicodeEncodeError):  # a charset that the request names may give half a surrogate pair
         pass
-    hook = conf.get().can_view_job
-    if hook is not None:
-        return access.says_yes(hook, request, job)
+    if decide := conf.hook("can_view_job"):
+        return access.says_yes(decide, request, job)
     user = getattr(request, "user", None)
     owns = user is not None and user.is_active and user.pk is not None and job.user_id == user.pk
     return bool(owns or access.may(request, "view"))
@@ -119,10 +117,8 @@ def document(request: HttpRequest, job: PeasyJobQueue) -> dict[str, Any]:
         shown["result"] = result
     if sees_all:
         with suppress(NoReverseMatch):  # only the status URLs are mounted
-            shown["url"] = reverse("peasy_jobs:job_detail", args=[job.pk])
-    hook = conf.get().job_json
-    if hook is not None:
-        change: Callable[[HttpRequest, PeasyJobQueue, dict[str, Any]], dict[str, Any]] = import_string(hook)
+            shown["url"] = address("job_detail", job.pk, request=request)
+    if change := conf.hook("job_json"):
         shown = change(request, job, shown)
     return shown
 

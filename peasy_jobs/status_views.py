@@ -44,7 +44,7 @@ def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
     if job is None:
         context = widget.gone(pk, request.GET)
         return _unseen(request, render(request, BODY, {**context, "swapped": True}))
-    context = widget.shown(job, request.GET, token=request.GET.get("t", ""), current_app=widget.current_app(request))
+    context = widget.shown(job, request.GET, token=request.GET.get("t", ""), request=request)
     if request.GET.get("v") == context["version"]:
         return access.private(HttpResponse(status=204))
     response = access.private(render(request, BODY, {**context, "swapped": True}))

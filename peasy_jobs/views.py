@@ -9,15 +9,15 @@ from django.core.exceptions import PermissionDenied
 from django.db import connections
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect, QueryDict
 from django.shortcuts import render
-from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST, require_safe
 
-from peasy_jobs import access, charts, conf, database, display, listing, overview
+from peasy_jobs import access, charts, conf, database, display, listing, overview, widget
 from peasy_jobs import statistics as minutes
+from peasy_jobs.addresses import address
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import CANCELLED, FAILED, FINISHED, ONGOING
 from peasy_jobs.status import LARGEST_KEY
@@ -48,7 +48,7 @@ def dashboard_live(request: HttpRequest) -> HttpResponse:
     before = request.GET.get("f", "")
     if before.isascii() and before.isdecimal() and len(before) < 6 and (new := context["failed"] - int(before)) > 0:
         context["announce"] = ngettext("%(count)d new failure", "%(count)d new failures", new) % {"count": new}
-    return render(request, "peasy_jobs/_live.html", {**context, **_shared(request), "swapped": True})
+    return render(request, "peasy_jobs/_live.html", {**context, **_shared(request)})
 
 
 @require_safe
@@ -90,7 +90,8 @@ def job_live(request: HttpRequest, pk: int) -> HttpResponse:
         return HttpResponse(status=404, headers={"HX-Refresh": "true"})
     if overview.version(job) == request.GET.get("v"):
         return HttpResponse(status=204)
-    return render(request, "peasy_jobs/_job_live.html", {**_detail(job), **_shared(request), "swapped": True})
+    news = job.is_over or widget.milestone(job) != request.GET.get("a")
+    return render(request, "peasy_jobs/_job_live.html", {**_detail(job), **_shared(request), "announce": news})
 
 
 @require_POST
@@ -156,6 +157,7 @@ def _detail(job: PeasyJobQueue) -> dict[str, Any]:
         "job": job,
         "row": overview.row(job, database.as_field(now)),
         "version": overview.version(job),
+        "milestone": widget.milestone(job),
         "arguments": display.arguments(job),
         "result": display.result(job),
         "extra": display.text(job.extra) if job.extra is not None else "",
@@ -186,8 +188,8 @@ def _selected(sent: QueryDict) -> list[int]:
 
 def _next(request: HttpRequest) -> str:
     """Where to go after an action: where the form says, if that is on this site."""
-    address = request.POST.get("next", "")
-    if address.startswith("/") and url_has_allowed_host_and_scheme(address, request.get_host()):
-        return address
-    namespace = request.resolver_match.namespace if request.resolver_match else None
-    return reverse("peasy_jobs:dashboard", current_app=namespace)
+    wanted = request.POST.get("next", "")
+    # Django redirects to nothing longer than 2048 characters, and the action is done.
+    if wanted.startswith("/") and len(wanted) < 2000 and url_has_allowed_host_and_scheme(wanted, request.get_host()):
+        return wanted
+    return address("dashboard", request=request)

@@ -10,11 +10,12 @@ from time import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
 from peasy_jobs import display, status
+from peasy_jobs.addresses import address
 from peasy_jobs.queue import ONGOING
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
 
 
 def shown(
-    job: PeasyJobQueue, asked: Mapping[str, str], *, token: str, current_app: str | None = None
+    job: PeasyJobQueue, asked: Mapping[str, str], *, token: str, request: HttpRequest | None = None
 ) -> dict[str, Any]:
     """The context of `_progress_body.html` for a job. asked: the query of a poll, which the last answer wrote."""
     prefix = _prefix(asked)
@@ -44,9 +45,8 @@ def shown(
     now = int(time())
     since = _number(asked.get("s", "")) if asked.get("v", "").startswith(content) else now
     every = _interval(now - since)
-    milestone = f"{word}-{(percent or 0) // MILESTONE if job.status == ONGOING else 0}"
     version = f"{content}-{every}"
-    query = {"t": token, "v": version, "s": since, "a": milestone} | ({"p": prefix} if prefix else {})
+    query = {"t": token, "v": version, "s": since, "a": milestone(job)} | ({"p": prefix} if prefix else {})
     return {
         "job": job,
         "id": element_id(job.pk, prefix),
@@ -56,9 +56,15 @@ def shown(
         "over": job.is_over,
         "version": version,
         "interval": str(every),
-        "url": None if job.is_over else _url(job, query, current_app),
-        "announce": milestone != asked.get("a", ""),
+        "url": None if job.is_over else _url(job, query, request),
+        "announce": milestone(job) != asked.get("a", ""),
     }
+
+
+def milestone(job: PeasyJobQueue) -> str:
+    """Changes when a screen reader should say something: with the status, and at each quarter of the way."""
+    quarter = int(status.percent(job) or 0) // MILESTONE if job.status == ONGOING else 0
+    return f"{status.word(job)}-{quarter}"
 
 
 def gone(pk: int | None, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -84,15 +90,9 @@ def interval(job: PeasyJobQueue) -> float:
     return _interval(time() - begun.timestamp())
 
 
-def current_app(request: HttpRequest | None) -> str | None:
-    """Which of several mounted copies of our URLs a request came through, as `{% url %}` finds it."""
-    match = getattr(request, "resolver_match", None)
-    return getattr(request, "current_app", None) or (match.namespace if match else None)
-
-
-def _url(job: PeasyJobQueue, query: dict[str, Any], current_app: str | None) -> str | None:
+def _url(job: PeasyJobQueue, query: dict[str, Any], request: HttpRequest | None) -> str | None:
     try:
-        path = reverse("peasy_jobs:job_progress", args=[job.pk], current_app=current_app)
+        path = address("job_progress", job.pk, request=request)
     except NoReverseMatch:  # none of our URLs is mounted: the widget shows the job as it is now
         return None
     return f"{path}?{urlencode(query)}"

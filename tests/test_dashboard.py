@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.http import HttpRequest
-from django.test import Client, override_settings
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.urls import include, path
 from django.utils import timezone
+from django.utils.functional import Promise
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -34,6 +35,7 @@ XSS = [
     "javascript:alert(1)",
     "<!--<script>",
 ]
+odd = st.text(max_size=30) | st.sampled_from(["-1", "²", "9" * 19, "9" * 40, "\0", "%00", "1e3", "\ud800", "enqueued"])
 HOSTILE = re.compile(r"<(script>|img|svg|!--)|'? onmouseover='", re.IGNORECASE)
 
 
@@ -193,6 +195,21 @@ def test_an_action_never_leads_to_another_site(staff: Client, address: str) -> N
         assert (response.status_code, response["Location"]) == (302, "/peasy/")
 
 
+def test_an_action_leads_nowhere_that_django_does_not_redirect_to(staff: Client) -> None:
+    job = add()
+    sent = {"action": "cancel", "pk": job.pk, "next": f"/peasy/?q={'%F0%9F%92%A9' * 200}"}
+    assert staff.post("/peasy/jobs/actions/", sent)["Location"] == "/peasy/"
+
+
+@given(st.dictionaries(st.sampled_from(["action", "pk", "next", "confirmed", "x"]), odd, max_size=5), st.booleans())
+@example({"action": "delete", "pk": "1", "next": "/\r\n[x"}, True)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_form_is_an_error(staff: Client, form: dict[str, str], known: bool) -> None:
+    sent = {name: text.encode("utf-8", "replace") for name, text in form.items()}
+    sent |= {"action": b"delete"} if known else {}
+    assert staff.post("/peasy/jobs/actions/", sent).status_code in (200, 302, 400)
+
+
 def test_odd_selections_are_refused_plainly(staff: Client, settings: Any) -> None:
     settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = 5000
     job = add()
@@ -288,9 +305,6 @@ def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.Monk
     monkeypatch.setattr(listing, "WINDOW", 3)
     assert [row.job for row in staff.get("/peasy/?q=wanted").context["rows"]] == new[::-1]
     assert titles(staff.get(f"/peasy/?q={old.pk}")) == ["wanted"], "a number is found however old"
-
-
-odd = st.text(max_size=30) | st.sampled_from(["-1", "²", "9" * 19, "9" * 40, "\0", "%00", "1e3", "\ud800", "enqueued"])
 
 
 @given(st.dictionaries(st.sampled_from(["status", "queue", "q", "before", "after", "v", "f", "x"]), odd, max_size=6))
@@ -567,26 +581,34 @@ def test_durations_are_said_shortly(seconds: float, text: str) -> None:
     assert display.duration(seconds) == text
 
 
-# Where it is mounted
+# Answers
 
 
-urlpatterns = [
-    path("deep/er/", include("peasy_jobs.urls", namespace="first")),
-    path("other/", include("peasy_jobs.urls", namespace="second")),
-]
+def test_the_timeline_is_in_the_order_of_the_events(staff: Client) -> None:
+    now = database.as_field(database.database_now(connection))
+    times = [now + timedelta(minutes=minute) for minute in range(5)]
+    errors = [{"at": moment.isoformat(), "message": "x"} for moment in (times[2], times[4])]
+    job = add(status=FAILED, started=times[3], completed=times[4], errors=errors)
+    PeasyJobQueue.objects.filter(pk=job.pk).update(created=times[0])
+    text = staff.get(f"/peasy/jobs/{job.pk}/").content.decode()
+    timeline = re.search(r'<ol class="peasy-timeline">(.*?)</ol>', text, re.DOTALL)
+    assert timeline is not None
+    assert re.findall(r"<li>(.*?) <time", timeline[1]) == ["Created", "Failed attempt", "Started", "Failed"]
 
 
-@pytest.mark.parametrize("prefix", ["/deep/er/", "/other/"])
-def test_any_prefix_and_namespace_keeps_to_itself(staff: Client, prefix: str) -> None:
-    job = add(status=FAILED)
-    with override_settings(ROOT_URLCONF=__name__):
-        for url in ("", "live/", f"jobs/{job.pk}/", f"jobs/{job.pk}/live/"):
-            page = staff.get(prefix + url)
-            links = re.findall(r'(?:href|action|hx-get)="(/[^"]*)"', page.content.decode())
-            own = [link for link in links if not link.startswith("/static/")]
-            assert own and all(link.startswith(prefix) for link in own)
-        done = staff.post(f"{prefix}jobs/actions/", {"action": "retry", "pk": job.pk})
-        assert done["Location"] == prefix
+def test_the_words_for_the_statuses_can_be_translated() -> None:
+    assert all(isinstance(label, Promise) for _, label in PeasyJobQueue.STATUS_CHOICES)
+
+
+def test_there_is_little_script_and_nothing_from_elsewhere() -> None:
+    folder = Path(access.__file__).parent
+    assert len((folder / "static/peasy_jobs/peasy.js").read_text().splitlines()) < 100
+    files = [file for part in ("static", "templates") for file in (folder / part).rglob("*.*")]
+    assert len(files) > 15
+    for file in files:
+        assert not re.search(r"(https?:)?//\w", file.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")), (
+            file
+        )
 
 
 def test_answers_are_private_and_not_indexed(staff: Client) -> None:

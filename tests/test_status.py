@@ -20,7 +20,7 @@ from django.db import connection, connections
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template import engines
 from django.test import Client, RequestFactory
-from django.test.utils import CaptureQueriesContext, override_script_prefix
+from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, include, path, reverse
 from django.utils import timezone
 from hypothesis import HealthCheck, example, given, settings
@@ -805,34 +805,10 @@ def test_the_status_urls_can_be_mounted_alone(settings, monkeypatch):
         reverse("peasy_jobs:dashboard")
 
 
-def test_they_work_under_another_prefix_and_namespace(settings, monkeypatch):
-    site(
-        settings,
-        monkeypatch,
-        path("a/<slug:shop>/", lambda request, shop: HttpResponse()),
-        path("one/", include("peasy_jobs.status_urls", namespace="one")),
-        path("two/deep/", include("peasy_jobs.status_urls", namespace="two")),
-    )
-    job = make(status="O")
-    token = status.token(job)
-    assert shown(job)["id"] == str(job.pk)
-    for mount in ("one", "two/deep"):
-        url = f"/{mount}/jobs/{job.pk}/progress/?t={token}"
-        assert poll(job, url).startswith(f"/{mount}/jobs/{job.pk}/progress/")
-
-
 def test_without_any_urls_the_widget_shows_the_job_as_it_is(settings, monkeypatch):
     site(settings, monkeypatch)
     html = engines["django"].from_string(WIDGET).render({"job": make(status="O", extra={"progress": 5})})
     assert 'value="5"' in html and "hx-get" not in html
-
-
-def test_a_site_under_a_path_of_its_server_has_it_in_its_links():
-    job = make(status="O")
-    with override_script_prefix("/shop/"):
-        response = Client().get(f"/peasy/jobs/{job.pk}/progress/?t={status.token(job)}")
-        assert job.status_url.startswith(f"/shop/peasy/jobs/{job.pk}.json?t=")
-    assert poll_url(response).startswith(f"/shop/peasy/jobs/{job.pk}/progress/")
 
 
 # The tags

@@ -14,6 +14,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from peasy_jobs import status, widget
+from peasy_jobs.addresses import address
 from peasy_jobs.models import PeasyJobQueue
 
 register = template.Library()
@@ -44,7 +45,7 @@ def peasy_progress_body(context: Context, job: PeasyJobQueue | None) -> dict[str
     asked = {"p": _prefix(context)}
     if not job or job.pk is None:
         return widget.gone(None, asked)
-    return widget.shown(job, asked, token=status.token(job), current_app=widget.current_app(_request(context)))
+    return widget.shown(job, asked, token=status.token(job), request=_request(context))
 
 
 @register.simple_tag(takes_context=True)
@@ -66,6 +67,12 @@ def peasy_assets(context: Context, htmx: bool = False, dashboard: bool = False) 
         tags.append(format_html('<script src="{}" defer{}></script>', _htmx(), attributes))
     tags.append(format_html('<script src="{}" defer{}></script>', script, attributes))
     return format_html_join("\n", "{}", ((tag,) for tag in tags))
+
+
+@register.simple_tag(takes_context=True)
+def peasy_url(context: Context, view: str, *args: int) -> str:
+    """What `{% url %}` is to others: the path of one of our views, wherever it is mounted."""
+    return address(view, *args, request=_request(context))
 
 
 @register.simple_tag

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings
+from django.conf import settings as site
 from django.contrib.auth.models import User
 from django.test import Client
 from playwright.sync_api import BrowserContext, Error, Page
@@ -19,7 +19,7 @@ os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if settings.TEST_DATABASE != "sqlite":
+    if site.TEST_DATABASE != "sqlite":
         mark = pytest.mark.skip(reason="A browser sees the same pages on every database: it looks at them on SQLite.")
         for item in items:
             if Path(__file__).parent in item.path.parents:
@@ -39,6 +39,11 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, Any], playwrigh
 @pytest.fixture(scope="session")
 def base_url(live_server: Any) -> str:
     return live_server.url
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(settings: Any) -> None:
+    settings.PEASY_DASHBOARD_POLL = 1
 
 
 @pytest.fixture

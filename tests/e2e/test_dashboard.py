@@ -1,91 +1,28 @@
 """The dashboard as people use it: with a mouse, by keyboard alone, without JavaScript, in the dark, on a phone."""
 
-import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
+import django
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.contrib.auth.models import User
 from django.db import connection
 from playwright.sync_api import Browser, Page, expect
 
-from peasy_jobs import database, payloads
-from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs import database
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.queue import CANCELLED, ENQUEUED, FAILED, ONGOING
 from tests import jobs
+from tests.e2e import urls
 from tests.e2e.conftest import log_in
+from tests.e2e.site import Time, a_busy_site, add, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-TRACEBACK = "Traceback (most recent call last):\n" + '  File "/srv/shop/jobs.py", line 7, in export\n' * 30
-
-
-@pytest.fixture(autouse=True)
-def quick_polls(settings: Any) -> None:
-    settings.PEASY_DASHBOARD_POLL = 1
-
-
-def add(title: str, status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
-    return PeasyJobQueue.objects.create(title=title, job_name="tests.jobs.nothing", status=status, **columns)
-
-
-def a_busy_site() -> dict[str, PeasyJobQueue]:
-    """A job in every state, a runner that lives and one that is dead."""
-    now = database.database_now(connection)
-    moment = database.as_field(now)
-    runner = {"worker_type": "process", "concurrency": 4, "pid": 4242, "started": moment, "heartbeat": moment}
-    alive = PeasyRunner.objects.create(host="web-1", queues=[], lease_until=now.timestamp() + 1000, **runner)
-    PeasyRunner.objects.create(host="web-2", queues=["slow", "mail"], lease_until=0, **runner)
-    over = {"started": moment - timedelta(seconds=70), "completed": moment, "attempts": 1}
-    error = {
-        "at": now.isoformat(),
-        "where": "web-1",
-        "exception": "shop.Broken",
-        "message": "broken",
-        "traceback": TRACEBACK,
-    }
-    how = {"job_name": "tests.jobs.nothing", "max_bytes": 10**6, "serializer": "pickle"}
-    kwargs = payloads.dumps({"password": "x", "rows": {"a": [1, 2]}}, column=payloads.KWARGS, **how)
-    long = "a title that is rather long, as titles are when somebody writes a whole sentence " + "x" * 60
-    found = {
-        "completed": add(
-            "deliver", COMPLETED, result_data=payloads.dumps({"n": 1}, column=payloads.RESULT, **how), **over
-        ),
-        "failed": add(long, FAILED, errors=[error, error], kwargs_data=kwargs, **over),
-        "cancelled": add("stopped", CANCELLED, **over),
-        "stopping": add("stopping", CANCELLED, started=moment, runner_id=alive.pk),
-        "scheduled": add("later", SCHEDULED, run_after=moment + timedelta(hours=1), errors=[error]),
-        "ongoing": add(
-            "resize", ONGOING, started=moment, runner_id=alive.pk, extra={"progress": 40}, status_msg="40 of 100"
-        ),
-        "unsure": add("count", ONGOING, started=moment, runner_id=alive.pk),
-        "enqueued": add("wait", queue_name="a-queue-with-a-rather-long-name-that-somebody-made-up"),
-    }
-    return found
 
 
 def table(page: Page) -> Any:
     return page.get_by_role("table")
-
-
-def row(page: Page, job: PeasyJobQueue) -> Any:
-    return page.get_by_role("row").filter(has=page.locator(f"#peasy-job-link-{job.pk}"))
-
-
-def polls(page: Page) -> list[int]:
-    """The status codes of the polls of this page, as they come."""
-    seen: list[int] = []
-    page.on("response", lambda response: seen.append(response.status) if "/live/" in response.url else None)
-    return seen
-
-
-def wait_for_polls(page: Page, seen: list[int], count: int) -> None:
-    deadline = time.monotonic() + 15
-    while len(seen) < count:
-        assert time.monotonic() < deadline, seen
-        page.wait_for_timeout(50)
 
 
 def test_the_list_lives(staff_page: Page, run_peasy: Callable[..., Any]) -> None:
@@ -101,34 +38,35 @@ def test_the_list_lives(staff_page: Page, run_peasy: Callable[..., Any]) -> None
 
 def test_an_unchanged_list_is_left_alone(staff_page: Page) -> None:
     a_busy_site()
-    seen = polls(staff_page)
     staff_page.goto("/peasy/")
     node = staff_page.locator("#peasy-live").element_handle()
-    wait_for_polls(staff_page, seen, 2)
-    assert set(seen) == {204}
+    for _ in range(2):
+        with staff_page.expect_response("**/live/**") as answer:
+            pass
+        assert answer.value.status == 204
     assert node.evaluate("node => node.isConnected")
 
 
 def test_a_selection_stops_the_polls_and_survives_them(staff_page: Page) -> None:
     first, second = add("first"), add("second")
-    seen = polls(staff_page)
+    time = Time(staff_page)
     staff_page.goto("/peasy/")
+    time.stop()
+    time.assert_it_polls()
     box = staff_page.get_by_role("checkbox", name=f"Select first, job {first.pk}")
     note = staff_page.get_by_text("Paused while rows are selected")
     expect(note).to_be_hidden()
     box.check()
     expect(note).to_be_visible()
-    staff_page.wait_for_timeout(300)  # one that was on its way
-    before = len(seen)
     PeasyJobQueue.objects.filter(pk=second.pk).update(title="renamed")
-    staff_page.wait_for_timeout(1500)
-    assert len(seen) == before
+    assert time.polls(60) == 0
     # A poll that had been sent before the box was ticked.
     staff_page.evaluate(
         "htmx.ajax('GET', document.querySelector('#peasy-live').getAttribute('hx-get'),"
         " {target: '#peasy-live', swap: 'outerHTML', source: document.body})"
     )
     expect(row(staff_page, second)).to_contain_text("renamed")
+    time.go_on()
     expect(box).to_be_checked()
     box.uncheck()
     staff_page.locator("h2").first.click()
@@ -139,31 +77,71 @@ def test_a_selection_stops_the_polls_and_survives_them(staff_page: Page) -> None
 
 def test_selected_text_stops_the_polls(staff_page: Page) -> None:
     job = add("first")
+    time = Time(staff_page)
     staff_page.goto("/peasy/")
+    time.stop()
+    time.assert_it_polls()
     staff_page.evaluate("getSelection().selectAllChildren(document.querySelector('.peasy-title'))")
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="renamed")
-    staff_page.wait_for_timeout(1500)
+    assert time.polls(60) == 0
     expect(row(staff_page, job)).to_contain_text("first")
     staff_page.evaluate("getSelection().removeAllRanges()")
+    time.go_on()
+    expect(row(staff_page, job)).to_contain_text("renamed")
+
+
+def test_a_hidden_tab_rests_and_is_up_to_date_as_soon_as_it_is_seen(staff_page: Page) -> None:
+    job = add("first")
+    time = Time(staff_page)
+    staff_page.goto("/peasy/")
+    time.stop()
+    time.assert_it_polls()
+    show = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+    show += " document.dispatchEvent(new Event('visibilitychange')) }"
+    staff_page.evaluate(show, True)
+    assert time.polls(60) == 0
+    PeasyJobQueue.objects.filter(pk=job.pk).update(title="renamed")
+    staff_page.evaluate(show, False)
     expect(row(staff_page, job)).to_contain_text("renamed")
 
 
 def test_live_updates_can_be_switched_off_for_good(staff_page: Page) -> None:
     add("first")
-    seen = polls(staff_page)
+    time = Time(staff_page)
     staff_page.goto("/peasy/")
     staff_page.get_by_role("checkbox", name="Live updates").uncheck()
     staff_page.reload()
     expect(staff_page.get_by_role("checkbox", name="Live updates")).not_to_be_checked()
-    seen.clear()
-    staff_page.wait_for_timeout(1500)
-    assert seen == []
+    time.stop()
+    assert time.polls(60) == 0
     second = add("second")
     staff_page.get_by_role("link", name="Refresh").click()
     expect(row(staff_page, second)).to_be_visible()
     third = add("third")
     staff_page.get_by_role("checkbox", name="Live updates").check()
     expect(row(staff_page, third)).to_be_visible()
+
+
+@pytest.mark.parametrize("page_of", ["list", "job"])
+def test_a_page_stays_while_the_server_is_away_and_goes_on_when_it_is_back(
+    closed_pages: None, page: Page, staff: User, base_url: str, page_of: str
+) -> None:
+    job = add("first", ONGOING)
+    log_in(page.context, staff, base_url)
+    page.goto("/peasy/" if page_of == "list" else f"/peasy/jobs/{job.pk}/")
+    for answer in (
+        lambda route: route.fulfill(status=500, content_type="text/html", body="<h1>Server Error (500)</h1>"),
+        lambda route: route.abort(),
+    ):
+        page.route("**/live/**", answer)
+        for _ in range(2):
+            with page.expect_event("request", lambda request: "/live/" in request.url):
+                pass
+        expect(page.locator("main")).to_contain_text("Ongoing")
+        expect(page.get_by_text("Server Error")).to_have_count(0)
+        page.unroute("**/live/**")
+    PeasyJobQueue.objects.filter(pk=job.pk).update(status=FAILED, completed=job.created)
+    expect(page.locator("main [data-status=failed]").first).to_contain_text("Failed")
 
 
 def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
@@ -282,6 +260,8 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
 
     staff_page.goto("/peasy/")
     look("no jobs")
+    staff_page.goto("/peasy/statistics/")
+    look("statistics")
     add("waits")
     staff_page.goto("/peasy/")
     look("no runner")
@@ -325,12 +305,19 @@ class StrictPolicy:
         return response
 
 
+POLICIES = [f"{__name__}.StrictPolicy"]
+if django.VERSION >= (6, 0):
+    POLICIES.append("django.middleware.csp.ContentSecurityPolicyMiddleware")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_strict_content_security_policy_is_kept(
-    browser: Browser, staff: User, live_server: Any, settings: Any
+    browser: Browser, staff: User, live_server: Any, settings: Any, policy: str
 ) -> None:
     from pytest_django.live_server_helper import LiveServer  # late: the middleware is read when a server starts
 
-    settings.MIDDLEWARE = [f"{__name__}.StrictPolicy", *settings.MIDDLEWARE]
+    settings.MIDDLEWARE = [policy, *settings.MIDDLEWARE]
+    settings.SECURE_CSP = {**urls.SECURE_CSP, "form-action": ["'self'"], "base-uri": ["'none'"]}
     server = LiveServer("localhost")
     context = browser.new_context(base_url=server.url)
     said: list[str] = []
@@ -340,9 +327,15 @@ def test_a_strict_content_security_policy_is_kept(
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         site = a_busy_site()
-        page.goto("/peasy/")
+        assert "'nonce-" in page.goto("/peasy/").headers["content-security-policy"]
+        expect(page.locator("svg")).to_have_count(4)
         added = add("added later")
         expect(row(page, added)).to_be_visible()
+        row(page, added).get_by_role("checkbox").check()
+        page.get_by_role("button", name="Delete…").click()
+        page.get_by_role("link", name="Keep").click()
+        page.get_by_role("link", name="Statistics").click()
+        expect(page.locator("svg")).to_have_count(4)
         page.goto(f"/peasy/jobs/{site['ongoing'].pk}/")
         PeasyJobQueue.objects.filter(pk=site["ongoing"].pk).update(status_msg="news")
         expect(page.get_by_text("news")).to_be_visible()

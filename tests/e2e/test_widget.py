@@ -382,15 +382,28 @@ def test_nothing_moves_for_those_who_want_no_motion(page):
     assert bar.screenshot() == first
 
 
-def test_nothing_jumps_from_the_first_state_to_the_last(page):
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "gone"])
+def test_nothing_jumps_from_the_first_state_to_the_last(page, end):
     job = make(status="Q")
     page.goto(address("plain", job))
     heights = []
-    for state in ("enqueued", "scheduled", "ongoing", "indeterminate", "completed", "failed", "cancelled"):
-        change(job, **{"extra": None, "status_msg": "", **STATES[state]})
-        page.reload()
-        heights.append(page.locator(".peasy-job").bounding_box()["height"])
+    for state in ("scheduled", "ongoing", "indeterminate", end):
+        drawn = body(page, job).element_handle()
+        if state == "gone":
+            PeasyJobQueue.objects.all().delete()
+        else:
+            change(job, **{"extra": None, "status_msg": "", **STATES[state]})
+        page.wait_for_function("node => !node.isConnected", arg=drawn)
+        heights.append(round(page.locator(".peasy-job").bounding_box()["height"]))
     assert len(set(heights)) == 1, heights
+
+
+def test_what_was_over_before_takes_no_more_room_than_it_needs(page):
+    heights = []
+    for state in ("ongoing", "completed", "failed", "cancelled"):
+        page.goto(address("plain", make(**STATES[state])))
+        heights.append(round(page.locator(".peasy-job").bounding_box()["height"]))
+    assert heights[0] == heights[1] > heights[2] > heights[3], heights
 
 
 @pytest.mark.parametrize("width", [320, 1920])

@@ -1,0 +1,90 @@
+"""A site with jobs in every state, for the browser tests of the dashboard."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.db import connection
+from playwright.sync_api import Locator, Page, expect
+
+from peasy_jobs import database, payloads
+from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+
+TRACEBACK = "Traceback (most recent call last):\n" + '  File "/srv/shop/jobs.py", line 7, in export\n' * 30
+
+
+def add(title: str, status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
+    return PeasyJobQueue.objects.create(title=title, job_name="tests.jobs.nothing", status=status, **columns)
+
+
+def a_busy_site() -> dict[str, PeasyJobQueue]:
+    """A job in every state, a runner that lives and one that is dead."""
+    now = database.database_now(connection)
+    moment = database.as_field(now)
+    runner = {"worker_type": "process", "concurrency": 4, "pid": 4242, "started": moment, "heartbeat": moment}
+    alive = PeasyRunner.objects.create(host="web-1", queues=[], lease_until=now.timestamp() + 1000, **runner)
+    PeasyRunner.objects.create(host="web-2", queues=["slow", "mail"], lease_until=0, **runner)
+    over = {"started": moment - timedelta(seconds=70), "completed": moment, "attempts": 1}
+    error = {
+        "at": now.isoformat(),
+        "where": "web-1",
+        "exception": "shop.Broken",
+        "message": "broken",
+        "traceback": TRACEBACK,
+    }
+    how = {"job_name": "tests.jobs.nothing", "max_bytes": 10**6, "serializer": "pickle"}
+    kwargs = payloads.dumps({"password": "x", "rows": {"a": [1, 2]}}, column=payloads.KWARGS, **how)
+    long = "a title that is rather long, as titles are when somebody writes a whole sentence " + "x" * 60
+    found = {
+        "completed": add(
+            "deliver", COMPLETED, result_data=payloads.dumps({"n": 1}, column=payloads.RESULT, **how), **over
+        ),
+        "failed": add(long, FAILED, errors=[error, error], kwargs_data=kwargs, **over),
+        "cancelled": add("stopped", CANCELLED, **over),
+        "stopping": add("stopping", CANCELLED, started=moment, runner_id=alive.pk),
+        "scheduled": add("later", SCHEDULED, run_after=moment + timedelta(hours=1), errors=[error]),
+        "ongoing": add(
+            "resize", ONGOING, started=moment, runner_id=alive.pk, extra={"progress": 40}, status_msg="40 of 100"
+        ),
+        "unsure": add("count", ONGOING, started=moment, runner_id=alive.pk),
+        "enqueued": add("wait", queue_name="a-queue-with-a-rather-long-name-that-somebody-made-up"),
+    }
+    return found
+
+
+def row(page: Page, job: PeasyJobQueue) -> Locator:
+    return page.get_by_role("row").filter(has=page.locator(f"#peasy-job-link-{job.pk}"))
+
+
+class Time:
+    """The clock of a page stands still until the test moves it; the page counts its polls itself."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        page.add_init_script(
+            "window.polls = 0; addEventListener('htmx:beforeSend', ({ target }) => {"
+            " window.polls += target.matches('[data-peasy-poll]') })"
+        )
+        page.clock.install()
+
+    def stop(self) -> None:
+        self.page.clock.pause_at(self.page.evaluate("Date.now() + 1000"))
+
+    def go_on(self) -> None:
+        self.page.clock.resume()
+
+    def assert_it_polls(self) -> None:
+        with self.page.expect_response("**/live/**"):
+            self.page.clock.run_for(2000)
+        self._rest()
+
+    def polls(self, seconds: int) -> int:
+        """How many polls are sent in that time; one at least if there would be any."""
+        self._rest()
+        before = self.page.evaluate("polls")
+        self.page.clock.run_for(1000 * seconds)
+        return self.page.evaluate("polls") - before
+
+    def _rest(self) -> None:
+        # While a poll is under way the next one waits for it.
+        expect(self.page.locator(".htmx-request")).to_have_count(0)
