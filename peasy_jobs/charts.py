@@ -71,7 +71,10 @@ def _drawn(points: Sequence[Point], kind: str, desc: str, tips: list[str], **con
     title, none = TITLE_AND_NONE[kind, period]
     moments = [(0, "start"), (last // 2, "middle"), (last, "end")]
     context |= {
-        **{"id": f"peasy-chart-{kind}-{period}", "title": title, "desc": desc or none, "empty": not desc},
+        "id": f"peasy-chart-{kind}-{period}",
+        "title": title,
+        "desc": desc or none,
+        "empty": not desc,
         "moments": [(_number(_x(points, place + 0.5)), anchor, _clock(points[place])) for place, anchor in moments],
         "columns": [(_number(_x(points, place)), tip) for place, tip in enumerate(tips) if tip],
         "width": _number(_x(points, 1) - LEFT),

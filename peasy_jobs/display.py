@@ -71,9 +71,10 @@ def result(job: PeasyJobQueue) -> str:
 
 def text(value: Any, name: str = "") -> str:
     """A JSON value as text, masked by its name and by the names inside it."""
+    if name and is_secret(name):
+        return MASK
     try:
-        shown = MASK if name and is_secret(name) else masked(value)
-        written = json.dumps(shown, indent=2, ensure_ascii=False) if shown is not MASK else MASK
+        written = json.dumps(masked(value), indent=2, ensure_ascii=False)
     except (RecursionError, ValueError):
         return _("nested too deeply to be shown")
     more = len(written) - LIMIT

@@ -136,6 +136,9 @@ class PeasyJobQueue(models.Model):
                 name="peasy_cancelled",
                 where=models.Q(status="X", completed__isnull=True),
             ),
+            # For the pages. `id >= 0` is always true. A claim does not say it: SQLite would read all jobs that wait
+            # out of this index and sort them by priority.
+            LiveIndex(fields=["status", "id"], name="peasy_listed", where=models.Q(id__gte=0)),
         )
 
     def __str__(self) -> str:

@@ -15,11 +15,11 @@ from django.utils.formats import date_format
 from django.utils.translation import get_language, ngettext
 from django.utils.translation import gettext as _
 
-from peasy_jobs import database, display, listing, payloads
+from peasy_jobs import database, display, listing, payloads, status
 from peasy_jobs.listing import CAP, PAGE, Filters, Snapshot
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
-from peasy_jobs.status import WORDS, progress
+from peasy_jobs.queue import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.status import WORDS
 
 # Neither arguments nor results: a page must not drag megabytes out of the database.
 COLUMNS = (
@@ -47,7 +47,6 @@ class Row(NamedTuple):
     duration: str
     elapsed: float | None  # seconds that it has been running for
     queue_query: str
-    number: str
     run_after: datetime | None
 
 
@@ -102,20 +101,18 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
 
 def row(job: PeasyJobQueue, now: datetime, filters: Filters | None = None) -> Row:
     """What a list shows of one job."""
-    word = WORDS.get(job.status, "enqueued")
     label = job.get_status_display()
     running = job.started is not None and job.completed is None and job.runner_id is not None
     if running and job.status != ONGOING:
         label = _("Cancelled, still stopping")
-    elapsed = max(0.0, (now - job.started).total_seconds()) if running and job.started else None
+    elapsed = _age(job.started, now) if running and job.started else None
     took = display.duration(elapsed) if elapsed is not None else ""
     if job.started and job.completed:
         took = display.duration((job.completed - job.started).total_seconds())
     message = payloads.text(job.error if job.status in (FAILED, SCHEDULED) and job.error else job.status_msg, 300)
-    percent = 100.0 if job.status == COMPLETED else progress(job.extra)
     query = (filters or Filters()).query(queue=job.queue_name)
     after = display.moment(job.run_after)
-    return Row(job, word, label, percent, message, took, elapsed, query, str(job.pk), after)
+    return Row(job, status.word(job), label, status.percent(job), message, took, elapsed, query, after)
 
 
 def version(job: PeasyJobQueue) -> str:
@@ -134,16 +131,16 @@ def stalled(counts: dict[str, int], alive: Iterable[Host], filters: Filters) -> 
         waiting = waiting.filter(claims__gte=0).order_by("-priority", "pk")  # as they lie in an index
         count = waiting[:CAP].count() if filters.narrow else counts[ENQUEUED]
         first = waiting.values_list("created", flat=True)[:200]
-        return [_sentence(count, min(first), "", "")] if first else []
+        return [_sentence(count, min(first), None)] if first else []
     names = {name for queues in served for name in queues}
     groups = waiting.order_by().exclude(queue_name__in=names).values("queue_name")
     return [
-        _sentence(group["count"], group["since"], group["queue_name"], f" --queue {quote(group['queue_name'])}")
+        _sentence(group["count"], group["since"], group["queue_name"])
         for group in groups.annotate(count=Count("pk"), since=Min("created")).order_by("queue_name")[:10]
     ]
 
 
-def _sentence(count: int, since: datetime, queue: str, option: str) -> str:
+def _sentence(count: int, since: datetime, queue: str | None) -> str:
     local = timezone.localtime(since) if timezone.is_aware(since) else since
     today = timezone.localdate() if timezone.is_aware(since) else datetime.now().date()
     moment = date_format(local, "H:i" if local.date() == today else "Y-m-d H:i")
@@ -151,27 +148,27 @@ def _sentence(count: int, since: datetime, queue: str, option: str) -> str:
         "count": f"{count:,}" if count < CAP else f"{CAP - 1:,}+",
         "queue": queue,
         "since": moment,
-        "command": f"manage.py run_peasy{option}",
+        "command": "manage.py run_peasy" if queue is None else f"manage.py run_peasy --queue {quote(queue)}",
     }
-    if queue:
-        return (
-            ngettext(
-                "%(count)s job waiting in the queue %(queue)s since %(since)s and no runner of it is alive: "
-                "start one with %(command)s",
-                "%(count)s jobs waiting in the queue %(queue)s since %(since)s and no runner of it is alive: "
-                "start one with %(command)s",
-                count,
-            )
-            % values
-        )
-    return (
-        ngettext(
+    if queue is None:
+        text = ngettext(
             "%(count)s job waiting since %(since)s and no runner is alive: start one with %(command)s",
             "%(count)s jobs waiting since %(since)s and no runner is alive: start one with %(command)s",
             count,
         )
-        % values
-    )
+    else:
+        text = ngettext(
+            "%(count)s job waiting in the queue %(queue)s since %(since)s and no runner of it is alive: "
+            "start one with %(command)s",
+            "%(count)s jobs waiting in the queue %(queue)s since %(since)s and no runner of it is alive: "
+            "start one with %(command)s",
+            count,
+        )
+    return text % values
+
+
+def _age(since: datetime, now: datetime) -> float:
+    return max(0.0, (now - since).total_seconds())
 
 
 def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
@@ -186,12 +183,9 @@ def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
 def _hosts(snapshot: Snapshot, running: list[PeasyJobQueue]) -> list[Host]:
     now, hosts = database.as_field(snapshot.now), []
     for runner in PeasyRunner.objects.order_by("host", "pk")[: listing.RUNNERS]:
-        mine = [job for job in running if job.runner_id == runner.pk and job.status not in FINISHED[:2]]
-        doing = [
-            Doing(job.pk, job.title, display.duration(age), age)
-            for job in mine
-            if job.started and (age := max(0.0, (now - job.started).total_seconds())) >= 0
-        ]
+        mine = [job for job in running if job.runner_id == runner.pk and job.status in (ONGOING, CANCELLED)]
+        ages = [(job, _age(job.started, now)) for job in mine if job.started]
+        doing = [Doing(job.pk, job.title, display.duration(age), age) for job, age in ages]
         queues = [str(name) for name in runner.queues] if isinstance(runner.queues, list) else []
         alive = runner.lease_until >= snapshot.now.timestamp()
         hosts.append(Host(runner, alive, doing, len(mine) - len(doing), queues))

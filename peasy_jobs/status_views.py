@@ -13,7 +13,6 @@ from django.views.decorators.http import require_safe
 
 from peasy_jobs import access, status, widget
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.status import document, encode, may_see
 
 NOT_FOUND = json.dumps({"type": "about:blank", "title": "Not Found", "status": 404}).encode()
 BODY = "peasy_jobs/_progress_body.html"
@@ -26,7 +25,7 @@ def job_json(request: HttpRequest, pk: int) -> HttpResponse:
     job = _visible(request, pk, "errors", "result_data")
     if job is None:
         return _unseen(request, HttpResponse(NOT_FOUND, status=404, content_type="application/problem+json"))
-    body = encode(document(request, job))
+    body = status.encode(status.document(request, job))
     response = access.private(HttpResponse(body, content_type="application/json"))
     response["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     answer = get_conditional_response(request, etag=response["ETag"], response=response) or response
@@ -56,9 +55,8 @@ def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
 def _visible(request: HttpRequest, pk: int, *columns: str) -> PeasyJobQueue | None:
     if pk > status.LARGEST_KEY:
         return None
-    jobs = PeasyJobQueue.objects.only(*widget.COLUMNS, *columns)
-    job = jobs.filter(pk=pk).first()
-    return job if job is not None and may_see(request, job) else None
+    job = PeasyJobQueue.objects.only(*widget.COLUMNS, *columns).filter(pk=pk).first()
+    return job if job is not None and status.may_see(request, job) else None
 
 
 def _unseen(request: HttpRequest, response: HttpResponse) -> HttpResponse:

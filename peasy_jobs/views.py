@@ -41,12 +41,12 @@ def dashboard_live(request: HttpRequest) -> HttpResponse:
     """The changing part of the dashboard; 204 when the page has it already."""
     filters = listing.Filters.of(request.GET)
     known = request.GET.get("v", "")
-    snapshot = listing.look(filters, known)
+    snapshot = listing.look(filters)
     if snapshot.version == known:
         return HttpResponse(status=204)
     context = overview.board(filters, snapshot)
-    before = request.GET.get("f", "")
-    if before.isascii() and before.isdecimal() and len(before) < 6 and (new := context["failed"] - int(before)) > 0:
+    before = listing.key(request.GET.get("f", ""))
+    if before is not None and (new := context["failed"] - before) > 0:
         context["announce"] = ngettext("%(count)d new failure", "%(count)d new failures", new) % {"count": new}
     return render(request, "peasy_jobs/_live.html", {**context, **_shared(request)})
 
@@ -66,7 +66,7 @@ def statistics_charts(request: HttpRequest) -> HttpResponse:
 
 
 def _charts() -> dict[str, Any]:
-    now = database.database_now(connections[PeasyJobQueue.objects.all().db])
+    now = database.database_now(connections[PeasyJobQueue.objects.db])
     spans = (minutes.last_hour(now), minutes.last_day(now))
     return {"charts": [draw(points) for points in spans for draw in (charts.jobs_per_minute, charts.seconds)]}
 
@@ -114,7 +114,7 @@ def jobs_action(request: HttpRequest) -> HttpResponse:
         return render(request, "peasy_jobs/confirm.html", {**context, "next": _next(request), **_shared(request)})
     else:
         verb = {"cancel": "cancel", "retry": "retry", "delete": "remove"}[action]
-        count = getattr(PeasyJobQueue.objects.all(), verb)(*pks)
+        count = getattr(PeasyJobQueue.objects, verb)(*pks)
         _tell(request, action, count, len(pks) - count)
     return HttpResponseRedirect(_next(request))
 
@@ -151,7 +151,7 @@ def _job(pk: int) -> PeasyJobQueue | None:
 
 
 def _detail(job: PeasyJobQueue) -> dict[str, Any]:
-    now = database.database_now(connections[PeasyJobQueue.objects.all().db])
+    now = database.database_now(connections[PeasyJobQueue.objects.db])
     failures = display.failures(job)
     return {
         "job": job,
@@ -182,8 +182,7 @@ def _shared(request: HttpRequest) -> dict[str, Any]:
 
 def _selected(sent: QueryDict) -> list[int]:
     """The primary keys that a form has sent, each once; what is none is left out."""
-    texts = [text for text in sent.getlist("pk") if text.isascii() and text.isdecimal() and len(text) < 20]
-    return list(dict.fromkeys(pk for text in texts if 0 < (pk := int(text)) <= LARGEST_KEY))
+    return list(dict.fromkeys(pk for text in sent.getlist("pk") if (pk := listing.key(text))))
 
 
 def _next(request: HttpRequest) -> str:

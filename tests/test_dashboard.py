@@ -257,17 +257,14 @@ def test_every_status_has_a_tab_with_its_count_and_its_jobs(staff: Client) -> No
     later = database.as_field(timezone.make_aware(timezone.datetime(2090, 1, 1)))
     add("Q"), add("Q"), add("S", SCHEDULED, run_after=later), add("O", ONGOING, runner_id=runner.pk)
     add("C", COMPLETED), add("F", FAILED), add("X", CANCELLED), add("X", CANCELLED, completed=None)
+    newest = PeasyJobQueue.objects.latest("pk").pk
     expected = dict(zip(listing.LETTERS, ("Q", "S", "O", "C", "F", "X"), strict=True))
     assert counts(staff.get("/peasy/")) == {word: "2" if letter in "QX" else "1" for word, letter in expected.items()}
     for word, letter in expected.items():
         page = staff.get(f"/peasy/?status={word}")
         assert set(titles(page)) == {letter}
         assert f'data-status="{word}" aria-current="page"' in page.content.decode()
-        known = page.context["version"]
-        for plan in "sd":  # both ways to find them
-            assert set(listing.look(page.context["filters"], known[:-1] + plan).pks) == {
-                r.job.pk for r in page.context["rows"]
-            }
+        assert set(titles(staff.get(f"/peasy/?status={word}&before={newest + 1}"))) == {letter}
 
 
 def test_counts_stop_at_ten_thousand(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,8 +276,6 @@ def test_counts_stop_at_ten_thousand(staff: Client, monkeypatch: pytest.MonkeyPa
     page = staff.get("/peasy/?status=failed")
     assert (counts(page)["failed"], counts(page)["enqueued"]) == ("2+", "2")
     assert len(titles(page)) == 4
-    assert page.context["version"].endswith("d"), "many: read from the end of the table"
-    assert staff.get(f"/peasy/live/?status=failed&v={page.context['version']}").status_code == 204
 
 
 def test_search_and_queue_narrow_the_list_and_its_counts(staff: Client) -> None:
@@ -305,6 +300,8 @@ def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.Monk
     monkeypatch.setattr(listing, "WINDOW", 3)
     assert [row.job for row in staff.get("/peasy/?q=wanted").context["rows"]] == new[::-1]
     assert titles(staff.get(f"/peasy/?q={old.pk}")) == ["wanted"], "a number is found however old"
+    add(f"parcel {10**20}")
+    assert titles(staff.get(f"/peasy/?q={10**20}")) == [f"parcel {10**20}"], "what no key can be is text"
 
 
 @given(st.dictionaries(st.sampled_from(["status", "queue", "q", "before", "after", "v", "f", "x"]), odd, max_size=6))
@@ -416,6 +413,8 @@ def test_waiting_jobs_that_nobody_runs_are_said_plainly(staff: Client) -> None:
     assert sentence.endswith("start one with manage.py run_peasy --queue slow")
     PeasyJobQueue.objects.update(queue_name="a; b")
     assert staff.get("/peasy/").context["stalled"][0].endswith("--queue 'a; b'"), "to be pasted into a shell"
+    PeasyJobQueue.objects.update(queue_name="")
+    assert staff.get("/peasy/").context["stalled"][0].endswith("--queue ''"), "a queue like any other"
     add_runner()
     assert staff.get("/peasy/").context["stalled"] == []
 
@@ -637,6 +636,7 @@ def test_the_document_names_the_page_for_whoever_may_open_it(client: Client, set
     assert "url" not in client.get(job.status_url).json()
     client.force_login(user("view"))
     assert client.get(f"/peasy/jobs/{job.pk}.json").json()["url"] == f"/peasy/jobs/{job.pk}/"
+    assert "url" not in client.get(job.status_url).json(), "a link says the same to everybody"
     settings.PEASY_DASHBOARD_PERMISSION = f"{__name__}.operators_only"
     assert "url" not in client.get(f"/peasy/jobs/{job.pk}.json").json()
     assert client.get(f"/peasy/jobs/{job.pk}.json?who=operator").json()["url"] == f"/peasy/jobs/{job.pk}/"

@@ -14,7 +14,8 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import CaptureQueriesContext, override_settings
 
-from peasy_jobs import conf, database, queue
+from peasy_jobs import conf, database, listing, queue
+from peasy_jobs.listing import Filters
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.presence import Presence
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED, Claim, Ending
@@ -297,6 +298,25 @@ def test_an_idle_runner_does_not_read_what_has_finished():
     }
     read_all = [verb for verb, action in verbs.items() if any(index is None for index, _ in accesses(action))]
     assert not read_all
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say():
+    """Four out of five jobs are completed, the others wait. SQLite's statistics may be older than the index."""
+    fill(*({"status": COMPLETED, "completed": at()},) * 200, *({},) * 50, times=7)
+    forgotten = {"all": "0", "older": "idx = 'peasy_listed'", "none": "1"} if SQLITE else {"all": "0"}
+    for statistics, which in forgotten.items():
+        if SQLITE:
+            with connection.cursor() as cursor:
+                cursor.execute(f"DELETE FROM sqlite_stat1 WHERE {which}")
+                cursor.execute("ANALYZE sqlite_schema")  # reads them again
+        for word, letter in (("enqueued", ENQUEUED), ("completed", COMPLETED)):
+            pages = [Filters(status=word, **key) for key in ({}, {"before": 9000}, {"after": 9000})]
+            first, *others = (accesses(lambda page=page: list(listing._page(page))) for page in pages)
+            counted = accesses(lambda letter=letter: listing._newest(letter).values("status")[:1000].count())
+            assert first == counted == [("peasy_listed", False)], (statistics, word)
+            assert {*sum(others, [])} <= {("peasy_listed", False), ("primary key", False)}, (statistics, word)
+        assert accesses(lambda: claim(10))[0] == ("peasy_waiting", False), statistics
 
 
 @pytest.mark.skipif(MARIADB, reason="MariaDB has no partial indexes")

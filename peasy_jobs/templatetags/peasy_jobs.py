@@ -19,7 +19,6 @@ from peasy_jobs.models import PeasyJobQueue
 
 register = template.Library()
 
-
 HTMX_CONFIG = {"includeIndicatorStyles": False, "allowEval": False}
 
 
