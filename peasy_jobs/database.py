@@ -148,6 +148,36 @@ def refuse_too_large(connection: BaseDatabaseWrapper, rows: Sequence[Sequence[An
             raise DataError(f"{max(large):,} bytes, and max_allowed_packet of the database server is {limit:,}")
 
 
+def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]) -> int:
+    """Run an UPDATE once for each row of values. Returns how many rows of the table it has changed.
+
+    update: with `{}` in the place of each value, and `{source}` before its WHERE.
+    types: of the values on PostgreSQL.
+    """
+    with connection.cursor() as opened:
+        cursor: Any = opened
+        if connection.vendor != "postgresql":
+            cursor.executemany(update.format(*["%s"] * len(types), source=""), rows)
+            return int(cursor.rowcount)
+        # executemany is a statement for each row there, and costs the server ten times as much as one statement that
+        # joins them all. What they have in common travels once.
+        selected, values = [], []
+        for number, (kind, column) in enumerate(zip(types, zip(*rows, strict=True), strict=True)):
+            same = column.count(column[0]) == len(column)
+            values.append(column[0] if same else _array(kind, column))
+            selected.append(f"%s::{kind} AS v{number}" if same else f"unnest(%s::{kind}[]) AS v{number}")
+        names = [f"rows.v{number}" for number in range(len(types))]
+        cursor.execute(update.format(*names, source=f" FROM (SELECT {', '.join(selected)}) AS rows"), values)
+        return int(cursor.rowcount)
+
+
+def _array(kind: str, column: Sequence[Any]) -> Any:
+    """An array for PostgreSQL: numbers and times as text, because a driver needs a microsecond for each element."""
+    if kind not in ("int", "bigint", "timestamptz"):
+        return list(column)
+    return f"{{{','.join('NULL' if value is None else str(value) for value in column)}}}"
+
+
 def portions(rows: list[T], sizes: list[int]) -> Iterator[list[T]]:
     """Rows to insert, as many at a time as one statement may hold: fewer where they are large, in bytes."""
     start = size = 0

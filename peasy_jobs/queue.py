@@ -20,7 +20,7 @@ from django.db.utils import DataError
 
 from peasy_jobs import conf, wakeup
 from peasy_jobs.claims import Claim, Ending
-from peasy_jobs.database import as_field, database_now, portions, refuse_too_large
+from peasy_jobs.database import as_field, database_now, portions, refuse_too_large, update_each
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
@@ -214,7 +214,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return self._not_landed(runner_id, endings, now)
 
     def _write_endings(self, rows: list[list[Any]]) -> int:
-        # Plain SQL, one statement for any mix of endings: the ORM would send a query for each.
+        # Plain SQL, one for any mix of endings: the ORM would compile and send a query for each.
         update = (
             f"UPDATE {self._table()} AS job SET status = {{}}, result_data = {{}},"
             " status_msg = COALESCE({}, job.status_msg), extra = COALESCE({}, job.extra),"
@@ -223,25 +223,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             " attempts = job.attempts + {}, crashes = job.crashes + {}, runner_id = NULL{source}"
             " WHERE job.id = {} AND job.status = 'O' AND job.runner_id = {} AND job.claims = {}"
         )
-        cursor: Any
-        with connections[self.db].cursor() as cursor:
-            if connections[self.db].vendor != "postgresql":
-                cursor.executemany(update.format(*["%s"] * len(rows[0]), source=""), rows)
-                return int(cursor.rowcount)
-            # executemany is a statement for each row there, and costs the server ten times as much as one that joins
-            # all of them. What they have in common travels once.
-            columns = list(zip(ENDING_TYPES, zip(*rows, strict=True), strict=True))
-            same = [column.count(column[0]) == len(column) for _, column in columns]
-            selected = ", ".join(
-                f"%s::{kind} AS v{n}" if same[n] else f"unnest(%s::{kind}[]) AS v{n}"
-                for n, (kind, _) in enumerate(columns)
-            )
-            names = [f"ending.v{n}" for n in range(len(columns))]
-            cursor.execute(
-                update.format(*names, source=f" FROM (SELECT {selected}) AS ending"),
-                [column[0] if same[n] else list(column) for n, (_, column) in enumerate(columns)],
-            )
-            return int(cursor.rowcount)
+        return update_each(connections[self.db], update, ENDING_TYPES, rows)
 
     def _ending_row(self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime) -> list[Any]:
         entries, adapt = None, connections[self.db].ops.adapt_datetimefield_value

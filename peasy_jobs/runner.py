@@ -38,7 +38,7 @@ LOCK_TIMEOUT = 0.5  # seconds that the runner's own connection waits for a lock
 LOCK_IS_TROUBLE = 3.0  # seconds: a lock of less is everyday life on SQLite
 CANCEL_EVERY = 0.5
 LOOK_AHEAD = 0.1  # seconds of work that may wait in a worker
-LOOK_AHEAD_JOBS = 250
+LOOK_AHEAD_JOBS = 1000
 BEGUN_AFTER = 0.01  # seconds: what has ended by then needs no write that says it had begun
 GIVE_UP = 5.0  # seconds after a second signal until the runner ends with its outcomes unwritten
 
@@ -70,7 +70,7 @@ class Runner:
         self.pace: float | None = None  # seconds that a job takes
         self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
         self.follow_ups: list[float] = []
-        self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
+        self.absorbed_at = self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
         self.told_trouble = False
 
@@ -129,6 +129,7 @@ class Runner:
     # What workers report
 
     def _absorb(self) -> None:
+        self.absorbed_at = monotonic()
         for event in self.workers.collect():
             if isinstance(event, Outcome):
                 self._absorb_outcome(event)
@@ -315,7 +316,7 @@ class Runner:
 
     def _mark_begun(self) -> None:
         """Say which of the jobs that were claimed ahead have started: only those are charged if this runner dies."""
-        begun = [claim for at, claim in self._unmarked() if at <= monotonic()]
+        begun = [claim for at, claim in self._unmarked() if at <= self.absorbed_at]
         if begun:
             self.jobs.begin(self.presence.id, begun, self.clock.at(monotonic()))
             self.ahead.difference_update(claim.pk for claim in begun)
