@@ -68,7 +68,7 @@ class Time:
         page.clock.install()
 
     def stop(self) -> None:
-        self.page.clock.pause_at(self.page.evaluate("Date.now() + 1000"))
+        self.page.clock.pause_at(self.page.evaluate("Date.now() + 60_000"))  # must not be past when it gets there
 
     def go_on(self) -> None:
         self.page.clock.resume()

@@ -170,8 +170,10 @@ def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
     assert [PeasyJobQueue.objects.get(pk=job.pk).status for job in waiting] == [ENQUEUED, CANCELLED, CANCELLED]
 
 
-def test_all_rows_are_selected_with_one_box(staff_page: Page) -> None:
+@pytest.mark.parametrize("width", [320, 1280])
+def test_all_rows_are_selected_with_one_box(staff_page: Page, width: int) -> None:
     add("one"), add("two")
+    staff_page.set_viewport_size({"width": width, "height": 800})
     staff_page.goto("/peasy/")
     staff_page.get_by_role("checkbox", name="Select all jobs on this page").check()
     staff_page.get_by_role("button", name="Delete…").click()
@@ -248,10 +250,12 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
     def look(state: str) -> None:
         for scheme in ("light", "dark"):
             staff_page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            for width in (320, 1280, 1920):
+            for width in (320, 768, 1280, 1920):
                 staff_page.set_viewport_size({"width": width, "height": 800})
                 scrolls = staff_page.evaluate("document.documentElement.scrollWidth > innerWidth")
                 assert not scrolls, f"{state} at {width} px"
+                cut = "[...document.querySelectorAll('.peasy-jobs')].some(box => box.scrollWidth > box.clientWidth)"
+                assert not staff_page.evaluate(cut), f"{state} at {width} px"
                 small = staff_page.evaluate(SMALL_TARGETS)
                 assert small == [], f"{state} at {width} px"
             staff_page.set_viewport_size({"width": 320 if scheme == "dark" else 1280, "height": 800})
