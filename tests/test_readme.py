@@ -1,36 +1,43 @@
-"""The README is true: its snippets run, and what the package has is in it."""
+"""The manual is true: its snippets run, its links lead somewhere, and what the package has is in it."""
 
 import ast
+import configparser
+import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 import types
 from dataclasses import fields
-from pathlib import Path
+from datetime import timedelta
+from importlib.util import find_spec
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
-from django.contrib.auth.models import User
-from django.core.management import load_command_class
-from django.db import connections
+from django.contrib.auth.models import AnonymousUser, User
+from django.core.management import get_commands, load_command_class
+from django.db import connection, connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
-from django.test import SimpleTestCase
+from django.template import engines
+from django.test import RequestFactory, SimpleTestCase
+from django.utils import timezone
 
-from peasy_jobs import checks, conf, execution
+from peasy_jobs import conf, execution, status, status_urls, urls
 from peasy_jobs.claims import Ending
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.peasy_jobs import peasy
+from peasy_jobs.peasy_jobs import Job, Peasy, peasy
+from peasy_jobs.templatetags.peasy_jobs import register
+from tests.manual import BLOCKS, MANUAL, PAGES, README, ROOT, block, blocks
 
-README = Path(__file__).parent.parent.joinpath("README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+REFERENCE = PAGES[ROOT / "docs" / "settings.md"]
+GRACE = int(conf.Conf().shutdown_timeout) + 10  # seconds that whatever stops a runner should give it
 
 
 def snippet(text):
-    (found,) = [snippet for snippet in SNIPPETS if text in snippet]
-    return found
-
-
-def assigned(code):
-    return {node.targets[0].id: node.value for node in ast.parse(code).body if isinstance(node, ast.Assign)}
+    return block("python", text)
 
 
 @pytest.fixture
@@ -56,8 +63,7 @@ def run_next(job):
 
 @pytest.mark.django_db
 def test_the_quickstart_does_what_it_says(shop):
-    names = {}
-    exec(snippet("# shop/views.py"), names)
+    names = {"job": shop.export_data(17)}
     run_next(names["job"])
     watch = snippet("job.result")
     exec(watch, names)
@@ -65,7 +71,7 @@ def test_the_quickstart_does_what_it_says(shop):
     assert names["job"].status == PeasyJobQueue.COMPLETED
     assert {code: eval(code, names) for code in comments} == {
         'job.extra["progress"]': 100,
-        "job.status_msg": "Exporting rows: 3 of 3",
+        "job.status_msg": "Exporting rows: 10 of 10",
         "job.result": {"exported": 17},
     }
     assert {code: ast.literal_eval(comment) for code, comment in comments.items()} == {
@@ -131,7 +137,10 @@ def test_every_setting_is_shown_with_its_default():
 @pytest.mark.django_db
 def test_the_sqlite_settings_are_those_that_django_takes(tmp_path):
     names = {"BASE_DIR": tmp_path}
-    exec(snippet("init_command"), names)
+    exec(snippet('"ENGINE": "django.db.backends.sqlite3"'), names)
+    quick = {"INSTALLED_APPS": [], "DATABASES": {"default": {}}}
+    exec(snippet("at the end"), quick)
+    assert quick["DATABASES"]["default"]["OPTIONS"] == names["DATABASES"]["default"]["OPTIONS"]
     connection = DatabaseWrapper({**connections.settings["default"], **names["DATABASES"]["default"]}, "other")
     with connection.cursor() as cursor:
         assert cursor.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -143,7 +152,7 @@ def test_the_hook_of_the_dashboard_lets_operators_in(client, settings, monkeypat
     module = types.ModuleType("shop.access")
     monkeypatch.setitem(sys.modules, "shop", types.ModuleType("shop"))
     monkeypatch.setitem(sys.modules, "shop.access", module)
-    exec(snippet("# shop/access.py"), vars(module))
+    exec(snippet("def may(request"), vars(module))
     settings.PEASY_DASHBOARD_PERMISSION = "shop.access.may"
     operator = User.objects.create(username="anna")
     client.force_login(operator)
@@ -152,23 +161,241 @@ def test_the_hook_of_the_dashboard_lets_operators_in(client, settings, monkeypat
     assert client.get("/peasy/").status_code == 200
 
 
-def test_every_snippet_is_python():
-    for code in SNIPPETS:
-        ast.parse(code)
+@pytest.mark.django_db
+def test_the_other_hooks_do_what_their_names_say(rf):
+    names = {}
+    for text in ("def can_view(", "def without_extra(", "def masked("):
+        exec(snippet(text), names)
+    request = rf.get("/")
+    request.user = User(username="anna")
+    public, private = PeasyJobQueue(queue_name="public"), PeasyJobQueue()
+    assert names["can_view"](request, public) and not names["can_view"](request, private)
+    request.user = AnonymousUser()
+    assert not names["can_view"](request, public)
+    assert names["without_extra"](request, public, {"id": "1", "extra": {"a": 1}}) == {"id": "1"}
+    assert names["masked"]("iban") and not names["masked"]("name")
 
 
-def test_every_check_and_option_is_mentioned():
-    for name in re.findall(r"peasy_jobs\.[EW]\d+", Path(checks.__file__).read_text()):
-        assert f"`{name}`" in README
-    assert f"`{min(rule.id for rule in conf.RULES.values())}`".strip("`") in README
-    assert max(rule.id for rule in conf.RULES.values()) in README
+@pytest.mark.django_db
+def test_a_page_of_its_own_may_start_a_job(shop, rf):
+    names = {"export_data": shop.export_data}
+    exec(snippet("def start_export("), names)
+    response = names["start_export"](rf.get("/"), 17)
+    assert (response.status_code, list(json.loads(response.content))) == (202, ["status"])
+
+
+def test_a_renamed_job_function_is_found_under_its_old_name(shop):
+    exec(snippet("# until no job waits under this name"), vars(shop))
+    assert execution.find("shop.jobs.export") is shop.export_data
+
+
+@pytest.mark.django_db
+def test_old_jobs_are_deleted_by_hand(shop):
+    for days, runner in ((40, None), (40, 1), (2, None), (None, None)):
+        completed = None if days is None else timezone.now() - timedelta(days=days)
+        PeasyJobQueue.objects.filter(pk=shop.export_data(17).pk).update(completed=completed, runner=runner)
+    exec(snippet("a_month_ago"), {})
+    assert PeasyJobQueue.objects.count() == 3
+
+
+def test_the_port_of_a_runner_may_differ(monkeypatch):
+    names = {"os": os, "DATABASES": {"default": {}}}
+    exec(snippet("DATABASE_PORT"), names)
+    assert names["DATABASES"]["default"]["PORT"] == "6432"
+    monkeypatch.setenv("DATABASE_PORT", "5432")
+    exec(snippet("DATABASE_PORT"), names)
+    assert names["DATABASES"]["default"]["PORT"] == "5432"
+
+
+def test_the_log_goes_where_the_manual_sends_it():
+    names = {}
+    exec(snippet("LOGGING = {"), names)
+    script = (
+        "import logging, logging.config, sys\n"
+        "logging.config.dictConfig(eval(sys.argv[1]))\n"
+        "logging.getLogger('peasy_jobs').info('export (job 1) completed')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, repr(names["LOGGING"])], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.endswith(" INFO export (job 1) completed\n")
+
+
+# Blocks that are not Python
+
+
+def test_every_block_is_of_a_kind_that_is_looked_at():
+    known = {"python", "html", "js", "json", "console", "ini", "yaml", "sql", "text"}
+    assert {language for _, language, _ in BLOCKS} == known
+    assert all(text.count("```") == 2 * sum(b.page == path.name for b in BLOCKS) for path, text in PAGES.items())
+
+
+def test_every_python_block_is_python():
+    for code in blocks("python"):
+        compile(code, "<manual>", "exec")
+
+
+@pytest.mark.django_db
+def test_every_template_can_be_drawn(rf):
+    job = PeasyJobQueue.objects.create(title="export", job_name="shop.jobs.export_data")
+    for code in blocks("html"):
+        html = engines["django"].from_string(code).render({"job": job}, RequestFactory().get("/"))
+        assert f"peasy-job-{job.pk}" in html
+
+
+def test_the_scripts_are_javascript(tmp_path):
+    # They are run in a browser by tests/e2e.
+    if (node := shutil.which("node")) is None:
+        pytest.skip("node is not installed")
+    for code in blocks("js"):
+        path = tmp_path / "snippet.js"
+        path.write_text(code)
+        subprocess.run([node, "--check", path], check=True)
+
+
+@pytest.mark.django_db
+def test_the_json_document_has_these_keys(rf):
+    (shown,) = map(json.loads, blocks("json"))
+    job = PeasyJobQueue.objects.create(title="export", job_name="shop.jobs.export_data", status=PeasyJobQueue.ONGOING)
+    request = rf.get("/", {"t": "token"})
+    assert list(shown) == list(status.document(request, job))
+
+
+@pytest.mark.django_db
+def test_the_statements_are_sql():
+    if connection.vendor != "postgresql":
+        pytest.skip("They are for PostgreSQL.")
+    with connection.cursor() as cursor:
+        for code in blocks("sql"):
+            cursor.execute(code)
+
+
+def check_manage(name, arguments):
+    command = load_command_class(get_commands()[name], name)
+    known = command.create_parser("manage.py", name)._option_string_actions
+    assert all(argument in known for argument in arguments if argument.startswith("--"))
+
+
+def check_command(words):
+    match words:
+        case ["make", target, *_]:
+            assert f"\n{target}:" in ROOT.joinpath("Makefile").read_text()
+        case ["python" | "python3", "manage.py", name, *arguments]:
+            check_manage(name, arguments)
+        case ["django-admin", name, *arguments]:
+            check_manage(name, arguments)
+        case ["python" | "python3", "-m", module, *_]:
+            assert find_spec(module)
+        case _:
+            assert words[0] in ("pip", ".", "systemctl", "journalctl", "sqlite3"), words
+
+
+def test_every_command_is_one():
+    for line in "".join(blocks("console")).splitlines():
+        check_command(shlex.split(line))
+    for name, arguments in re.findall(r"manage\.py (\w+)((?: --[\w-]+)*)", MANUAL):
+        check_manage(name, arguments.split())
+
+
+def test_the_unit_gives_the_runner_its_time():
+    (text,) = blocks("ini")
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read_string(text)
+    assert list(unit) == ["DEFAULT", "Unit", "Service", "Install"]
+    assert unit["Service"]["KillMode"] == "mixed" and int(unit["Service"]["TimeoutStopSec"]) >= GRACE
+    python, manage, *words = shlex.split(unit["Service"]["ExecStart"])
+    assert python.startswith("/") and manage == "manage.py"
+    check_manage(words[0], words[1:])
+
+
+def test_containers_give_the_runner_its_time():
+    compose, deployment = blocks("yaml")
+    for code in (compose, deployment):
+        for line in code.splitlines():
+            # A test dependency less: what is printed uses only this much of YAML.
+            assert re.fullmatch(r"#.*|( {2})*(- )?([\w./-]+:( \S.*)?|[\w./:\"-]+)", line), line
+        for command in re.findall(r"command: (\[.*\])", code):
+            words = json.loads(command)
+            assert words[0] == "gunicorn" or check_command(words) is None
+    assert "init: true" in compose and "stop_signal: SIGINT" in compose
+    assert int(re.search(r"stop_grace_period: (\d+)s", compose)[1]) >= GRACE
+    assert int(re.search(r"terminationGracePeriodSeconds: (\d+)", deployment)[1]) >= GRACE
+    assert "livenessProbe" not in deployment
+
+
+# The pages
+
+
+def anchors(text):
+    for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        yield re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+
+
+def test_every_link_leads_somewhere():
+    for page, text in {**PAGES, ROOT / "CHANGELOG.md": ROOT.joinpath("CHANGELOG.md").read_text()}.items():
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.is_file(), f"{page.name} links to {link}"
+            assert not anchor or anchor in anchors(target.read_text()), f"{page.name} links to {link}"
+
+
+def test_every_page_is_linked_and_opens_with_one_sentence():
+    for page, text in PAGES.items():
+        title, sentence = text.split("\n\n")[:2]
+        assert page == README or f"]({page.relative_to(ROOT)})" in PAGES[README]
+        assert title.startswith("# ") and (page == README or re.fullmatch(r"[^.]+(\.\w[^.]*)*\.", sentence)), page
+    assert len(PAGES[README].splitlines()) <= 200
+
+
+# What the package has
+
+
+def test_every_check_is_documented():
+    for name in re.findall(r"peasy_jobs\.[EW]\d+", ROOT.joinpath("peasy_jobs/checks.py").read_text()):
+        assert f"`{name}`" in REFERENCE
+    ranges = re.findall(r"`(?:peasy_jobs\.)?E(\d+)` … `E(\d+)`", REFERENCE)
+    shown = {f"E{number:03}" for low, high in ranges for number in range(int(low), int(high) + 1)}
+    assert shown == {rule.id for rule in conf.RULES.values()}
+
+
+def test_every_option_is_documented():
     parser = load_command_class("peasy_jobs", "run_peasy").create_parser("manage.py", "run_peasy")
-    ours = {"--concurrency", "--worker-type", "--queue", "--exit-on-empty", "--check"}
-    assert ours <= set(parser._option_string_actions)
-    assert all(f"`{option}" in README for option in ours)
+    others = load_command_class("django.core", "check").create_parser("manage.py", "check")
+    ours = set(parser._option_string_actions) - set(others._option_string_actions)
+    assert {"--queue", "--check"} <= ours
+    assert all(f"| `{option}" in REFERENCE for option in ours - {"--skip-checks"})
 
 
-def test_every_status_is_mentioned():
+def test_every_status_is_documented():
     for value, _ in PeasyJobQueue.STATUS_CHOICES:
         name = next(name for name, constant in vars(PeasyJobQueue).items() if constant == value and name.isupper())
-        assert name in README
+        assert f"| `{name}` | {value} | {status.WORDS[value]} |" in REFERENCE
+
+
+def test_every_url_name_and_template_tag_is_documented():
+    for pattern in urls.urlpatterns:
+        row = next(line for line in REFERENCE.splitlines() if f"`peasy_jobs:{pattern.name}`" in line)
+        assert ("| both |" in row) == (pattern in status_urls.urlpatterns)
+    assert all(f"`{{% {name} " in REFERENCE for name in register.tags)
+    assert all(f"|{name}`" in REFERENCE for name in register.filters)
+
+
+def test_all_that_sites_may_use_is_documented():
+    for owner in (Peasy, Job):
+        for name in vars(owner):
+            if not name.startswith("_") and name != "call_with_pk":
+                assert re.search(rf"`(@?peasy)?\.{name}\b", REFERENCE), name
+    for function in (Peasy.job, Job.using):
+        for name in set(signature(function).parameters) - {"self", "title"}:
+            assert f"`{name}`" in REFERENCE, name
+    public = {name for name in vars(PeasyJobQueue) if isinstance(vars(PeasyJobQueue)[name], property)} - {"pk"}
+    assert all(f"`{name}`" in REFERENCE for name in {*public, *PeasyJobQueue.USER_FIELDS})
+
+
+def test_every_signal_is_documented():
+    for path in ROOT.glob("peasy_jobs/*.py"):
+        assert all(
+            f"`{name}`" in REFERENCE for name in re.findall(r"^(\w+) = Signal\(", path.read_text(), re.MULTILINE)
+        )

@@ -8,7 +8,6 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -29,6 +28,7 @@ from hypothesis.extra.django import TestCase
 from peasy_jobs import conf, payloads, status, widget
 from peasy_jobs.models import PeasyJobQueue
 from tests import jobs
+from tests.manual import MANUAL, ROOT, block
 
 pytestmark = pytest.mark.django_db
 
@@ -810,19 +810,14 @@ def test_the_widget_is_the_same_as_a_tag_and_as_an_include():
     assert "a &amp; b" in tag and 'hx-disinherit="*"' in tag
 
 
-def test_the_template_of_the_readme_is_a_page():
-    readme = Path(__file__).parent.parent.joinpath("README.md").read_text()
-    (template,) = re.findall(r"```html\n(.*?)```", readme, re.DOTALL)
-    html = render(template, job=make(status="O"))
+def test_the_widget_of_the_manual_is_drawn():
+    html = render(block("html", "{% load peasy_jobs %}\n{% peasy_assets"), job=make(status="O"))
     assert "htmx-2.min.js" in html and "data-peasy-poll" in html
 
 
-def test_every_custom_property_is_in_the_readme():
-    root = Path(__file__).parent.parent
-    readme, sheet = (
-        root.joinpath(name).read_text() for name in ("README.md", "peasy_jobs/static/peasy_jobs/peasy.css")
-    )
-    assert all(f"`{name}`" in readme for name in re.findall(r"--peasy-\w+", sheet))
+def test_every_custom_property_is_in_the_manual():
+    sheet = ROOT.joinpath("peasy_jobs/static/peasy_jobs/peasy.css").read_text()
+    assert all(f"`{name}`" in MANUAL for name in re.findall(r"--peasy-\w+", sheet))
 
 
 def test_a_widget_has_a_label_and_a_prefix_of_its_own():

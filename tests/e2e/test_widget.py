@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +17,11 @@ from peasy_jobs import conf, widget
 from peasy_jobs.models import PeasyJobQueue
 from tests import jobs
 from tests.e2e import urls
+from tests.manual import blocks
 from tests.rows import finished, row, running
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-README = Path(__file__).parent.parent.parent.joinpath("README.md").read_text()
 SOON = 0.1  # seconds between two polls here, where a real widget takes 2
 STATES: dict[str, dict[str, Any]] = {
     "enqueued": {"status": "Q"},
@@ -434,12 +433,12 @@ def test_the_policy_is_that_of_django(page):
 
 
 def snippet() -> str:
-    (code,) = re.findall(r"```js\n(.*?)```", README, re.DOTALL)
+    (code,) = blocks("js")
     return code
 
 
 def watch(page: Page, job: PeasyJobQueue) -> Callable[[], Any]:
-    """Start the loop of the README; what is returned says what it has shown and how it ended."""
+    """Start the loop of the manual; what is returned says what it has shown and how it ended."""
     page.goto(address("empty"))
     page.add_script_tag(content=snippet())
     page.evaluate(
@@ -453,11 +452,11 @@ def watch(page: Page, job: PeasyJobQueue) -> Callable[[], Any]:
     return lambda: page.evaluate("[shown, window.end?.status ?? window.end]")
 
 
-def test_the_loop_of_the_readme_is_short():
+def test_the_loop_of_the_manual_is_short():
     assert len(snippet().splitlines()) <= 15
 
 
-def test_the_loop_of_the_readme_goes_on_to_the_end(page):
+def test_the_loop_of_the_manual_goes_on_to_the_end(page):
     job = make(status="O", extra={"progress": 40})
     asked: list[Request] = []
     page.on("request", lambda request: ".json" in request.url and asked.append(request))
@@ -471,7 +470,7 @@ def test_the_loop_of_the_readme_goes_on_to_the_end(page):
     assert len(asked) == len(shown)
 
 
-def test_the_loop_of_the_readme_waits_as_long_as_it_is_told(page, monkeypatch):
+def test_the_loop_of_the_manual_waits_as_long_as_it_is_told(page, monkeypatch):
     monkeypatch.setattr(widget, "LADDER", ((float("inf"), 3600),))
     page.clock.install()
     job = make(status="O")
@@ -484,7 +483,7 @@ def test_the_loop_of_the_readme_waits_as_long_as_it_is_told(page, monkeypatch):
     page.wait_for_function("shown.length == 2")
 
 
-def test_the_loop_of_the_readme_outlasts_errors_and_ends_when_the_job_is_gone(page):
+def test_the_loop_of_the_manual_outlasts_errors_and_ends_when_the_job_is_gone(page):
     job = make(status="O")
     page.clock.install()
     state = watch(page, job)
