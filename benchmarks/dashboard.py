@@ -5,6 +5,7 @@ poll that finds nothing new, the best of several, and the queries of both withou
 """
 
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -16,6 +17,12 @@ FINISHED, WAITING, TIMES = 1_000_000, 200_000, 5
 PAGES = (
     *("", "?status=enqueued", "?status=completed", "?status=failed", "?status=ongoing", "?q=zzz", "?q=123"),
     *("?queue=default", "?before=500000", "?status=failed&before=500000"),
+)
+ADMIN = (
+    *("", "?p=200", *(f"?status={word}" for word in ("enqueued", "completed", "failed", "ongoing", "cancelled"))),
+    *("?queue=default", "?job=shop.jobs.export", "?created=hour", "?created=week", "?status=failed&created=week"),
+    *("?status=failed&p=16", "?status=completed&p=200", "?status=enqueued&queue=default"),
+    *("?q=zzz", "?q=export", "?q=123", "?status=failed&q=export", "123/change/", "123/delete/"),
 )
 COLUMNS = "title, job_name, queue_name, priority, status, status_msg, errors, claims, attempts, crashes, created"
 INSERT = """
@@ -55,7 +62,7 @@ def measured(client: Any, path: str) -> tuple[Any, float, int]:
         times.append(1000 * (perf_counter() - started))
     with CaptureQueriesContext(connection) as queries:
         client.get(path)
-    ours = [query for query in queries if "django_session" not in query["sql"] and '"auth_' not in query["sql"]]
+    ours = [query for query in queries if not re.search('FROM "(django_session|auth_)', query["sql"])]
     return answer, min(times), len(ours)
 
 
@@ -91,6 +98,10 @@ def main(database: str) -> None:
             poll, again, least = measured(client, f"/peasy/live/{query}{'&' if query else '?'}v={version}")
             assert poll.status_code == 204
             print(f"/peasy/{query:25}{time:8.1f}{count:9}{again:10.1f}{least:9}")
+        for path in ADMIN:
+            page, time, count = measured(client, f"/admin/peasy_jobs/peasyjobqueue/{path}")
+            assert page.status_code == 200, page
+            print(f"admin: {path:25}{time:8.1f}{count:9}")
     finally:
         drop(name)
         directory.cleanup()

@@ -1,4 +1,4 @@
-"""Which jobs the dashboard lists, and how many there are. Reads only, in time that does not grow with the table."""
+"""Which jobs the pages list, and how many there are. Reads only, in time that does not grow with the table."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _page(filters: Filters) -> QuerySet[PeasyJobQueue]:
     """The jobs of one page and one more: the newest first, or the nearest first after a key."""
     letter = LETTERS.get(filters.status)
     if letter and not filters.narrow and filters.before is None and filters.after is None:
-        return _newest(letter)[: PAGE + 1]
+        return listed(letter)[: PAGE + 1]
     jobs = _window(filters) if filters.narrow else PeasyJobQueue.objects.all()
     if filters.before is not None:
         jobs = jobs.filter(pk__lt=filters.before)
@@ -120,7 +120,8 @@ def _page(filters: Filters) -> QuerySet[PeasyJobQueue]:
     return jobs.order_by("-pk" if filters.after is None else "pk")[: PAGE + 1]
 
 
-def _newest(letter: str) -> QuerySet[PeasyJobQueue]:
+def listed(letter: str) -> QuerySet[PeasyJobQueue]:
+    """The jobs in this status, the newest first."""
     jobs = PeasyJobQueue.objects.filter(LISTED)
     if connections[jobs.db].vendor == "postgresql":
         # A range of one, in the order of the index. For an equal status it would go by key alone, and where that status
@@ -129,20 +130,46 @@ def _newest(letter: str) -> QuerySet[PeasyJobQueue]:
     return jobs.filter(status=letter).order_by("-pk")
 
 
+def newest() -> Q:
+    """Only the newest `WINDOW` jobs: what has no index is looked for among these."""
+    edge = PeasyJobQueue.objects.order_by("-pk").values("pk")[WINDOW - 1 : WINDOW]
+    return Q(pk__gte=Coalesce(Subquery(edge), 0))
+
+
+def search(jobs: QuerySet[PeasyJobQueue], q: str, whole: bool = False) -> QuerySet[PeasyJobQueue]:
+    """Those of these jobs that say this, among the newest unless `whole`; by its number one of any age."""
+    pk = key(q)
+    if pk is not None:
+        return jobs.filter(pk=pk)
+    says = Q(title__icontains=q) | Q(job_name__icontains=q) | Q(status_msg__icontains=q)
+    return jobs.filter(says) if whole else jobs.filter(newest(), says)
+
+
+def names() -> list[tuple[str, ...]]:
+    """The queues and job functions of the newest jobs, in pairs."""
+    jobs = PeasyJobQueue.objects.order_by("-pk")
+    sql, params = _compiled(jobs.values_list("queue_name", "job_name")[:WINDOW])
+    # Not `newest()`: PostgreSQL expects a third of the table from that and reads all of it.
+    part = f"SELECT DISTINCT queue_name, job_name FROM ({sql}) AS newest"  # noqa: S608  the LIMIT comes first
+    with connections[jobs.db].cursor() as cursor:
+        cursor.execute(part, params)
+        return list(cursor.fetchall())
+
+
+def few(word: str) -> bool:
+    """Whether the jobs in this status are few enough to take all of them out of an index."""
+    return listed(LETTERS[word]).values("status")[:CAP].count() < CAP
+
+
 def _window(filters: Filters) -> QuerySet[PeasyJobQueue]:
-    pk = key(filters.q)
-    if pk is not None:  # by its key a job is found however old it is
-        jobs = PeasyJobQueue.objects.filter(pk=pk)
-    else:
-        newest = PeasyJobQueue.objects.order_by("-pk").values("pk")[WINDOW - 1 : WINDOW]
-        jobs = PeasyJobQueue.objects.filter(pk__gte=Coalesce(Subquery(newest), 0))
-        if q := filters.q:
-            jobs = jobs.filter(Q(title__icontains=q) | Q(job_name__icontains=q) | Q(status_msg__icontains=q))
-    return jobs.filter(queue_name=filters.queue) if filters.queue else jobs
+    jobs = PeasyJobQueue.objects.all()
+    if filters.queue:
+        jobs = jobs.filter(queue_name=filters.queue)
+    return search(jobs, filters.q) if filters.q else jobs.filter(newest())
 
 
 def _counted(letter: str) -> Part:
-    jobs = _newest(letter)
+    jobs = listed(letter)
     sql, params = _compiled(jobs.values("status")[:CAP])
     text = "char" if connections[jobs.db].vendor == "mysql" else "text"
     return f"SELECT 'count', '{letter}', CAST(COUNT(*) AS {text}){PADDING} FROM ({sql}) AS counted", params  # noqa: S608

@@ -47,6 +47,9 @@ class PeasyRunner(models.Model):
     # Seconds since 1970 by the database's clock. Not a datetime: without USE_TZ those repeat an hour every autumn.
     lease_until = models.FloatField()
 
+    class Meta:
+        verbose_name = "runner"
+
     def __str__(self) -> str:
         return f"runner {self.pk} on {self.host}, pid {self.pid}"
 

@@ -1,4 +1,4 @@
-"""What the pages of the dashboard show: tabs, rows, runners, and what is wrong. Knows no template."""
+"""What the pages of the dashboard and of the admin show: tabs, rows, runners, and what is wrong. Knows no template."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from datetime import datetime
 from shlex import quote
 from typing import Any, NamedTuple
 
+from django.db import connections
 from django.db.models import Count, Min
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import get_language, ngettext
 from django.utils.translation import gettext as _
 
-from peasy_jobs import database, display, listing, payloads, status
+from peasy_jobs import database, display, listing, payloads, status, widget
 from peasy_jobs.listing import CAP, PAGE, Filters, Snapshot
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.queue import CANCELLED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
 from peasy_jobs.status import WORDS
 
 # Neither arguments nor results: a page must not drag megabytes out of the database.
@@ -76,7 +77,8 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
     if more:
         pks = pks[1:] if filters.after is not None else pks[:PAGE]
     jobs = PeasyJobQueue.objects.only(*COLUMNS).in_bulk({*pks, *snapshot.running}) if pks or snapshot.running else {}
-    hosts = _hosts(snapshot, [jobs[pk] for pk in snapshot.running if pk in jobs])
+    runners = PeasyRunner.objects.order_by("host", "pk")[: listing.RUNNERS]
+    shown = hosts(snapshot.now, runners, [jobs[pk] for pk in snapshot.running if pk in jobs])
     older = more if filters.after is None else bool(pks)
     newer = more if filters.after is not None else filters.before is not None
     moment = database.as_field(snapshot.now)
@@ -89,9 +91,9 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
         "failed": snapshot.counts[FAILED],
         "tabs": _tabs(filters, snapshot.counts),
         "rows": [row(jobs[pk], moment, filters) for pk in pks if pk in jobs],
-        "hosts": hosts,
-        "alive": sum(host.alive for host in hosts),
-        "stalled": stalled(snapshot.counts, [host for host in hosts if host.alive], filters),
+        "hosts": shown,
+        "alive": sum(host.alive for host in shown),
+        "stalled": stalled(snapshot.counts, [host for host in shown if host.alive], filters),
         "older": filters.query(before=pks[-1], after=None) if older and pks else "",
         "newer": filters.query(before=None, after=pks[0]) if newer and pks else "",
         "newest": "" if filters.before is filters.after is None else filters.query() or "?",
@@ -113,6 +115,27 @@ def row(job: PeasyJobQueue, now: datetime, filters: Filters | None = None) -> Ro
     query = (filters or Filters()).query(queue=job.queue_name)
     after = display.moment(job.run_after)
     return Row(job, status.word(job), label, status.percent(job), message, took, elapsed, query, after)
+
+
+def detail(job: PeasyJobQueue) -> dict[str, Any]:
+    """The context of a job's page."""
+    now = database.database_now(connections[PeasyJobQueue.objects.all().db])
+    return {
+        "job": job,
+        "row": row(job, database.as_field(now)),
+        "version": version(job),
+        "milestone": widget.milestone(job),
+        "arguments": display.arguments(job),
+        "result": display.result(job),
+        "extra": display.text(job.extra) if job.extra is not None else "",
+        "failures": display.failures(job),
+        "alive": job.runner is not None and job.runner.lease_until >= now.timestamp(),
+        "can_be": {
+            "cancel": job.status not in FINISHED,
+            "retry": job.status in (FAILED, CANCELLED) and job.runner_id is None,
+            "delete": job.status != ONGOING and job.runner_id is None,
+        },
+    }
 
 
 def version(job: PeasyJobQueue) -> str:
@@ -180,13 +203,14 @@ def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
     return tabs
 
 
-def _hosts(snapshot: Snapshot, running: list[PeasyJobQueue]) -> list[Host]:
-    now, hosts = database.as_field(snapshot.now), []
-    for runner in PeasyRunner.objects.order_by("host", "pk")[: listing.RUNNERS]:
+def hosts(now: datetime, runners: Iterable[PeasyRunner], running: list[PeasyJobQueue]) -> list[Host]:
+    """What is shown of these runners, of which `running` names the jobs."""
+    moment, found = database.as_field(now), []
+    for runner in runners:
         mine = [job for job in running if job.runner_id == runner.pk and job.status in (ONGOING, CANCELLED)]
-        ages = [(job, _age(job.started, now)) for job in mine if job.started]
+        ages = [(job, _age(job.started, moment)) for job in mine if job.started]
         doing = [Doing(job.pk, job.title, display.duration(age), age) for job, age in ages]
         queues = [str(name) for name in runner.queues] if isinstance(runner.queues, list) else []
-        alive = runner.lease_until >= snapshot.now.timestamp()
-        hosts.append(Host(runner, alive, doing, len(mine) - len(doing), queues))
-    return hosts
+        alive = runner.lease_until >= now.timestamp()
+        found.append(Host(runner, alive, doing, len(mine) - len(doing), queues))
+    return found

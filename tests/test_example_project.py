@@ -97,6 +97,21 @@ def site(tmp_path: Path) -> Site:
     return Site(tmp_path / "data")
 
 
+def test_the_admin_of_the_site_shows_its_jobs(site: Site) -> None:
+    pages = site.ask(
+        """
+from django.contrib.auth.models import User
+visitor().post("/sample/")
+admin = visitor()
+admin.force_login(User.objects.create_superuser("anna"))
+addresses = ["/admin/", "/admin/peasy_jobs/peasyjobqueue/", "/admin/peasy_jobs/peasyrunner/"]
+[admin.get(address).content.decode() for address in addresses]
+"""
+    )
+    assert "/admin/airports/airport/" in pages[0] and "/admin/peasy_jobs/peasyjobqueue/" in pages[0]
+    assert "airports.jobs.import_airports" in pages[1] and "0 runners" in pages[2]
+
+
 def test_the_sample_is_imported_and_its_bad_rows_are_named_by_line(site: Site) -> None:
     with SAMPLE.open(encoding="utf-8", newline="") as file:
         without_city = [line for line, row in enumerate(csv.DictReader(file), start=2) if not row["city"]]

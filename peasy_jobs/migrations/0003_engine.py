@@ -27,6 +27,7 @@ class Migration(migrations.Migration):
                 ("heartbeat", models.DateTimeField()),
                 ("lease_until", models.FloatField()),
             ],
+            options={"verbose_name": "runner"},
         ),
         migrations.AlterModelOptions(
             name="peasyjobqueue",

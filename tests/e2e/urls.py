@@ -3,6 +3,7 @@
 from typing import Any
 
 import django
+from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404
 from django.template import engines
@@ -92,6 +93,8 @@ def icon(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("peasy/", include("peasy_jobs.urls")),
     path("icon.svg", icon),
+    path("favicon.ico", icon),
+    path("admin/", admin.site.urls),
     path("start/<int:pk>/", start),
     path("page/strict/", decorator_from_middleware(NonceMiddleware)(page), {"name": "strict"}),
     path("page/<str:name>/", page),

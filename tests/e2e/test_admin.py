@@ -1,0 +1,120 @@
+"""Django's admin as people use it: an incident from the list to the retry, by keyboard, in the dark, on a phone."""
+
+from typing import Any
+
+import django
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.contrib.auth.models import User
+from playwright.sync_api import Browser, Page, expect
+
+from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.queue import CANCELLED, ENQUEUED
+from tests.e2e.conftest import log_in
+from tests.e2e.test_dashboard import a_busy_site, add
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+# What else there is on these pages is Django's.
+OURS = ("#result_list", ".peasy-in-admin", ".readonly", "#changelist-filter", ".paginator")
+JOBS, RUNNERS = "/admin/peasy_jobs/peasyjobqueue/", "/admin/peasy_jobs/peasyrunner/"
+
+
+@pytest.fixture(autouse=True)
+def with_an_icon(settings: Any) -> None:
+    settings.ROOT_URLCONF = "tests.e2e.urls"  # the admin of Django 5.2 names none, and a browser asks for it
+
+
+def test_a_failed_job_is_found_read_and_retried(staff_page: Page) -> None:
+    job = a_busy_site()["failed"]
+    staff_page.goto("/admin/")
+    staff_page.get_by_role("link", name="Jobs", exact=True).first.click()
+    staff_page.get_by_role("link", name="Failed", exact=True).click()
+    staff_page.get_by_role("link", name=f"#{job.pk}").click()
+    expect(staff_page.get_by_text("Traceback (most recent call last)").first).to_be_visible()
+    staff_page.get_by_role("button", name="Retry").click()
+    expect(staff_page.get_by_text("1 job enqueued again.")).to_be_visible()
+    assert PeasyJobQueue.objects.get(pk=job.pk).status == ENQUEUED
+    staff_page.get_by_role("link", name="View on site").click()
+    expect(staff_page).to_have_url(f"{staff_page.url.partition('/peasy/')[0]}/peasy/jobs/{job.pk}/")
+
+
+def test_jobs_are_cancelled_and_deleted_with_the_keyboard_alone(staff_page: Page) -> None:
+    jobs = [add("one"), add("two"), add("three")]
+    keys = staff_page.keyboard
+
+    def tab_to(selector: str, key: str = "Tab") -> None:
+        for _ in range(60):
+            if staff_page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+            keys.press(key)
+        raise AssertionError(f"{selector} is not reached with {key}")
+
+    def do(action: str) -> None:
+        staff_page.goto(JOBS)
+        for job in jobs[:0:-1]:
+            tab_to(f"input[name=_selected_action][value='{job.pk}']")
+            keys.press("Space")
+        tab_to("select[name=action]", "Shift+Tab")
+        keys.type(action)
+        tab_to("button[name=index]")
+        keys.press("Enter")
+
+    do("Cancel")
+    expect(staff_page.get_by_text("2 jobs cancelled.")).to_be_visible()
+    assert [PeasyJobQueue.objects.get(pk=job.pk).status for job in jobs] == [ENQUEUED, CANCELLED, CANCELLED]
+    do("Delete")
+    expect(staff_page.get_by_text("Are you sure")).to_be_visible()
+    tab_to("input[type=submit]")
+    keys.press("Enter")
+    expect(staff_page.get_by_text("2 jobs deleted.")).to_be_visible()
+    assert PeasyJobQueue.objects.count() == 1
+
+
+def test_what_is_ours_has_no_accessibility_violation_in_light_and_dark(staff_page: Page) -> None:
+    site, axe = a_busy_site(), Axe()
+    runner = site["ongoing"].runner_id
+    addresses = [JOBS, RUNNERS, f"{RUNNERS}{runner}/change/", *(f"{JOBS}{job.pk}/change/" for job in site.values())]
+    for scheme in ("light", "dark"):
+        staff_page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        for address in addresses:
+            staff_page.goto(address)  # after the scheme: the admin's links take their new colour slowly
+            for width in (320, 1280):
+                staff_page.set_viewport_size({"width": width, "height": 800})
+                assert not staff_page.evaluate("document.documentElement.scrollWidth > innerWidth"), (address, width)
+                found = axe.run(staff_page, context=[[ours] for ours in OURS]).response["violations"]
+                nodes = [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found]
+                assert nodes == [], (address, scheme, width)
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="The admin of Django 6.1 is the first to put nonces on its own.")
+def test_a_policy_of_nonces_alone_is_kept(browser: Browser, staff: User, live_server: Any, settings: Any) -> None:
+    from django.utils.csp import CSP
+    from pytest_django.live_server_helper import LiveServer  # late: the middleware is read when a server starts
+
+    settings.MIDDLEWARE = ["django.middleware.csp.ContentSecurityPolicyMiddleware", *settings.MIDDLEWARE]
+    settings.SECURE_CSP = {
+        "default-src": [CSP.NONE],
+        **{name: [CSP.NONCE] for name in ("script-src", "style-src")},
+        **{name: [CSP.SELF] for name in ("img-src", "form-action", "connect-src")},
+    }
+    processors = settings.TEMPLATES[0]["OPTIONS"]["context_processors"]
+    options = {"context_processors": [*processors, "django.template.context_processors.csp"]}
+    settings.TEMPLATES = [{**settings.TEMPLATES[0], "OPTIONS": options}]
+    server = LiveServer("localhost")
+    context = browser.new_context(base_url=server.url)
+    said: list[str] = []
+    try:
+        log_in(context, staff, server.url)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        job = a_busy_site()["failed"]
+        for address in (RUNNERS, JOBS, f"{JOBS}{job.pk}/change/"):
+            page.goto(address)
+        page.get_by_role("button", name="Retry").click()
+        expect(page.get_by_text("1 job enqueued again.")).to_be_visible()
+    finally:
+        context.close()
+        server.stop()
+    assert said == []
