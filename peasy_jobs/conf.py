@@ -141,6 +141,11 @@ def uses_time_zones() -> bool:
     return bool(settings.USE_TZ)
 
 
+def is_debug() -> bool:
+    """Whether this is somebody's development (`DEBUG`)."""
+    return bool(settings.DEBUG)
+
+
 def user_model() -> str:
     """The model of the site's users (`AUTH_USER_MODEL`)."""
     return settings.AUTH_USER_MODEL

@@ -372,7 +372,7 @@ class Runner:
         now = monotonic()
         if self.signals.count and not self.stopping:
             logger.info("Stopping: no more jobs are claimed, %d still run.", len(self.held))
-            self.stopping, self.kill_at = True, now + self.conf.shutdown_timeout
+            self.stopping, self.kill_at = True, now + min(self.conf.shutdown_timeout, self.signals.grace)
             for worker in self.workers.workers:
                 for claim in worker.recall():
                     self._give_back(claim)
@@ -382,7 +382,7 @@ class Runner:
             if self.held:
                 logger.warning("Jobs ended before they have finished: %d. They run again later.", len(self.held))
             self.killing = True
-            why = "at once" if self.signals.count > 1 else "after PEASY_SHUTDOWN_TIMEOUT"
+            why = "at once" if self.signals.count > 1 else "and waits no longer"
             self.stopper.ask_all(self.workers.workers, f"The runner stops {why}.")
         if self.signals.count > 1 and not self.hurried:
             self.hurried = True

@@ -141,17 +141,23 @@ def _flush() -> bool:
     return useful
 
 
-def import_jobs() -> None:
-    """Import the module `jobs` of each app that has one, before several threads do it at the same time."""
+def import_jobs() -> bool:
+    """Import the module `jobs` of each app that has one, before several threads do it at the same time.
+
+    Returns whether all of them could be.
+    """
     from django.apps import apps
     from django.utils.module_loading import module_has_submodule
 
+    fine = True
     for app in apps.get_app_configs():
         if module_has_submodule(app.module, "jobs"):
             try:
                 import_module(f"{app.name}.jobs")
             except (Exception, SystemExit):  # its jobs will fail and say so; those of other apps run
                 logger.exception("Could not import %s.jobs.", app.name)
+                fine = False
+    return fine
 
 
 def _ends_by_itself(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import selectors
 import signal
@@ -13,6 +14,7 @@ from types import TracebackType
 
 from peasy_jobs.claims import Claim
 from peasy_jobs.execution import SHUTDOWN, TIMEOUT
+from peasy_jobs.server import SIGNALS
 from peasy_jobs.workers import Worker
 
 logger = logging.getLogger("peasy_jobs")
@@ -99,8 +101,20 @@ class StopSignals:
     """Counts SIGINT and SIGTERM. A handler only counts; a byte in a socket ends the wait of whoever selects."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
-        self.count = 0
+        self.received = 0
+        self.asked = False
+        self.grace = float("inf")
         self.selector = selector
+
+    @property
+    def count(self) -> int:
+        return self.received + self.asked
+
+    def ask(self, grace: float) -> None:
+        """From another thread: as if one signal had come, but what runs has at most so many seconds to finish."""
+        self.asked, self.grace = True, grace
+        with contextlib.suppress(AttributeError, OSError):  # nobody waits yet, or any more
+            self.wake_w.send(b".")
 
     def __enter__(self) -> None:
         self.wake_r, self.wake_w = socket.socketpair()
@@ -108,7 +122,8 @@ class StopSignals:
         self.wake_w.setblocking(False)
         self.selector.register(self.wake_r, selectors.EVENT_READ, lambda: self.wake_r.recv(4096))
         self.fd = signal.set_wakeup_fd(self.wake_w.fileno(), warn_on_full_buffer=False)
-        self.before = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # zsh blocks SIGINT in what it puts into the background
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for signum, handler in self.before.items():
@@ -119,4 +134,4 @@ class StopSignals:
         self.wake_w.close()
 
     def _handle(self, signum: int, frame: object) -> None:
-        self.count += 1
+        self.received += 1

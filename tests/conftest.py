@@ -50,9 +50,10 @@ def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., 
         flags: tuple[str, ...] = (),
         ready: bool = True,
         stdout: int | None = None,
+        program: tuple[str, ...] = ("-m", "django"),
     ) -> processes.Command:
         command = processes.Command(
-            ("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {}, flags, stdout
+            ("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {}, flags, stdout, program
         )
         commands.callback(command.clean_up)
         return command.ready() if ready else command

@@ -34,6 +34,7 @@ class Command:
         env: Mapping[str, str],
         flags: tuple[str, ...] = (),
         stdout: int | None = None,
+        program: tuple[str, ...] = ("-m", "django"),
     ) -> None:
         self.token = uuid.uuid4().hex
         self.killed = False
@@ -51,7 +52,7 @@ class Command:
         }
         with self.output_path.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *flags, "-m", "django", *args],
+                [sys.executable, *flags, *program, *args],
                 cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -104,6 +104,10 @@ class Newcomer:
     def type(self, line: str) -> None:
         if line.startswith(". "):
             return  # PATH says so
+        if line.startswith("("):  # several at the same time
+            for part in re.findall(r"python manage\.py \w+", line):
+                self.type(part)
+            return
         words = shlex.split(line.replace("pip install peasy-jobs", f"pip install -q {shlex.quote(str(self.wheel))}"))
         words[0] = {"python3": sys.executable}.get(words[0], words[0])
         if "createsuperuser" in words:

@@ -287,12 +287,13 @@ def check_command(words):
         case ["python" | "python3", "-m", module, *_]:
             assert find_spec(module)
         case _:
-            assert words[0] in ("pip", ".", "systemctl", "journalctl", "sqlite3"), words
+            assert words[0] in ("pip", ".", "wait", "systemctl", "journalctl", "sqlite3"), words
 
 
 def test_every_command_is_one():
     for line in "".join(blocks("console")).splitlines():
-        check_command(shlex.split(line))
+        for part in re.split(r" & |; ", line.strip("()")):
+            check_command(shlex.split(part))
     for name, arguments in re.findall(r"manage\.py (\w+)((?: --[\w-]+)*)", MANUAL):
         check_manage(name, arguments.split())
 

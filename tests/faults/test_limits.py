@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_tells_the_jobs_that_the_runner_stops_at_once(run_peasy,
     command.signal(signal.SIGINT)
     assert command.wait() == 0
     assert "is asked to stop: The runner stops at once." in command.output()
-    assert "PEASY_SHUTDOWN_TIMEOUT" not in command.output()
+    assert "waits no longer" not in command.output()
 
 
 # From when it counts

@@ -11,12 +11,12 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, router
 
-from peasy_jobs import conf
+from peasy_jobs import conf, reloading
 from peasy_jobs.checks import is_in_memory
 from peasy_jobs.health import problems
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import Runner
-from peasy_jobs.server import show_log
+from peasy_jobs.server import import_jobs, show_log
 
 
 class Command(BaseCommand):
@@ -35,6 +35,13 @@ class Command(BaseCommand):
             "--check", action="store_true", help="Run nothing; say whether jobs are being run, for probes (exit code)."
         )
 
+        parser.add_argument(
+            "--noreload",
+            action="store_false",
+            dest="use_reloader",
+            help="Do not start anew when code changes, which happens in DEBUG only.",
+        )
+
     def get_check_kwargs(self, options: Any) -> dict[Any, Any]:
         # From Django 6.1 on the checks ask every database, but a runner waits for one that is away.
         return super().get_check_kwargs(options) | {"databases": []}
@@ -50,10 +57,19 @@ class Command(BaseCommand):
             self._check(alias)
             return
         show_log((logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)[options["verbosity"]])
+        if reloading.is_trial():
+            if not import_jobs():
+                raise CommandError("Not all jobs can be imported.")
+            return
         runner = Runner(
             replace(conf.get(), **given), self._say, queues=options["queue"], exit_on_empty=options["exit_on_empty"]
         )
-        if not runner.run():
+        reloads = conf.is_debug() and options["use_reloader"] and not options["exit_on_empty"]
+        reloader = reloading.Reloader(runner.signals, self._say) if reloads else None
+        ended = runner.run()
+        if reloader:
+            reloader.restart()
+        if not ended:
             # Threads still run jobs that are back in the queue, and only the end of the process ends them.
             sys.stdout.flush()
             sys.stderr.flush()
