@@ -6,7 +6,7 @@ DATABASE ?= sqlite
 PY = .venv/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check
 
-.PHONY: demo test torture lint clean
+.PHONY: demo test torture bench lint clean
 
 demo: .venv/.installed
 	@$(PY) example_project/demo.py
@@ -17,13 +17,16 @@ test: .venv/.installed-test
 torture: .venv/.installed-test
 	@$(PY) -m tests.torture --seconds $(SECONDS) --seed $(SEED) --database $(DATABASE) $(ARGS)
 
+bench: .venv/.installed-test
+	@$(PY) -m benchmarks $(ARGS)
+
 lint: .venv/.installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 clean:
-	rm -rf .venv .venv-newest build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-bench build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.created:

@@ -1,0 +1,89 @@
+"""Measure peasy_jobs and its peers by turns: `make bench`, or `python -m benchmarks --help` for parts of it."""
+
+import argparse
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks import databases, machine, plot, report
+from benchmarks.cells import PARTS, Cell, Plan
+from benchmarks.systems import SYSTEMS, Unable
+
+
+def chosen(known: list[str]) -> "argparse._ActionType":
+    def names(text: str) -> list[str]:
+        wrong = [name for name in text.split(",") if name not in known]
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: choose from {', '.join(known)}")
+        return [name for name in known if name in text.split(",")]
+
+    return names
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    for option, known in (("only", PARTS), ("systems", SYSTEMS), ("databases", databases.NAMES)):
+        names = list(known)
+        parser.add_argument(
+            f"--{option}", type=chosen(names), default=names, metavar="A,B", help=f"Of: {', '.join(names)}."
+        )
+    parser.add_argument("--repetitions", type=int, default=3, help="How often each figure is measured (default: 3).")
+    parser.add_argument("--scale", type=float, default=1.0, help="Times the usual number of jobs (default: 1).")
+    parser.add_argument("--quick", action="store_true", help="One repetition at scale 0.01: whether it works at all.")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="The folder to write to (default: docs).")
+    options = parser.parse_args()
+    if options.quick:
+        options.repetitions, options.scale = 1, 0.01
+    return options
+
+
+def install(cells: list[Cell]) -> list[Cell]:
+    """The cells that can be measured; the others say why not."""
+    reasons: dict[str, str] = {}
+    for system in {cell.system.name: cell.system for cell in cells}.values():
+        try:
+            system.install()
+        except Unable as error:
+            reasons[system.name] = str(error)
+    for kind in {cell.database for cell in cells}:
+        if (version := databases.version(kind)).startswith("cannot"):
+            reasons[kind] = f"{databases.NAMES[kind]} {version}"
+    able = []
+    for cell in cells:
+        if reason := reasons.get(cell.system.name) or reasons.get(cell.database):
+            cell.failures.append(reason)
+        else:
+            able.append(cell)
+    return able
+
+
+def write(cells: list[Cell], options: argparse.Namespace, facts: dict[str, str]) -> str:
+    options.out.mkdir(parents=True, exist_ok=True)
+    tables = report.markdown(cells, facts, options.repetitions)
+    found = json.dumps(report.raw(cells, facts, options.repetitions), indent=1)
+    (options.out / "benchmark.md").write_text(tables)
+    (options.out / "benchmark.json").write_text(found + "\n")
+    if panels := plot.panels(cells):
+        (options.out / "benchmark.svg").write_text(plot.svg(panels))
+    return tables
+
+
+def main() -> None:
+    options = arguments()
+    facts = machine.describe(options.databases)
+    cells = list(Plan(options.only, options.systems, options.databases, options.scale).cells())
+    able = install(cells)
+    with suppress(KeyboardInterrupt):  # what has been measured until then is written
+        for repetition in range(1, options.repetitions + 1):
+            for cell in able:
+                found = cell.measure()
+                told = ", ".join(f"{name}: {report.number(value)}" for name, value in found.items())
+                where = f"{repetition}/{options.repetitions}, load {machine.load():.1f}, {cell}"
+                print(f"{where}: {told or cell.failures[-1]}", file=sys.stderr, flush=True)
+            write(cells, options, facts)
+    print(write(cells, options, facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What is measured alike for every system: enqueueing, throughput, pick-up latency, the cost of doing nothing."""
+
+import contextlib
+import statistics
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from benchmarks import databases
+from benchmarks.peers import marks
+from benchmarks.systems import System, Unable, Workers, environment
+
+STALL = 30.0  # seconds without a job that began
+Figures = dict[str, float]
+
+
+@contextlib.contextmanager
+def place(
+    system: System, database: str, jobs: int, settings: dict[str, Any] | None = None, **more: str
+) -> Iterator[tuple[dict[str, str], marks.Marks, Path]]:
+    """An empty, prepared database, marks for so many jobs, and a file for the log."""
+    with tempfile.TemporaryDirectory(prefix="peasy-bench-") as name:
+        directory = Path(name)
+        with databases.fresh(database, directory) as url:
+            path = directory / "marks"
+            found = marks.create(path, jobs)
+            env = environment(system, url, path, settings or {}, **more)
+            system.call(env, "prepare")
+            yield env, found, directory / f"{uuid.uuid4().hex}.log"
+
+
+def wait_for(found: marks.Marks, jobs: int) -> None:
+    """Until so many jobs have begun."""
+    done, since = -1, monotonic()
+    while done < jobs:
+        if monotonic() > since + STALL:
+            raise Unable(f"stalled: {max(done, 0):,} of {jobs:,} jobs began, then none for {STALL:g} s")
+        sleep(0.05)
+        if (now := found.done()) > done:
+            done, since = now, monotonic()
+
+
+def checked(system: System, env: dict[str, str], found: marks.Marks, jobs: int) -> dict[str, Any]:
+    """What is stored, once every job has run once and is stored as completed. Raises `Unable` if that is not so."""
+    outcomes: dict[str, Any] = system.call(env, "outcomes", jobs)
+    if repeated := found.repeated():
+        raise Unable(f"{repeated:,} of {jobs:,} jobs ran more than once")
+    if outcomes["stored"] != jobs:
+        raise Unable(f"{outcomes['stored']:,} of {jobs:,} jobs are stored as completed after one run")
+    return outcomes
+
+
+def throughput(system: System, database: str, workers: Workers, jobs: int) -> Figures:
+    """Jobs per second from the first start to the last finish; all are there before a runner starts."""
+    with place(system, database, jobs, {**system.fast, **workers.settings}) as (env, found, log):
+        system.call(env, "preload", 0, jobs)
+        with system.working(env, workers, log):
+            wait_for(found, jobs)
+            outcomes = checked(system, env, found, jobs)
+        return {"jobs/s": jobs / (outcomes["seconds"] or found.seconds())}
+
+
+def latency(system: System, database: str, samples: int, gap: float) -> Figures:
+    """From enqueue's return, which is after its commit, to the first line of a lone job."""
+    with (
+        place(system, database, samples + 10) as (env, found, log),
+        system.working(env, system.workers[0], log),
+    ):
+        waits = sorted(system.call(env, "latency", 0, samples, gap))
+        return percentiles(waits)
+
+
+def percentiles(waits: list[float]) -> Figures:
+    waits = sorted(waits)
+    p95 = waits[min(len(waits) - 1, int(len(waits) * 0.95))]
+    return {"p50 ms": statistics.median(waits), "p95 ms": p95, "max ms": waits[-1]}
+
+
+def enqueue(system: System, database: str, jobs: int) -> Figures:
+    with place(system, database, jobs) as (env, _, _):
+        rates: Figures = system.call(env, "enqueue", 0, jobs)
+        return {f"{how}, jobs/s": rate for how, rate in rates.items()}

@@ -1,0 +1,121 @@
+"""What is measured of peasy_jobs alone: beside the bare database, with a full table, with jobs that take time."""
+
+import json
+import subprocess
+import sys
+from time import monotonic, sleep
+from typing import Any
+
+from benchmarks.measure import Figures, checked, percentiles, place, wait_for
+from benchmarks.peers.marks import Marks
+from benchmarks.systems import KEEP_ALL, ONE, OURS, REPOSITORY, SYSTEMS, TIMEOUT, Unable, Workers
+
+SYSTEM = SYSTEMS[OURS]
+THREADS = Workers("4 threads", "thread", 4)
+SHORT = 0.005  # seconds
+
+
+def probe(env: dict[str, str], *args: object) -> Any:
+    command = [sys.executable, "-m", "benchmarks.probe", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY, timeout=TIMEOUT)
+    if done.returncode:
+        raise Unable(f"{args[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return json.loads(done.stdout)
+
+
+def raw(database: str, jobs: int) -> Figures:
+    with place(SYSTEM, database, 1) as (env, _, _):
+        figures: Figures = probe(env, "raw", jobs)
+        return figures
+
+
+def orm(database: str, jobs: int) -> Figures:
+    with place(SYSTEM, database, 1) as (env, _, _):
+        figures: Figures = probe(env, "compare", jobs)
+        return figures
+
+
+def work(database: str, jobs: int, long: float) -> Figures:
+    """Jobs that take time: many that sleep for 5 ms, and one long one among many short ones."""
+    figures = {}
+    with place(SYSTEM, database, jobs, KEEP_ALL) as (env, found, log):
+        probe(env, "sleepers", jobs, SHORT)
+        with SYSTEM.working(env, THREADS, log):
+            wait_for(found, jobs)
+            checked(SYSTEM, env, found, jobs)
+        ideal = jobs * SHORT / THREADS.concurrency
+        figures[f"{jobs:,} jobs of 5 ms on 4 threads, times the ideal"] = (found.seconds() + SHORT) / ideal
+    for workers in (Workers("2 processes", concurrency=2), THREADS):
+        with place(SYSTEM, database, jobs + 1, KEEP_ALL) as (env, found, log):
+            probe(env, "mix", jobs, long)
+            with SYSTEM.working(env, workers, log):
+                wait_for(found, jobs + 1)
+                checked(SYSTEM, env, found, jobs + 1)
+            name = f"longest pause between two of {jobs:,} short jobs beside one of {long:g} s, {workers.label}, ms"
+            times = sorted(found.times[:jobs])
+            figures[name] = 1000 * max(after - before for before, after in zip(times, times[1:], strict=False))
+    return figures
+
+
+def growth(database: str, jobs: int, waiting: int, finished: int, samples: int, gap: float) -> Figures:
+    """The same runner of one queue on an empty table and on a full one; then pruning what has finished."""
+    figures: Figures = {}
+    full = f"{waiting:,} waiting and {finished:,} finished rows"
+    second, third = jobs + samples + 10, 2 * (jobs + samples + 10)
+    with place(SYSTEM, database, third + waiting, KEEP_ALL, BENCH_QUEUES="default") as (env, found, log):
+        probe(env, "insert", 0, jobs, "default")
+        with SYSTEM.working(env, ONE, log):
+            figures["empty table, jobs/s"] = _rate(found, 0, jobs)
+            for name, value in percentiles(SYSTEM.call(env, "latency", jobs, samples, gap)).items():
+                figures[f"empty table, latency {name}"] = value
+        probe(env, "finished", finished)
+        probe(env, "insert", third, waiting, "other")
+        probe(env, "insert", second, jobs, "default")
+        with SYSTEM.working(env, ONE, log):
+            figures[f"{full} of another queue, jobs/s"] = _rate(found, second, jobs)
+            for name, value in percentiles(SYSTEM.call(env, "latency", second + jobs, samples, gap)).items():
+                figures[f"{full} of another queue, latency {name}"] = value
+        with SYSTEM.working({**env, "BENCH_QUEUES": ""}, ONE, log):
+            figures[f"{full} of its own, jobs/s"] = _rate(found, third, min(jobs, waiting))
+        if found.repeated():
+            raise Unable(f"{found.repeated():,} jobs ran more than once")
+        figures["pruning, rows/s"] = _prune(env)
+    return figures
+
+
+def _rate(found: Marks, first: int, count: int) -> float:
+    """Jobs per second from the first start of these jobs to the last, while they are being run."""
+    slots, deadline = found.runs[first : first + count], monotonic() + TIMEOUT
+    while not all(slots):
+        if monotonic() > deadline:
+            raise Unable(f"{sum(1 for runs in slots if runs):,} of {count:,} jobs began within {TIMEOUT} s")
+        sleep(0.02)
+    times = found.times[first : first + count]
+    return count / (max(times) - min(times))
+
+
+def _prune(env: dict[str, str]) -> float:
+    """Through the front door: a runner that exits when nothing is left prunes all there is to prune."""
+    probe(env, "forget")
+    before, started = probe(env, "rows"), monotonic()
+    settings = {"PEASY_PRUNE_GRACE": 0}
+    command = [sys.executable, "-m", "django", "run_peasy", "--exit-on-empty", "--worker-type=thread", "-v0"]
+    env = {
+        **env,
+        "DJANGO_SETTINGS_MODULE": "benchmarks.peers.site_settings",
+        "BENCH_APPS": '["django_htmx", "peasy_jobs", "benchmarks"]',
+        "BENCH_SETTINGS": json.dumps(settings),
+    }
+    subprocess.run(command, env=env, cwd=REPOSITORY, check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
+    seconds = monotonic() - started
+    return float(before - probe(env, "rows")) / seconds
+
+
+def dashboard(database: str) -> Figures:
+    """The server time of the pages at a million jobs, as `benchmarks/dashboard.py` measures it."""
+    command = [sys.executable, "-m", "benchmarks.dashboard", database]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=TIMEOUT)
+    if done.returncode:
+        raise Unable((done.stderr.strip().splitlines() or ["?"])[-1])
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("/peasy/")]
+    return {f"{page}, ms": float(milliseconds) for page, milliseconds, *_ in lines}

@@ -1,0 +1,87 @@
+"""That the benchmarks still run, and say what they could not measure. How fast anything is, no test can know."""
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+
+from benchmarks import measure, plot, report
+from benchmarks.cells import Cell
+from benchmarks.peers import marks
+from benchmarks.systems import OURS, SYSTEMS, Unable
+from tests.processes import REPOSITORY
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def measured(system: str, rates: list[float], setting: str = "1 process") -> Cell:
+    waiting = iter(rates)
+    cell = Cell("throughput", SYSTEMS[system], "sqlite", setting, lambda: {"jobs/s": next(waiting)})
+    for _ in rates:
+        cell.measure()
+    return cell
+
+
+@pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="it makes databases of its own")
+def test_a_quick_run_measures_ours_and_writes_a_table_and_a_picture(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--systems", OURS, "--databases", "sqlite"]
+    run = subprocess.run(
+        [*command, "--only", "throughput,latency", "--out", str(tmp_path)],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "PEASY_TEST_DB_NAME"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    cells = json.loads((tmp_path / "benchmark.json").read_text())["cells"]
+    assert {cell["part"] for cell in cells} == {"throughput", "latency"}
+    assert not [cell["failures"] for cell in cells if cell["failures"]]
+    assert all(min(values) > 0 for cell in cells for values in cell["figures"].values())
+    assert "| peasy_jobs | 2 processes | **" in (tmp_path / "benchmark.md").read_text()
+    ElementTree.parse(tmp_path / "benchmark.svg")
+
+
+def test_the_table_shows_the_spread_and_how_far_ahead_the_best_of_ours_is() -> None:
+    cells = [
+        measured(OURS, [900, 1000, 2000]),
+        measured(OURS, [10, 10, 10], "1 thread"),
+        measured("huey", [400, 500, 600]),
+    ]
+    table = report.markdown(cells, {"cpu": "one"}, 3)
+    assert "| peasy_jobs | 1 process | 900 / **1,000** / 2,000 |  |" in table
+    assert "| huey 3.5.4 | 1 process | 400 / **500** / 600 | 2.00 × |" in table
+
+
+def test_a_peer_that_cannot_be_measured_is_in_the_table_with_the_reason() -> None:
+    def stall() -> measure.Figures:
+        raise Unable("stalled: 3 of 40 jobs began")
+
+    stalled = Cell("throughput", SYSTEMS["peasy-jobs-0_4_1"], "sqlite", "1 process", stall)
+    assert stalled.measure() == {}
+    table = report.markdown([measured(OURS, [1000]), stalled], {}, 1)
+    assert "| peasy-jobs 0.4.1 | 1 process | not measured: stalled: 3 of 40 jobs began |" in table
+
+
+def test_a_job_that_ran_twice_or_is_not_stored_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, found = SYSTEMS[OURS], marks.create(tmp_path / "marks", 3)
+    monkeypatch.setattr(type(system), "call", lambda *args: {"stored": 2, "seconds": 1.0})
+    for number in range(3):
+        found.mark(number)
+    with pytest.raises(Unable, match="2 of 3 jobs are stored"):
+        measure.checked(system, {}, found, 3)
+    found.mark(1)
+    with pytest.raises(Unable, match="1 of 3 jobs ran more than once"):
+        measure.checked(system, {}, found, 3)
+
+
+def test_the_picture_has_a_bar_for_the_best_setting_of_each_system() -> None:
+    cells = [measured(OURS, [900, 1000]), measured(OURS, [2000], "4 threads"), measured("huey", [500])]
+    picture = plot.svg(plot.panels(cells))
+    assert picture.count("<rect") == 2
+    assert "4 threads" in picture
+    assert ElementTree.fromstring(picture).get("aria-label", "").endswith("peasy_jobs 2,000, huey 3.5.4 500.")
