@@ -149,26 +149,35 @@ def refuse_too_large(connection: BaseDatabaseWrapper, rows: Sequence[Sequence[An
 
 
 def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]) -> int:
-    """Run an UPDATE once for each row of values. Returns how many rows of the table it has changed.
+    """Run an UPDATE once for each row of values. Returns how many rows of the table it has found.
 
-    update: with `{}` in the place of each value, and `{source}` before its WHERE.
+    update: with `{}` in the place of each value, `{join}` before its SET and `{source}` before its WHERE.
     types: of the values on PostgreSQL.
     """
-    with connection.cursor() as opened:
-        cursor: Any = opened
-        if connection.vendor != "postgresql":
-            cursor.executemany(update.format(*["%s"] * len(types), source=""), rows)
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.executemany(update.format(*["%s"] * len(types), join="", source=""), rows)
             return int(cursor.rowcount)
-        # executemany is a statement for each row there, and costs the server ten times as much as one statement that
-        # joins them all. What they have in common travels once.
-        selected, values = [], []
-        for number, (kind, column) in enumerate(zip(types, zip(*rows, strict=True), strict=True)):
-            same = column.count(column[0]) == len(column)
-            values.append(column[0] if same else _array(kind, column))
-            selected.append(f"%s::{kind} AS v{number}" if same else f"unnest(%s::{kind}[]) AS v{number}")
-        names = [f"rows.v{number}" for number in range(len(types))]
-        cursor.execute(update.format(*names, source=f" FROM (SELECT {', '.join(selected)}) AS rows"), values)
+    columns = list(zip(*rows, strict=True))
+    texts = [column for kind, column in zip(types, columns, strict=True) if kind in ("text", "bytea", "jsonb")]
+    if len(rows) > 1 and sum(len(value) for column in texts for value in column if value) > SURELY_ACCEPTED // 2:
+        half = len(rows) // 2
+        return sum(update_each(connection, update, types, some) for some in (rows[:half], rows[half:]))
+    # executemany is a statement for each row here, and costs a server up to ten times as much as one statement that
+    # joins them all. What they have in common travels once.
+    same = [column.count(column[0]) == len(column) for column in columns]
+    statement, values = (_from_arrays if connection.vendor == "postgresql" else _joined)(update, types, columns, same)
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
         return int(cursor.rowcount)
+
+
+def _from_arrays(update: str, types: Sequence[str], columns: list[Any], same: list[bool]) -> tuple[str, list[Any]]:
+    selected = [f"%s::{kind} AS v{n}" if same[n] else f"unnest(%s::{kind}[]) AS v{n}" for n, kind in enumerate(types)]
+    statement = update.format(
+        *[f"rows.v{n}" for n in range(len(types))], join="", source=f" FROM (SELECT {', '.join(selected)}) AS rows"
+    )
+    return statement, [column[0] if same[n] else _array(types[n], column) for n, column in enumerate(columns)]
 
 
 def _array(kind: str, column: Sequence[Any]) -> Any:
@@ -176,6 +185,16 @@ def _array(kind: str, column: Sequence[Any]) -> Any:
     if kind not in ("int", "bigint", "timestamptz"):
         return list(column)
     return f"{{{','.join('NULL' if value is None else str(value) for value in column)}}}"
+
+
+def _joined(update: str, types: Sequence[str], columns: list[Any], same: list[bool]) -> tuple[str, list[Any]]:
+    different = [n for n in range(len(types)) if not same[n]]
+    first = ", ".join(f"%s AS v{n}" for n in different)
+    others = f" UNION ALL SELECT {', '.join(['%s'] * len(different))}" * (len(columns[0]) - 1)
+    names = ["%s" if same[n] else f"ending.v{n}" for n in range(len(types))]
+    values = [value for row in zip(*(columns[n] for n in different), strict=True) for value in row]
+    values += [column[0] for n, column in enumerate(columns) if same[n]]
+    return update.format(*names, join=f", (SELECT {first}{others}) AS ending" if different else "", source=""), values
 
 
 def portions(rows: list[T], sizes: list[int]) -> Iterator[list[T]]:

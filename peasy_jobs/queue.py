@@ -216,7 +216,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def _write_endings(self, rows: list[list[Any]]) -> int:
         # Plain SQL, one for any mix of endings: the ORM would compile and send a query for each.
         update = (
-            f"UPDATE {self._table()} AS job SET status = {{}}, result_data = {{}},"
+            f"UPDATE {self._table()} AS job{{join}} SET status = {{}}, result_data = {{}},"
             " status_msg = COALESCE({}, job.status_msg), extra = COALESCE({}, job.extra),"
             " errors = COALESCE({}, job.errors), started = {}, completed = {},"
             " run_after = CASE WHEN {} = 'Q' THEN job.run_after ELSE {} END,"

@@ -313,7 +313,7 @@ def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say()
         for word, letter in (("enqueued", ENQUEUED), ("completed", COMPLETED)):
             pages = [Filters(status=word, **key) for key in ({}, {"before": 9000}, {"after": 9000})]
             first, *others = (accesses(lambda page=page: list(listing._page(page))) for page in pages)
-            counted = accesses(lambda letter=letter: listing._newest(letter).values("status")[:1000].count())
+            counted = accesses(lambda letter=letter: listing.listed(letter).values("status")[:1000].count())
             assert first == counted == [("peasy_listed", False)], (statistics, word)
             assert {*sum(others, [])} <= {("peasy_listed", False), ("primary key", False)}, (statistics, word)
         assert accesses(lambda: claim(10))[0] == ("peasy_waiting", False), statistics
@@ -415,6 +415,36 @@ def test_a_batch_may_end_in_different_ways():
     assert column("attempts", ended) == [1, 1, 0, 1]
     assert column("crashes", ended) == [0, 0, 0, 1]
     assert column("started", ended[2:]) == [None, None]
+
+
+def test_what_no_array_and_no_text_may_confuse_is_stored_as_it_is():
+    odd = ["", "NULL", "{a,b}", 'say "no"', "back\\slash", "it's %s and 100%", "\n\t;--", "é ☃ 𝄞", None]
+    raw = [b"J" + bytes(range(256)), b"", b"\\x00", b"J\x00\x01", *[None] * 5]
+    claims = claimed(len(odd))
+    some = [
+        ending(
+            claim, FAILED, status_msg=text, result=data, error=failure(str(text)), started=at(n), completed=at(n + 0.5)
+        )
+        for n, (claim, text, data) in enumerate(zip(claims, odd, raw, strict=True))
+    ]
+    some[3].started = None
+
+    assert jobs.end(ME, some, at()) == []
+
+    for n, (claim, text, data) in enumerate(zip(claims, odd, raw, strict=True)):
+        job = row(claim.pk)
+        assert (job.status_msg, job.error) == (text or "", str(text))
+        assert data == (None if job.result_data is None else bytes(job.result_data))
+        assert (job.started, job.completed) == (None if n == 3 else at(n), at(n + 0.5))
+
+
+def test_outcomes_too_large_for_one_statement_are_written_with_several():
+    claims = claimed(5)
+    with CaptureQueriesContext(connection) as context:
+        assert jobs.end(ME, [ending(claim, result=b"J" + b"1" * 200_000) for claim in claims], at()) == []
+    updates = sum("UPDATE" in query["sql"] for query in context)
+    assert updates == (1 if connection.vendor == "sqlite" else 5)
+    assert {len(row(claim.pk).result_data) for claim in claims} == {200_001}
 
 
 def queries_to_end(count: int) -> int:
