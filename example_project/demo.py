@@ -26,7 +26,7 @@ def main() -> int:
 
     children = {
         "web server": start("runserver", "--noreload", f"{HOST}:{port}"),
-        "runner": start("run_peasy"),
+        "runner": start("run_peasy", "--noreload"),
     }
     announced = False
     while not interrupts and all(child.poll() is None for child in children.values()):
@@ -34,6 +34,7 @@ def main() -> int:
             announced = True
             print(
                 f"\n  Open      http://{HOST}:{port}/"
+                f"\n  Dashboard http://{HOST}:{port}/peasy/"
                 f"\n  Admin     http://{HOST}:{port}/admin/"
                 f"\n  Log in    {LOGIN} / {password}"
                 "\n  Stop      Ctrl-C\n",

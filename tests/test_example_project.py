@@ -4,92 +4,25 @@ import csv
 import functools
 import http.cookiejar
 import itertools
-import json
-import os
 import re
 import signal
 import socket
-import sqlite3
 import string
-import subprocess
 import sys
 import urllib.parse
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from django.conf import settings
 
 from tests import processes
+from tests.example import HEADER, SAMPLE, Demo, Site, free_port
+from tests.manual import block
 from tests.waiting import DEADLINE, wait_until
 
-EXAMPLE = processes.REPOSITORY / "example_project"
-SAMPLE = EXAMPLE / "airports" / "sample" / "airports.csv"
-HEADER = "code,name,city,country,latitude,longitude,elevation\n"
-SETUP = """
-import json
-import django
-django.setup()
-from django.test import Client
-from airports.jobs import import_airports
-from airports.models import Airport, Upload
-from peasy_jobs.models import PeasyJobQueue
-
-def visitor():
-    return Client(headers={"host": "localhost"})
-"""
-
 pytestmark = pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="The example site runs on SQLite.")
-
-
-def environment(data: Path) -> dict[str, str]:
-    return {
-        **os.environ,
-        "DJANGO_SETTINGS_MODULE": "example.settings",
-        "EXAMPLE_DATA": str(data),
-        "PYTHONPATH": os.pathsep.join([str(processes.REPOSITORY), str(EXAMPLE)]),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "error",
-    }
-
-
-class Site:
-    """The example site with a database of its own."""
-
-    def __init__(self, data: Path) -> None:
-        self.database = data / "db.sqlite3"
-        self.environment = environment(data)
-        self.manage("migrate", "--verbosity=0")
-
-    def manage(self, *args: str) -> str:
-        return self.run(str(EXAMPLE / "manage.py"), *args)
-
-    def ask(self, code: str, *args: Any) -> Any:
-        """What the last line of `code`, an expression, is inside the site. It finds `args` in `args`."""
-        *lines, last = code.strip().splitlines()
-        script = "\n".join([SETUP, f"args = {args!r}", *lines, f"print(json.dumps({last}))"])
-        return json.loads(self.run("-", script=script).splitlines()[-1])
-
-    def count(self, table: str, where: str = "1") -> int:
-        with closing(sqlite3.connect(self.database)) as connection:
-            return connection.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()[0]
-
-    def run(self, *command: str, script: str = "") -> str:
-        done = subprocess.run(
-            [sys.executable, *command],
-            env=self.environment,
-            input=script,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
 
 @pytest.fixture
@@ -124,7 +57,7 @@ def test_the_sample_is_imported_and_its_bad_rows_are_named_by_line(site: Site) -
     job = site.ask(
         """
 job = PeasyJobQueue.objects.get()
-{"url": f"/imports/{job.pk}/", "status": job.status, "extra": job.extra, "result": job.result}
+{"url": f"/jobs/{job.pk}/", "status": job.status, "extra": job.extra, "result": job.result}
 """
     )
     assert job == {
@@ -251,19 +184,20 @@ def test_an_import_is_shown_to_the_visitor_who_started_it_and_to_nobody_else(sit
 owner, other = visitor(), visitor()
 url = owner.post("/sample/").url
 other.post("/sample/")
-pages = [owner.get(url), other.get(url), other.get("/imports/9/")]
-[[page.status_code, "no such import" in page.content.decode()] for page in pages]
+pages = [owner.get(url), other.get(url), other.get("/jobs/9/")]
+[[page.status_code, "no such job" in page.content.decode()] for page in pages]
 """
     assert site.ask(code) == [[200, False], [404, True], [404, True]]
 
 
-def test_the_page_of_an_unfinished_import_refreshes_itself(site: Site) -> None:
+def test_the_page_of_an_unfinished_import_is_kept_up_to_date_with_and_without_a_script(site: Site) -> None:
     code = """
 client = visitor()
 client.post("/sample/", follow=True).content.decode()
 """
     page = site.ask(code)
-    assert 'http-equiv="refresh"' in page and "Enqueued" in page and "run_peasy" in page
+    assert '<noscript><meta http-equiv="refresh"' in page and "data-peasy-poll" in page
+    assert "Enqueued" in page and "run_peasy" in page
 
 
 def test_only_staff_see_the_error_of_a_failed_import(site: Site) -> None:
@@ -281,59 +215,9 @@ pages
 """
     seen_by_visitor, seen_by_staff = site.ask(code)
     for page in (seen_by_visitor, seen_by_staff):
-        assert "Failed" in page and "importing the file again is safe" in page and "refresh" not in page
+        assert "Failed" in page and "Trying again is safe" in page and "refresh" not in page
     assert "matching query" not in seen_by_visitor
     assert "Upload matching query does not exist" in seen_by_staff
-
-
-class Demo:
-    """`make demo` without make, started as a terminal starts it."""
-
-    def __init__(self, directory: Path, port: str) -> None:
-        self.token = uuid.uuid4().hex
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = directory / f"{self.token}.log"
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, str(EXAMPLE / "demo.py")],
-                env={**environment(directory / "data"), "PORT": port, processes.TOKEN: self.token},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def ready(self) -> "Demo":
-        wait_until(lambda: "Ctrl-C\n" in self.output() or self.process.poll(), message=self.output)
-        wait_until(lambda: "run_peasy serves" in self.output() or self.process.poll(), message=self.output)
-        assert self.process.poll() is None, self.output()
-        return self
-
-    def password(self) -> str:
-        return re.search(r"demo / (\S+)", self.output())[1]
-
-    def ctrl_c(self) -> int:
-        os.killpg(self.process.pid, signal.SIGINT)
-        return self.wait()
-
-    def wait(self) -> int:
-        return self.process.wait(DEADLINE)
-
-    def processes(self) -> list[psutil.Process]:
-        """The script and everything it started, orphans included."""
-        return [process for process in psutil.process_iter() if self.owns(process)]
-
-    def owns(self, process: psutil.Process) -> bool:
-        try:
-            return process.environ().get(processes.TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-    def find(self, word: str) -> psutil.Process:
-        return next(process for process in self.processes() if word in process.cmdline())
 
 
 @pytest.fixture
@@ -351,10 +235,68 @@ def start_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
         print(demo.output())
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def test_an_export_may_be_downloaded_by_whoever_asked_for_it_once_it_is_complete(site: Site) -> None:
+    code = """
+from django.core.management import call_command
+owner, other = visitor(), visitor()
+upload = Upload.objects.create(name="one.csv", content=args[0])
+import_airports.call(upload.pk)
+url = owner.post("/export/").url + "download/"
+codes = [owner.get(url).status_code]
+call_command("run_peasy", "--exit-on-empty", "--worker-type=thread")
+page = owner.get(url)
+other.post("/call/")
+codes += [page.status_code, other.get(url).status_code, other.get(other.post("/call/").url + "download/").status_code]
+[codes, page.headers["Content-Disposition"], b"".join(page).decode()]
+"""
+    text = HEADER + "JFK,Kennedy,New York,US,40.6,-73.8,13.0\n"
+    codes, disposition, file = site.ask(code, text)
+    assert codes == [404, 200, 404, 404]
+    assert disposition == 'attachment; filename="airports.csv"'
+    assert file.replace("\r\n", "\n") == text
+
+
+def test_a_call_fails_twice_before_it_succeeds(site: Site) -> None:
+    code = """
+from django.core.management import call_command
+from django.utils import timezone
+client = visitor()
+url = client.post("/call/").url
+seen = []
+for _ in range(3):
+    PeasyJobQueue.objects.filter(status="S").update(run_after=timezone.now())
+    call_command("run_peasy", "--exit-on-empty", "--worker-type=thread")
+    job = PeasyJobQueue.objects.get()
+    seen.append([job.status, job.status_msg])
+[seen, "2 attempts failed" in client.get(url).content.decode()]
+"""
+    seen, told = site.ask(code)
+    assert seen == [
+        ["S", "Attempt 1 of 4: nobody answers."],
+        ["S", "Attempt 2 of 4: nobody answers."],
+        ["C", "Attempt 3 of 4: the tower answers."],
+    ]
+    assert told
+
+
+def test_the_farthest_airports_are_found_and_their_distance_is_right(site: Site) -> None:
+    text = HEADER + "JFK,Kennedy,New York,US,40.64,-73.78,13\nLAX,Angeles,Los Angeles,US,33.94,-118.41,1\n"
+    code = """
+from airports.jobs import find_farthest
+for content in args:
+    import_airports.call(Upload.objects.create(name="a.csv", content=content).pk)
+find_farthest.call()
+"""
+    near = HEADER + "LGA,La Guardia,New York,US,40.78,-73.87,20\n"
+    found = site.ask(code, text, near)
+    assert found["airports"] == ["JFK Kennedy", "LAX Angeles"]
+    assert found["km"] == pytest.approx(3975, rel=0.01)
+
+
+def test_the_loop_of_the_manual_is_the_one_that_the_example_uses() -> None:
+    loop = block("js", "async function watch")
+    script = (SAMPLE.parent.parent / "static" / "airports" / "distance.js").read_text()
+    assert loop[loop.index("async function") :] in script
 
 
 class Browser:
@@ -394,7 +336,7 @@ def test_the_demo_imports_an_upload_and_ctrl_c_leaves_no_process(start_demo: Cal
     content = HEADER + "JFK,Kennedy,New York,US,40.6,-73.8,13\nXXX,Nowhere,,US,0,0,0\n"
 
     browser.post("/", {}, ("two.csv", content.encode()))
-    wait_until(lambda: "refresh" not in browser.get(browser.url))
+    wait_until(lambda: "data-peasy-poll" not in browser.get(browser.url))
     page = browser.get(browser.url)
 
     assert "Import of two.csv" in page and "Completed" in page

@@ -1,56 +1,91 @@
-"""Three pages: hand in a file, import the sample, watch an import."""
+"""Start a job, watch it, take what it has made. Whoever starts a job may see it: the session remembers which."""
 
 from pathlib import Path
 
+from django.core.files.storage import default_storage
 from django.db import transaction
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
 from peasy_jobs.models import PeasyJobQueue
 
 from .forms import UploadForm
-from .jobs import import_airports
+from .jobs import call_tower, export_airports, find_farthest, import_airports
 from .models import Airport, Upload
 
 SAMPLE = Path(__file__).parent / "sample" / "airports.csv"
-FINISHED = [PeasyJobQueue.COMPLETED, PeasyJobQueue.FAILED, PeasyJobQueue.CANCELLED]
 
 
 def home(request: HttpRequest) -> HttpResponse:
     form = UploadForm(request.POST, request.FILES) if request.method == "POST" else UploadForm()
     if form.is_valid():
         return start_import(request, name=request.FILES["file"].name, content=form.cleaned_data["file"])
-    jobs = PeasyJobQueue.objects.filter(pk__in=my_imports(request)).order_by("-pk")
-    imports = [(job, my_imports(request)[str(job.pk)]) for job in jobs]
-    context = {"form": form, "imports": imports, "airports": Airport.objects.count()}
-    return render(request, "airports/home.html", context)
+    names = my_jobs(request)
+    jobs = [(job, names[str(job.pk)]) for job in PeasyJobQueue.objects.filter(pk__in=names).order_by("-pk")]
+    return render(request, "airports/home.html", {"form": form, "jobs": jobs, "airports": Airport.objects.count()})
 
 
 @require_POST
 def import_sample(request: HttpRequest) -> HttpResponse:
-    content = SAMPLE.read_text(encoding="utf-8")
-    return start_import(request, name=SAMPLE.name, content=content)
+    return start_import(request, name=SAMPLE.name, content=SAMPLE.read_text(encoding="utf-8"))
 
 
-def import_page(request: HttpRequest, pk: int) -> HttpResponse:
-    name = my_imports(request).get(str(pk))
-    job = PeasyJobQueue.objects.filter(pk=pk).first()
-    if name is None or job is None:
-        raise Http404("There is no such import.")
-    context = {"job": job, "name": name, "finished": job.status in FINISHED}
-    return render(request, "airports/import.html", context)
-
-
+@transaction.atomic
 def start_import(request: HttpRequest, *, name: str, content: str) -> HttpResponse:
     """The upload and its job are committed together, or not at all."""
-    with transaction.atomic():
-        upload = Upload.objects.create(name=name, content=content)
-        job = import_airports.using(user=request.user)(upload.pk)
-    request.session["imports"] = {**my_imports(request), str(job.pk): name}
-    return redirect("import_page", job.pk)
+    upload = Upload.objects.create(name=name, content=content)
+    return started(request, import_airports.using(user=request.user)(upload.pk), f"Import of {name}")
 
 
-def my_imports(request: HttpRequest) -> dict[str, str]:
-    """What this visitor started: file names by job, kept in the visitor's session."""
-    return request.session.get("imports", {})
+@require_POST
+def start_export(request: HttpRequest) -> HttpResponse:
+    return started(request, export_airports.using(user=request.user)(), "Export of all airports")
+
+
+@require_POST
+def start_call(request: HttpRequest) -> HttpResponse:
+    return started(request, call_tower.using(user=request.user)(), "Call to the tower")
+
+
+def job_page(request: HttpRequest, pk: int) -> HttpResponse:
+    job, name = my_job(request, pk)
+    # What came of it is shown by the template that is called as the job function.
+    outcome = f"airports/outcomes/{job.job_name.rpartition('.')[2]}.html"
+    return render(request, "airports/job.html", {"job": job, "name": name, "outcome": outcome})
+
+
+def download(request: HttpRequest, pk: int) -> FileResponse:
+    job, _ = my_job(request, pk)
+    if job.job_name != export_airports.job_name or job.status != PeasyJobQueue.COMPLETED:
+        raise Http404("There is no such file.")
+    return FileResponse(default_storage.open(job.result["file"]), as_attachment=True, filename="airports.csv")
+
+
+def distance(request: HttpRequest) -> HttpResponse:
+    """The page whose own script (distance.js) starts a job and follows it."""
+    return render(request, "airports/distance.html", {"airports": Airport.objects.count()})
+
+
+@require_POST
+def start_distance(request: HttpRequest) -> JsonResponse:
+    job = find_farthest.using(user=request.user)()
+    return JsonResponse({"status": job.status_url}, status=202)
+
+
+def started(request: HttpRequest, job: PeasyJobQueue, name: str) -> HttpResponse:
+    request.session["jobs"] = {**my_jobs(request), str(job.pk): name}
+    return redirect("job", job.pk)
+
+
+def my_jobs(request: HttpRequest) -> dict[str, str]:
+    """What this visitor has started: names by job."""
+    return request.session.get("jobs", {})
+
+
+def my_job(request: HttpRequest, pk: int) -> tuple[PeasyJobQueue, str]:
+    name = my_jobs(request).get(str(pk))
+    job = PeasyJobQueue.objects.filter(pk=pk).first()
+    if name is None or job is None:
+        raise Http404("There is no such job.")
+    return job, name

@@ -83,6 +83,10 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
+MEDIA_ROOT = DATA_DIR / "media"
 LOGIN_URL = "admin:login"
 
 PEASY_CONCURRENCY = 2
+
+# Seconds that the import rests after every hundred rows. The sample would be in before you saw it move.
+IMPORT_PAUSE = float(os.environ.get("EXAMPLE_PAUSE") or 0.2)
