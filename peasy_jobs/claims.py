@@ -42,6 +42,10 @@ class Claim(NamedTuple):
         wrong = next(name for name, value in zip(self._fields, self, strict=True) if type(value) not in KINDS[name])
         return f"The row of this job is damaged: {wrong} is {getattr(self, wrong)!r:.100}."
 
+    def weight(self) -> int:
+        """Bytes that its arguments take, and one."""
+        return len(self.args or b"") + len(self.kwargs or b"") + 1
+
     def run(self) -> Run:
         """What a worker needs of it."""
         return Run(self.pk, self.claims, self.job_name, self.args, self.kwargs, self.attempts - self.crashes)

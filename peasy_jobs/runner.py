@@ -9,14 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from django.db import (
-    DatabaseError,
-    InterfaceError,
-    OperationalError,
-    connections,
-    reset_queries,
-    router,
-)
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, reset_queries, router
 
 from peasy_jobs import database, outcomes, queue, wakeup
 from peasy_jobs.claims import Claim, Ending
@@ -38,7 +31,7 @@ LOCK_TIMEOUT = 0.5  # seconds that the runner's own connection waits for a lock
 LOCK_IS_TROUBLE = 3.0  # seconds: a lock of less is everyday life on SQLite
 CANCEL_EVERY = 0.5
 LOOK_AHEAD = 0.1  # seconds of work that may wait in a worker
-LOOK_AHEAD_JOBS = 1000
+LOOK_AHEAD_JOBS, LOOK_AHEAD_BYTES = 1000, 1 << 24  # for each worker
 BEGUN_AFTER = 0.01  # seconds: what has ended by then needs no write that says it had begun
 GIVE_UP = 5.0  # seconds after a second signal until the runner ends with its outcomes unwritten
 
@@ -68,6 +61,7 @@ class Runner:
         self.held: dict[int, Claim] = {}  # claimed, no outcome yet
         self.ahead: set[int] = set()  # those of them that are not marked as started
         self.pace: float | None = None  # seconds that a job takes
+        self.weight = 1  # bytes of the largest arguments among those that were claimed last
         self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
         self.follow_ups: list[float] = []
         self.absorbed_at = self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
@@ -266,13 +260,15 @@ class Runner:
         damages = {claim: why for claim in claims if (why := claim.damage())}
         for claim, why in damages.items():
             self._end(outcomes.damaged(claim, why, self.clock))
-        self._hand_out([claim for claim in claims if claim not in damages] if damages else claims)
+        sound = [claim for claim in claims if claim not in damages] if damages else claims
+        self.weight = max((claim.weight() for claim in sound), default=1)
+        self._hand_out(sound)
 
     def _room(self) -> dict[Worker, int]:
         """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
         depth, now = 1, monotonic()
         if self.pace is not None and self.pace < LOOK_AHEAD / 2:
-            depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)))
+            depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)), LOOK_AHEAD_BYTES // self.weight + 1)
         # Filled up when half of it is done, so that jobs travel in batches.
         return {
             worker: int(min(depth - len(worker.pending), worker.room))
@@ -288,7 +284,7 @@ class Runner:
             return True
         now, idle = monotonic(), not self.held and not self.recorder.unwritten
         if self.hint:
-            self.hint, self.follow_ups = False, list(wakeup.FOLLOW_UPS)
+            self.hint, self.follow_ups = False, list(self.wakeup.follow_ups)
         elif now < self.look_at and not (idle and self.exit_on_empty):
             return False
         waiting, due = self.jobs.peek(self.queues)

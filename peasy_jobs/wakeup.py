@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 CHANNEL = "peasy_jobs"
 ANNOUNCE_EVERY = 0.25  # seconds
-FOLLOW_UPS = (0.05, 0.1, 0.2)  # seconds between the looks after a hint: they find what was not announced
 
 _announced = float("-inf")
 
@@ -25,6 +24,7 @@ class Wakeup(Protocol):
 
     description: str
     interval: float | None  # seconds between two calls of `hinted`; None: `fileno` turns readable instead
+    follow_ups: tuple[float, ...]  # seconds between the looks after a hint: they find what was not announced
 
     def fileno(self) -> int: ...
 
@@ -65,6 +65,7 @@ class DataVersion:
 
     description = "by every commit (data_version)"
     interval: float | None = 0.02
+    follow_ups: tuple[float, ...] = ()
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
@@ -89,6 +90,7 @@ class Listen:
 
     description = "by NOTIFY"
     interval: float | None = None
+    follow_ups: tuple[float, ...] = (0.05, 0.1, 0.2)
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.notified = self.unread = False
@@ -125,6 +127,7 @@ class Look:
 
     description = "by a look every 0.1 s"
     interval: float | None = 0.1
+    follow_ups: tuple[float, ...] = ()
 
     def __init__(self) -> None:
         self.look_at = 0.0

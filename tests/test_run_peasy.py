@@ -17,7 +17,7 @@ import peasy_jobs
 from peasy_jobs import conf, wakeup
 from peasy_jobs.database import as_field, database_now
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, JobQuerySet
 from peasy_jobs.runner import Runner
 from tests import jobs
 from tests.jobs import notes
@@ -539,6 +539,25 @@ def test_a_fork_that_comes_back_from_the_job_runs_nothing_and_reports_nothing(ru
 
 
 # How little there is to it
+
+
+def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, monkeypatch):
+    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD_BYTES", 10_000)
+    todo = jobs.echo.map(["x" * 3000] * 40)
+    limits, claim = [], JobQuerySet.claim
+
+    def counted(self, runner_id, limit, *args):
+        limits.append(limit)
+        return claim(self, runner_id, limit, *args)
+
+    monkeypatch.setattr(JobQuerySet, "claim", counted)
+    settings = replace(conf.get(), worker_type="thread", max_completed=None)
+    try:
+        assert Runner(settings, lambda text: None, exit_on_empty=True).run()
+    finally:
+        connection.close()  # set up as a runner's own
+    assert {job.status for job in finished(*todo)} == {COMPLETED}
+    assert 1 < max(limits) <= 4
 
 
 def test_a_no_op_job_enters_about_twenty_functions_of_ours(transactional_db, capsys):
