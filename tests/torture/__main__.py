@@ -107,7 +107,11 @@ class Stream(threading.Thread):
         from tests.torture import database
 
         try:
-            if connection.vendor != "sqlite":
+            if connection.vendor == "sqlite":
+                with connection.cursor() as cursor:
+                    # A runner that is suspended as it writes keeps the lock, several times in a row on a busy machine.
+                    cursor.execute("PRAGMA busy_timeout = 60000")
+            else:
                 self.hand.own_connections.add(database.own_connection())
             while not self.over.wait(0.1):
                 self._fill_up()
