@@ -189,8 +189,10 @@ def _array(kind: str, column: Sequence[Any]) -> Any:
 
 def _joined(update: str, types: Sequence[str], columns: list[Any], same: list[bool]) -> tuple[str, list[Any]]:
     different = [n for n in range(len(types)) if not same[n]]
-    first = ", ".join(f"%s AS v{n}" for n in different)
-    others = f" UNION ALL SELECT {', '.join(['%s'] * len(different))}" * (len(columns[0]) - 1)
+    # mysqlclient writes bytes as text, which only a binary column takes as they are.
+    values_of = ["CAST(%s AS BINARY)" if types[n] == "bytea" else "%s" for n in different]
+    first = ", ".join(f"{value} AS v{n}" for value, n in zip(values_of, different, strict=True))
+    others = f" UNION ALL SELECT {', '.join(values_of)}" * (len(columns[0]) - 1)
     names = ["%s" if same[n] else f"ending.v{n}" for n in range(len(types))]
     values = [value for row in zip(*(columns[n] for n in different), strict=True) for value in row]
     values += [column[0] for n, column in enumerate(columns) if same[n]]
