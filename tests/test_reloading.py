@@ -222,11 +222,11 @@ def test_no_descriptor_is_left_over_by_a_reload(run_peasy, project, worker_type)
         finished(enqueue())
         return psutil.Process(command.pid).num_fds()
 
-    before = descriptors()
+    before = min(descriptors() for _ in range(3))  # a thread may still have its connection open
     for times in (1, 2):
         project.change(command, f"version {times}")
         reloaded(command, times)
-        wait_until(lambda: descriptors() == before, message=command.describe)
+        wait_until(lambda: descriptors() <= before, message=command.describe)
     if worker_type == "process":
         assert len(psutil.Process(command.pid).children()) == 1
 
