@@ -29,7 +29,7 @@ from peasy_jobs.changelists import (
     RunnerList,
     StatusFilter,
     database_now,
-    few,
+    status,
 )
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 
@@ -77,7 +77,7 @@ class JobAdmin(ReadOnly, OfJobs):
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> Any:
         term = search_term.strip().replace("\0", "")
-        return listing.search(queryset, term, whole=few(request)) if term else queryset, False
+        return listing.search(queryset, term, status(request)) if term else queryset, False
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         return []  # the template shows the job as the dashboard does

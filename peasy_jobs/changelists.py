@@ -41,15 +41,9 @@ def database_now(request: HttpRequest) -> datetime:
     return moment
 
 
-def word(request: HttpRequest) -> str:
+def status(request: HttpRequest) -> str:
     """The status that is asked for, or an empty string."""
-    asked = request.GET.get("status", "")
-    return asked if asked in listing.LETTERS else ""
-
-
-def few(request: HttpRequest) -> bool:
-    """Whether a status is asked for that has few jobs: those are looked at one by one, whatever else is asked."""
-    return bool(_once(request, "few", lambda: bool(word(request)) and listing.few(word(request))))
+    return listing.LETTERS.get(request.GET.get("status", ""), "")
 
 
 class StatusFilter(admin.SimpleListFilter):
@@ -61,8 +55,8 @@ class StatusFilter(admin.SimpleListFilter):
         return [(word, labels[letter]) for word, letter in listing.LETTERS.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        word = self.value()
-        return queryset.filter(listing.LISTED, status=listing.LETTERS[word]) if word in listing.LETTERS else queryset
+        letter = status(request)
+        return queryset.filter(status=letter) if letter else queryset
 
 
 class NameFilter(admin.SimpleListFilter):
@@ -110,48 +104,38 @@ class CreatedFilter(admin.SimpleListFilter):
 
 
 class JobList(ChangeList):
-    """The newest 10,000 jobs, or of a status that has fewer all: pages and counts that never cost the whole table."""
+    """The newest 10,000 jobs, or those of a status: pages and counts that never cost the whole table."""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         jobs = super().get_queryset(request, exclude_parameters)
-        self.word, self.few = word(request), few(request)
+        self.letter = letter = status(request)
         searched, filtered = bool(self.query.strip()), bool(set(self.get_filters_params()) - {"status"})
-        self.narrow = (searched or filtered) and not self.few
-        return jobs.filter(listing.newest()) if self.narrow and not searched else jobs  # a search does it itself
+        self.narrow = searched or filtered
+        if not self.narrow:
+            return listing.listed(letter, self.root_queryset) if letter else jobs
+        return jobs if searched else jobs.filter(listing.newest(letter))  # a search does it itself
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         return ["-pk"]  # whatever the address says: there is no other that an index gives
 
     def get_results(self, request: HttpRequest) -> None:
-        keys, found = self._keys()
-        count = min(found, listing.WINDOW)
-        self.paginator = Paginator(range(count), self.list_per_page)
+        keys = list(self.queryset.values_list("pk", flat=True)[: listing.CAP])
+        count = min(len(keys), listing.WINDOW)
+        self.paginator = Paginator(keys[:count], self.list_per_page)
         try:
-            places = self.paginator.page(self.page_num).object_list
+            pks = self.paginator.page(self.page_num).object_list
         except InvalidPage:
             raise IncorrectLookupParameters from None
-        pks = list(keys[places.start : places.stop])
         # Neither arguments nor results, and only now: what sorts the keys need not carry all this.
         jobs = PeasyJobQueue.objects.select_related("user").only(*overview.COLUMNS, "job_name", "user").in_bulk(pks)
         moment = database.as_field(database_now(request))
         self.result_list = [jobs[pk] for pk in pks if pk in jobs]
         for job in self.result_list:
             job.row = overview.row(job, moment)
-        self.result_count, self.capped = count, found > count
+        self.result_count, self.capped = count, len(keys) > count
         self.full_result_count = count if self.capped else None  # the same: the search box says no number
         self.show_full_result_count, self.show_admin_actions = False, True
         self.can_show_all, self.multi_page = False, count > self.list_per_page
-
-    def _keys(self) -> tuple[Any, int]:
-        """The primary keys to page through, the newest first, and how many there are: `CAP` or more for too many."""
-        jobs = self.queryset
-        if self.few:
-            found = jobs.order_by().values_list("pk", flat=True)
-            return sorted(found, reverse=True), len(found)
-        if self.word and not self.narrow:
-            return listing.listed(listing.LETTERS[self.word]).values_list("pk", flat=True), listing.CAP
-        keys = list(jobs.values_list("pk", flat=True)[: listing.CAP])
-        return keys, len(keys)
 
 
 class RunnerList(ChangeList):

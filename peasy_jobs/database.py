@@ -34,7 +34,7 @@ class Clock:
     """The database's clock, read now and then and carried on by the monotonic one in between."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection = connection
+        self.connection, self.aware = connection, conf.uses_time_zones()
         self.offset = 0.0
         self.stepped_at = float("-inf")  # when it was last found to have been set, or this host to have slept
 
@@ -49,7 +49,8 @@ class Clock:
 
     def at(self, moment: float) -> datetime:
         """The time of `moment` (`time.monotonic()`, the same in every process of a host), as fields hold it."""
-        return as_field(datetime.fromtimestamp(moment + self.offset, UTC))
+        time = datetime.fromtimestamp(moment + self.offset, UTC)
+        return time if self.aware else as_field(time)
 
 
 def database_now(connection: BaseDatabaseWrapper) -> datetime:

@@ -217,7 +217,7 @@ def _call(job: Job[..., Any], run: Run, execution: Execution) -> bytes | None:
     try:
         execution.inside = True
         execution.check()
-        result = job.call_with_pk(run.pk, args, kwargs)
+        result = job.function(*args, **job.with_pk(run.pk, args, kwargs))
         if isawaitable(result):
             result = _wait_for(result)
     finally:

@@ -89,11 +89,13 @@ class Job(Generic[P, R]):
 
     def call(self, /, *args: Any, **kwargs: Any) -> R:
         """Run the function here and now, without the queue. A `job_pk` that is not given is None."""
-        return self.call_with_pk(None, args, kwargs)
+        return self.function(*args, **self.with_pk(None, args, kwargs))
 
-    def call_with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> R:
-        """Run the function here and now, as the job with this primary key."""
-        return self.function(*args, **self._with_pk(pk, args, kwargs))
+    def with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of a call that runs as the job with this primary key."""
+        if self.takes_pk and "job_pk" not in self.signature.bind_partial(*args, **kwargs).arguments:
+            return {**kwargs, "job_pk": pk}
+        return kwargs
 
     def using(
         self,
@@ -162,15 +164,10 @@ class Job(Generic[P, R]):
                 raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
         return self.options if run_after is None else {**self.options, "run_after": run_after}
 
-    def _with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self.takes_pk and "job_pk" not in self.signature.bind_partial(*args, **kwargs).arguments:
-            return {**kwargs, "job_pk": pk}
-        return kwargs
-
     def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes | None, bytes | None]:
         """The arguments of a call as they are stored. Raises `TypeError` or `PayloadError`."""
         try:
-            self.signature.bind(*args, **self._with_pk(None, args, kwargs))
+            self.signature.bind(*args, **self.with_pk(None, args, kwargs))
         except TypeError as error:
             raise TypeError(f'Cannot enqueue "{self.title}": {error}.') from None
         try:

@@ -1025,8 +1025,8 @@ def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatc
 @pytest.mark.parametrize("use_tz", [True, False])
 def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_tz):
     monkeypatch.setattr(database, "database_now", lambda connection: AUTUMN)
-    clock = database.Clock(connection)
     with override_settings(USE_TZ=use_tz):
+        clock = database.Clock(connection)
         before = monotonic()
         assert clock.sync() == AUTUMN.timestamp()
         error = abs(clock.at(before + 60) - database.as_field(AUTUMN + timedelta(minutes=1)))

@@ -887,10 +887,3 @@ def test_every_tag_has_the_nonce_of_the_policy():
     assert render("{% peasy_assets htmx=True %}", csp_nonce="n1").count(' nonce="n1"') == 3
     request.csp_nonce = "n2"
     assert render("{% peasy_assets htmx=True %}", request=request).count(' nonce="n2"') == 3
-
-
-def test_the_other_tags_say_what_they_are_asked():
-    job = make(status="O", extra={"progress": 12})
-    assert job.status_url == render('{% peasy_job_url job "json" %}', job=job)
-    assert job.progress_url == render('{% peasy_job_url job "progress" %}', job=job)
-    assert render("{{ job|peasy_progress_value }}", job=job) == "12.0"

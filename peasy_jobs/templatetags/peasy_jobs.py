@@ -74,18 +74,6 @@ def peasy_url(context: Context, view: str, *args: int) -> str:
     return address(view, *args, request=_request(context))
 
 
-@register.simple_tag
-def peasy_job_url(job: PeasyJobQueue, view: str = "json") -> str:
-    """The signed path of a job's JSON document, or with "progress" of its widget."""
-    return job.progress_url if view == "progress" else job.status_url
-
-
-@register.filter
-def peasy_progress_value(job: PeasyJobQueue) -> float | None:
-    """How far a job is, 0 to 100; None when it does not say so."""
-    return status.percent(job)
-
-
 def _htmx() -> str:
     from django_htmx.jinja import htmx_script  # late: a site without the pages does not need the package
 
