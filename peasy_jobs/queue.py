@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import accumulate
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ MOST = 2**31 - 1  # that an integer column holds
 UNREADABLE = (DataError, ValueError, TypeError, AttributeError)  # a time that Python or Django cannot hold
 # Of what `_ending_row` returns, on PostgreSQL.
 ENDING_TYPES = "text bytea text jsonb jsonb timestamptz timestamptz text timestamptz int int bigint bigint int".split()
+WEIGHT = "COALESCE(LENGTH(args_data), 0) + COALESCE(LENGTH(kwargs_data), 0)"  # reads no more than the head of a row
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
 
 
@@ -52,6 +54,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def enqueue_many(self, calls: Iterable[tuple[bytes | None, bytes | None]], **columns: Any) -> list[PeasyJobQueue]:
         """Jobs that differ in their arguments only: all of them are there when the caller's transaction commits."""
+        self._for_write = True  # `self.db` is no replica from here on
         rows = [{"args_data": args, "kwargs_data": kwargs, **columns} for args, kwargs in calls]
         with transaction.atomic(using=self.db, savepoint=False):
             if not connections[self.db].features.can_return_rows_from_bulk_insert:  # MySQL would not tell their keys
@@ -80,20 +83,25 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             due = as_field(datetime(1970, 1, 1, tzinfo=UTC))
         return waiting.order_by().exists(), due
 
-    def claim(self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, ahead: int = 0) -> list[Claim]:
+    def claim(
+        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, ahead: int = 0, weight: int = 1 << 24
+    ) -> list[Claim]:
         """Take the next `limit` jobs for this runner, first to run first. The last `ahead` are not to start at once.
 
-        `started` stays empty for those, which says to a rescuer that they had not begun.
+        `started` stays empty for those, which says to a rescuer that they had not begun. None of them is taken once
+        the arguments of the jobs before it have more than `weight` bytes.
         """
         claim = self._claim_locked if connections[self.db].vendor == "mysql" else self._claim_returning
         try:
-            rows = claim(runner_id, limit, list(dict.fromkeys(queues)), now, limit - ahead)
+            rows = claim(runner_id, limit, list(dict.fromkeys(queues)), now, limit - ahead, weight)
         except DataError:
             if not self._fail_worn_out(now):
                 raise
             return []
         rows.sort(key=itemgetter(0, 1))  # RETURNING has no order
-        return [Claim(*row[1:]) for row in rows]
+        # psycopg2 gives bytes as a memoryview.
+        plain: list[list[Any]] = [[bytes(each) if type(each) is memoryview else each for each in row] for row in rows]
+        return [Claim(*row[1:]) for row in plain]
 
     def _fail_worn_out(self, now: datetime) -> int:
         """Fail the jobs that can be claimed no more: somebody has set a counter to the end of its range."""
@@ -103,36 +111,37 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return worn_out.update(status=FAILED, completed=now, errors=[entry])
 
     def _claim_returning(
-        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int
+        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int, weight: int
     ) -> list[Any]:
         # Plain SQL: the ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates as a materialised CTE: a bare
         # sub-select may be run again after a lock wait and then updates more rows than its limit.
         connection = connections[self.db]
         table = self._table()
-        probe = f"SELECT id, priority FROM {table} WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT {limit:d}"
+        probe = f"SELECT id, priority, {WEIGHT} AS weight FROM {table}"
+        probe += f" WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT {limit:d}"
         if connection.features.has_select_for_update_skip_locked:
             probe += " FOR UPDATE SKIP LOCKED"
         # One probe for each queue: their index is in order within a queue only.
         probes = " UNION ALL ".join(
-            f"SELECT id, priority FROM ({probe % condition}) AS queue_{n}"
+            f"SELECT id, priority, weight FROM ({probe % condition}) AS queue_{n}"
             for n, condition in enumerate([" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"])
         )
         with connection.cursor() as cursor:
             cursor.execute(
                 f"WITH candidates AS MATERIALIZED ({probes}),"
-                " next AS (SELECT id AS next_id, ROW_NUMBER() OVER (ORDER BY priority DESC, id) AS place"
-                f" FROM candidates ORDER BY place LIMIT {limit:d})"
+                " next AS (SELECT id AS next_id, ROW_NUMBER() OVER line AS place, SUM(weight) OVER line - weight AS"
+                f" before FROM candidates WINDOW line AS (ORDER BY priority DESC, id) ORDER BY place LIMIT {limit:d})"
                 f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
                 " started = CASE WHEN place <= %s THEN %s END"
-                " FROM next WHERE id = next_id AND status = 'Q'"
+                f" FROM next WHERE id = next_id AND status = 'Q' AND (place <= %s OR before <= {weight:d})"
                 " RETURNING 0 - priority, id, claims, title, job_name, args_data, kwargs_data,"
                 f" attempts, crashes, crash_retries, timeout, {self._since(first=1)}",
-                [*queues, runner_id, at_once, connection.ops.adapt_datetimefield_value(now)],
+                [*queues, runner_id, at_once, connection.ops.adapt_datetimefield_value(now), at_once],
             )
             return list(cursor.fetchall())
 
     def _claim_locked(
-        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int
+        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int, weight: int
     ) -> list[Any]:
         # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
         # index it would lock in another order than a finish does, and deadlock with it.
@@ -146,7 +155,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 )
                 with connections[self.db].cursor() as cursor:
                     cursor.execute(
-                        "SELECT 0 - priority, id, claims + 1, title, job_name, args_data, kwargs_data, attempts + 1,"
+                        f"SELECT 0 - priority, id, claims + 1, title, job_name, {WEIGHT}, attempts + 1,"
                         f" crashes, crash_retries, timeout, {self._since(first=0)} FROM {table} FORCE INDEX ({index})"
                         f" WHERE status = 'Q'{condition} ORDER BY priority DESC, id LIMIT {limit:d} FOR UPDATE"
                         + (" SKIP LOCKED" if skip else ""),
@@ -155,7 +164,11 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                     rows += cursor.fetchall()
             # A set: MariaDB may find a job in two queues, because their names ignore case.
             rows = sorted(set(rows), key=itemgetter(0, 1))[:limit]
+            before = accumulate((row[5] for row in rows), initial=0)
+            rows = [row for n, row in enumerate(rows) if next(before) <= weight or n < at_once]
             pks = [row[1] for row in rows]
+            arguments = self.filter(pk__in=[row[1] for row in rows if row[5]])
+            found = {pk: rest for pk, *rest in arguments.values_list("pk", "args_data", "kwargs_data")}
             for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
                 if some:
                     self.filter(pk__in=some).update(
@@ -165,7 +178,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                         attempts=F("attempts") + 1,
                         started=started,
                     )
-        return rows
+        return [(*row[:5], *found.get(row[1], (None, None)), *row[6:]) for row in rows]
 
     def _since(self, first: int) -> str:
         """SQL for when a job might have started: seconds since 1970, in the time zone of the columns, or NULL.
@@ -273,6 +286,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def cancel(self, *pks: int) -> int:
         """Cancel jobs. One that waits never runs; one that runs is stopped by its runner. Returns how many."""
+        self._for_write = True
         now = as_field(database_now(connections[self.db]))
         # One statement: between two, one for those that wait and one for those that run, a job could change sides.
         completed = Case(When(runner=None, then=Value(now, models.DateTimeField())), default=F("completed"))
@@ -281,6 +295,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def retry(self, *pks: int) -> int:
         """Run jobs that have failed or were cancelled again, with new budgets. Their errors are kept. How many."""
+        self._for_write = True
         over = self.filter(pk__in=pks, status__in=(FAILED, CANCELLED), runner=None)
         count = over.update(
             status=ENQUEUED,

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from time import time
 from typing import Any
 
 from django.apps import apps
@@ -20,6 +21,7 @@ from peasy_jobs.stopping import StopSignals
 
 GRACE = 2.0  # seconds that jobs have to finish before they are given back: somebody waits for the new code
 TRIAL = "PEASY_JOBS_TRIAL"  # in the environment of a process that only shows that the project can be loaded
+LOADED = time()  # before any job was imported
 COMMAND = [sys.executable, *sys.orig_argv[1:]]
 
 
@@ -37,7 +39,18 @@ class Reloader:
         autoreload.autoreload_started.send(sender=watcher)  # which has templates and translations watched too
         watcher.extra_files.update(_code_of_apps())
         autoreload.file_changed.connect(self._heed)
-        threading.Thread(target=watcher.run_loop, name="peasy reloader", daemon=True).start()
+        threading.Thread(target=self._watch, args=[watcher], name="peasy reloader", daemon=True).start()
+
+    def _watch(self, watcher: autoreload.BaseReloader) -> None:
+        looks = watcher.tick()
+        next(looks)
+        # What was saved before this first look, and maybe after it was imported. One of tomorrow would be new for ever.
+        missed = [path for path in watcher.watched_files() if LOADED < _saved(path) <= time()]
+        next(looks)
+        if missed and not self.changed.is_set():  # it was not saved once more since
+            self._heed(file_path=missed[0])
+        for _ in looks:
+            pass
 
     def _heed(self, *, file_path: Path, **kwargs: Any) -> bool:
         known = self.changed.is_set()
@@ -79,6 +92,13 @@ def _loads() -> bool:
     if trial.returncode:
         sys.stderr.write(trial.stdout)
     return trial.returncode == 0
+
+
+def _saved(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _code_of_apps() -> Iterator[Path]:

@@ -62,6 +62,7 @@ class Runner:
         self.ahead: set[int] = set()  # those of them that are not marked as started
         self.pace: float | None = None  # seconds that a job takes
         self.weight = 1  # bytes of the largest arguments among those that were claimed last
+        self.suspects = 0  # jobs of dead runners: they run one at a time, so that who kills its runner is charged
         self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
         self.follow_ups: list[float] = []
         self.absorbed_at = self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
@@ -201,8 +202,9 @@ class Runner:
             self.held, self.ahead, self.stopper = {}, set(), Stopper(self.conf.job_timeout)
             self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
             self.presence.register(self.queues)
-        if self.presence.rescue():
+        if rescued := self.presence.rescue():
             self.hint = True
+            self.suspects += rescued
 
     def _stop_cancelled(self) -> None:
         """Jobs that were cancelled while this runner held them."""
@@ -254,20 +256,23 @@ class Runner:
             return
         limit = sum(room.values())
         ahead = limit - sum(not worker.pending for worker in room)
-        claims = self.jobs.claim(self.presence.id, limit, self.queues, self.clock.at(monotonic()), ahead)
+        now = self.clock.at(monotonic())
+        claims = self.jobs.claim(self.presence.id, limit, self.queues, now, ahead, LOOK_AHEAD_BYTES)
         self.ahead.update(claim.pk for claim in claims[limit - ahead :])
-        self.backlog = len(claims) == limit
+        self.suspects = max(0, self.suspects - len(claims))
         damages = {claim: why for claim in claims if (why := claim.damage())}
         for claim, why in damages.items():
             self._end(outcomes.damaged(claim, why, self.clock))
         sound = [claim for claim in claims if claim not in damages] if damages else claims
-        self.weight = max((claim.weight() for claim in sound), default=1)
+        weights = [claim.weight() for claim in sound] or [1]
+        self.weight = max(weights)
+        self.backlog = len(claims) == limit or sum(weights) > LOOK_AHEAD_BYTES  # there were more, but they are large
         self._hand_out(sound)
 
     def _room(self) -> dict[Worker, int]:
         """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
         depth, now = 1, monotonic()
-        if self.pace is not None and self.pace < LOOK_AHEAD / 2:
+        if self.pace is not None and self.pace < LOOK_AHEAD / 2 and not self.suspects:
             depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)), LOOK_AHEAD_BYTES // self.weight + 1)
         # Filled up when half of it is done, so that jobs travel in batches.
         return {

@@ -64,6 +64,21 @@ def test_a_job_whose_worker_dies_once_completes_in_its_second_run(run_peasy, tmp
     assert len(notes(tmp_path / "record")) == 2
 
 
+def test_a_short_job_that_kills_its_runner_behind_other_short_ones_is_soon_charged_with_it(run_peasy):
+    first = jobs.nothing.map([()] * 100)
+    killer = jobs.die()
+    last = jobs.nothing.map([()] * 100)
+    for _ in range(4):  # ahead of its worker; twice marked as started; then it has failed
+        command = run_peasy("--worker-type", "thread", "--concurrency", "1", "--exit-on-empty", settings=ALL)
+        if not command.wait():
+            break
+        command.kill()
+    assert {job.status for job in finished(*first, *last)} == {COMPLETED}
+    (job,) = finished(killer)
+    assert (job.status, job.crashes) == (FAILED, 2)
+    assert max(row(job).claims for job in first) <= 4
+
+
 def test_without_crash_retries_a_job_whose_worker_dies_has_failed(run_peasy, tmp_path):
     run_peasy(settings={"PEASY_CRASH_RETRIES": 0})
     (job,) = finished(jobs.die_once(str(tmp_path / "record")))

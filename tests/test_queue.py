@@ -154,6 +154,52 @@ def test_what_is_claimed_ahead_has_not_started(limit, ahead, started):
     assert column("started", pks(claims)) == [at()] * started + [None] * (5 - started)
 
 
+@pytest.mark.parametrize("queues", [(), ("default",), ("other", "default")])
+@pytest.mark.parametrize(
+    ("at_once", "weight", "taken"), [(0, 0, 1), (1, 0, 1), (2, 0, 2), (0, 4, 2), (4, 5, 4), (0, 9, 3), (0, 13, 5)]
+)
+def test_after_large_arguments_no_more_jobs_are_claimed_ahead(queues, at_once, weight, taken):
+    payloads = {"args_data": b"J[1]"}, {"kwargs_data": b"J{}"}, {"args_data": b"J[]", "kwargs_data": b"J{}"}, {}, {}
+    pks = [insert(**columns)[0] for columns in payloads]
+    claims = jobs.claim(ME, 5, queues, at(), 5 - at_once, weight)
+    assert [claim.pk for claim in claims] == pks[:taken]
+    expected = [(columns.get("args_data"), columns.get("kwargs_data")) for columns in payloads]
+    assert [(claim.args, claim.kwargs) for claim in claims] == expected[:taken]
+
+
+def test_what_a_driver_gives_as_a_memoryview_is_claimed_as_bytes(monkeypatch):
+    name = "_claim_locked" if MARIADB else "_claim_returning"
+    claim_rows = getattr(queue.JobQuerySet, name)
+
+    def viewed(*args):
+        return [
+            [memoryview(value) if isinstance(value, bytes) else value for value in row] for row in claim_rows(*args)
+        ]
+
+    monkeypatch.setattr(queue.JobQuerySet, name, viewed)
+    insert(args_data=b"J[1]")
+    (found,) = claim()
+    assert (found.args, found.kwargs, found.damage()) == (b"J[1]", None, "")
+
+
+class Replica:
+    """Reads from a database that must not be needed here."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "replica"
+
+    def db_for_write(self, model: Any, **hints: Any) -> str:
+        return "default"
+
+
+def test_whoever_changes_jobs_asks_no_replica(settings):
+    settings.DATABASE_ROUTERS = [Replica()]
+    made = PeasyJobQueue.objects.enqueue_many([(None, None)] * 2, title="a job", job_name="tests.jobs.nothing")
+    pks = [job.pk for job in made]
+    assert PeasyJobQueue.objects.cancel(*pks) == PeasyJobQueue.objects.retry(*pks) == 2
+    assert PeasyJobQueue.objects.remove(*pks) == 2
+
+
 def test_a_job_that_was_claimed_ahead_begins_later_and_only_for_its_own_runner():
     mine, theirs = insert(2)
     (my_claim, their_claim) = claim(1, ahead=1) + claim(1, runner=ANOTHER, ahead=1)

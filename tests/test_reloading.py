@@ -109,6 +109,13 @@ def test_the_next_job_runs_the_code_that_was_changed(run_peasy, project, program
     assert_gone(command)
 
 
+def test_what_is_saved_before_the_first_look_is_seen(run_peasy, project):
+    command = run_peasy(settings=project.settings, cwd=project.directory).ready()
+    project.write("two")  # once
+    reloaded(command)
+    assert finished(enqueue())[0].result == "two"
+
+
 @both_worker_types
 def test_a_job_that_runs_may_finish_with_the_code_it_has(run_peasy, project, worker_type):
     project.hold.touch()
