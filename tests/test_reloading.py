@@ -116,13 +116,19 @@ def test_what_is_saved_before_the_first_look_is_seen(run_peasy, project):
     assert finished(enqueue())[0].result == "two"
 
 
-@both_worker_types
-def test_a_job_that_runs_may_finish_with_the_code_it_has(run_peasy, project, worker_type):
+def a_change_while_a_job_runs(run_peasy, project, worker_type, **settings):
+    """The job goes on until `project.hold` is gone."""
     project.hold.touch()
-    command = run_peasy("--worker-type", worker_type, settings=project.settings)
+    command = run_peasy("--worker-type", worker_type, settings={**project.settings, **settings})
     job = enqueue()
     wait_until(lambda: notes(project.record))
     project.change(command, "number two")
+    return command, job
+
+
+@both_worker_types
+def test_a_job_that_runs_may_finish_with_the_code_it_has(run_peasy, project, worker_type):
+    command, job = a_change_while_a_job_runs(run_peasy, project, worker_type)
     project.hold.unlink()
     reloaded(command)
     (job,) = finished(job)
@@ -131,13 +137,9 @@ def test_a_job_that_runs_may_finish_with_the_code_it_has(run_peasy, project, wor
 
 @both_worker_types
 def test_a_job_that_takes_longer_is_given_back_soon_and_runs_again_with_the_new_code(run_peasy, project, worker_type):
-    project.hold.touch()
-    command = run_peasy(
-        "--worker-type", worker_type, settings={**project.settings, "PEASY_SHUTDOWN_TIMEOUT": 600, "PEASY_LEASE": 600}
+    command, job = a_change_while_a_job_runs(
+        run_peasy, project, worker_type, PEASY_SHUTDOWN_TIMEOUT=600, PEASY_LEASE=600
     )
-    job = enqueue()
-    wait_until(lambda: notes(project.record))
-    project.change(command, "number two")
     wait_until(lambda: len(notes(project.record)) == 2, message=command.describe)
     project.hold.unlink()
     (job,) = finished(job)
@@ -176,11 +178,7 @@ def test_settings_that_cannot_be_loaded_are_waited_out(run_peasy, project, tmp_p
 
 @both_worker_types
 def test_a_signal_while_it_waits_for_a_job_ends_it_at_once(run_peasy, project, worker_type):
-    project.hold.touch()
-    command = run_peasy("--worker-type", worker_type, settings=project.settings)
-    job = enqueue()
-    wait_until(lambda: notes(project.record))
-    project.change(command, "number two")
+    command, job = a_change_while_a_job_runs(run_peasy, project, worker_type)
     command.signal(signal.SIGINT, group=True)
     assert command.wait() == 0
     assert command.output().count("run_peasy serves") == 1

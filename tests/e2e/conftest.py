@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from django.conf import settings as site
 from django.contrib.auth.models import User
 from django.test import Client
-from playwright.sync_api import BrowserContext, Error, Page
+from playwright.sync_api import Browser, BrowserContext, Error, Page
 
 from tests import browser
 
@@ -74,9 +74,33 @@ def log_in(context: BrowserContext, user: User, base_url: str) -> None:
 @pytest.fixture
 def staff_page(closed_pages: None, page: Page, staff: User, base_url: str) -> Iterator[Page]:
     """A page of somebody who may do everything. Whatever a console says that is not about a failed load fails."""
+    log_in(page.context, staff, base_url)
+    with silent(page):
+        yield page
+
+
+@contextmanager
+def silent(page: Page) -> Iterator[None]:
+    """Fails when the console says anything meanwhile."""
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    log_in(page.context, staff, base_url)
-    yield page
+    yield
     assert said == []
+
+
+@contextmanager
+def a_server_of_its_own(browser: Browser, staff: User) -> Iterator[Page]:
+    """A silent page of a server that has read the settings as they are now, middleware included."""
+    from pytest_django.live_server_helper import LiveServer
+
+    server = LiveServer("localhost")
+    context = browser.new_context(base_url=server.url)
+    try:
+        log_in(context, staff, server.url)
+        page = context.new_page()
+        with silent(page):
+            yield page
+    finally:
+        context.close()
+        server.stop()

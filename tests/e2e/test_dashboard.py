@@ -15,7 +15,7 @@ from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import CANCELLED, ENQUEUED, FAILED, ONGOING
 from tests import jobs
 from tests.e2e import urls
-from tests.e2e.conftest import log_in
+from tests.e2e.conftest import a_server_of_its_own, log_in
 from tests.e2e.site import Time, a_busy_site, add, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -318,18 +318,10 @@ if django.VERSION >= (6, 0):
 def test_a_strict_content_security_policy_is_kept(
     browser: Browser, staff: User, live_server: Any, settings: Any, policy: str
 ) -> None:
-    from pytest_django.live_server_helper import LiveServer  # late: the middleware is read when a server starts
 
     settings.MIDDLEWARE = [policy, *settings.MIDDLEWARE]
     settings.SECURE_CSP = {**urls.SECURE_CSP, "form-action": ["'self'"], "base-uri": ["'none'"]}
-    server = LiveServer("localhost")
-    context = browser.new_context(base_url=server.url)
-    said: list[str] = []
-    try:
-        log_in(context, staff, server.url)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+    with a_server_of_its_own(browser, staff) as page:
         site = a_busy_site()
         assert "'nonce-" in page.goto("/peasy/").headers["content-security-policy"]
         expect(page.locator("svg")).to_have_count(4)
@@ -345,7 +337,3 @@ def test_a_strict_content_security_policy_is_kept(
         expect(page.get_by_text("news")).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
         expect(page.get_by_text("1 job cancelled.")).to_be_visible()
-    finally:
-        context.close()
-        server.stop()
-    assert said == []

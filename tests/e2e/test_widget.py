@@ -425,7 +425,7 @@ def test_it_fits_a_narrow_and_a_wide_page(page, width):
 
 @pytest.mark.skipif(
     django.VERSION < (6, 0),
-    reason="Django has its own content security policy from 6.0 on; on 5.2 a middleware of the tests has.",
+    reason="Django has a content security policy of its own from 6.0 on: goes with 5.2.",
 )
 def test_the_policy_is_that_of_django(page):
     response = page.goto(address("strict", make(status="O")))
