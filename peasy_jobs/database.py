@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.db.models import DateTimeField, Value
 from django.db.utils import DataError, InterfaceError, OperationalError
 from django.utils import timezone
 
@@ -68,6 +69,15 @@ def as_moment(now: datetime | str) -> datetime:
 def as_field(moment: datetime) -> datetime:
     """An aware `moment` as the site's datetime fields hold it: aware or naive, as `USE_TZ` says."""
     return moment if conf.uses_time_zones() else timezone.make_naive(moment, timezone.get_default_timezone())
+
+
+def as_read(connection: BaseDatabaseWrapper, value: Any) -> datetime:
+    """A time that plain SQL has read, as the site's datetime fields hold it. Raises `ValueError` for no time."""
+    for convert in connection.ops.get_db_converters(Value(None, DateTimeField())):
+        value = convert(value, None, connection)
+    if not isinstance(value, datetime):  # without time zones Django reads what is no time as None
+        raise ValueError(f"{value!r} is no time")
+    return value
 
 
 def make_own(connection: BaseDatabaseWrapper, limit: float) -> None:

@@ -335,7 +335,7 @@ class Runner:
     # How it waits and ends
 
     def _wait(self) -> None:
-        now = monotonic()
+        now, looks = monotonic(), False
         if self.retry_at > now:
             moments = [self.retry_at]
         else:
@@ -345,16 +345,14 @@ class Runner:
             moments.append(self.recorder.next_write(urgent=self._is_hungry()))
             moments += [worker.busy_since + LOOK_AHEAD for worker in self.workers.workers if len(worker.pending) > 1]
             moments += [at for at, _ in self._unmarked()]
-            if not self.stopping and self.presence.holds_lease() and self._room():
+            if looks := not self.stopping and self.presence.holds_lease() and bool(self._room()):
                 empty = self.exit_on_empty and not self.held and not self.recorder.unwritten
                 moments.append(now if self.backlog or empty else self.look_at)
-                if self.wakeup.interval is not None:
-                    moments.append(now + self.wakeup.interval)
         moments.append(self.stopper.next_moment(self.workers.workers))
         if not self.killing:
             moments.append(self.kill_at)
-        for key, _ in self.selector.select(max(0, min(moments) - now)):
-            key.data()
+        hinted = wakeup.wait(self.selector, min(moments), self.wakeup if looks else None)
+        self.hint = hinted or self.hint
 
     def _over(self) -> bool:
         if self.stopping and (self.held or self.recorder.unwritten):

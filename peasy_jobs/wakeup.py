@@ -5,10 +5,11 @@ None of them may be needed: a hint that never comes costs at most one `PEASY_POL
 
 from __future__ import annotations
 
+import selectors
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from django.db import connections, transaction
+from django.db import DatabaseError, InterfaceError, connections, transaction
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -58,6 +59,24 @@ def watch(connection: BaseDatabaseWrapper) -> Wakeup:
     if connection.vendor == "postgresql" and hasattr(connection.connection, "add_notify_handler"):
         return Listen(connection)
     return Look()
+
+
+def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) -> bool:
+    """Wait until then (`time.monotonic()`), until something arrives, or for a hint. Returns whether there was one."""
+    # A loop of its own: a whole turn of the runner takes ten times as long, and there would be 50 a second.
+    interval = wakeup.interval if wakeup else None
+    while True:
+        left = max(0, until - monotonic())
+        arrived = selector.select(left if interval is None else min(left, interval))
+        for key, _ in arrived:
+            key.data()
+        if arrived or wakeup is None or interval is None or monotonic() >= until:
+            return False
+        try:
+            if wakeup.hinted():
+                return True
+        except (DatabaseError, InterfaceError):
+            return True  # the next turn meets it as well, and deals with it
 
 
 class DataVersion:
