@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import update_wrapper
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -216,7 +216,10 @@ def _moment(run_after: datetime) -> datetime:
     if not isinstance(run_after, datetime):
         raise TypeError(f"run_after is {run_after!r}. Give a datetime, or a timedelta from now.")
     if timezone.is_aware(run_after):
-        return database.as_field(run_after)
+        try:
+            return database.as_field(run_after.astimezone(UTC))
+        except OverflowError:
+            raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
     if conf.uses_time_zones():
         raise ValueError(f"run_after is {run_after!r}, which has no time zone. Give an aware datetime, or a timedelta.")
     return run_after

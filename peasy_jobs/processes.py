@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -56,6 +57,7 @@ class ProcessWorker:
         self.ask_r, self.ask_w = os.pipe()
         for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
             os.set_blocking(fd, False)
+        self.tickets = bytearray()  # those that are not in the pipe yet
         self.recalled: list[tuple[int, int]] = []  # tickets of what the worker holds and must forget
 
     def hand_out(self, claims: list[Claim]) -> None:
@@ -67,14 +69,21 @@ class ProcessWorker:
         self.pending.update({claim.pk: claim for claim in claims})
         self.channel.send((self.recalled, jobs, idle))
         self.recalled = []
-        os.write(self.ticket_w, b"".join(TICKET.pack(claim.pk, claim.claims) for claim in claims))
+        self.tickets += b"".join(TICKET.pack(claim.pk, claim.claims) for claim in claims)
+        self._issue()
+
+    def _issue(self) -> None:
+        """Put tickets into the pipe, as many as it takes: Linux gives small ones to a user who has a thousand."""
+        with contextlib.suppress(BlockingIOError):
+            while self.tickets:  # up to PIPE_BUF bytes are written together or not at all
+                del self.tickets[: os.write(self.ticket_w, self.tickets[: select.PIPE_BUF])]
 
     def recall(self) -> list[Claim]:
-        try:
+        tickets = b""
+        with contextlib.suppress(BlockingIOError):
             tickets = os.read(self.ticket_r, 1 << 16)
-        except BlockingIOError:
-            return []
-        recalled = list(TICKET.iter_unpack(tickets))
+        recalled = list(TICKET.iter_unpack(tickets + self.tickets))
+        self.tickets.clear()
         self.recalled += recalled
         return [self.pending.pop(pk) for pk, _ in recalled]
 
@@ -105,6 +114,7 @@ class ProcessWorker:
                 self.busy_since = self.began = values[0]
             else:
                 events.append(Report(*values))
+        self._issue()
         return events
 
     def close(self) -> None:

@@ -1,7 +1,10 @@
 """A worker, the worker server or the runner dies: only the job that ran is charged, and nothing is lost."""
 
+import fcntl
+import marshal
 import os
 import signal
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -11,9 +14,14 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
+from peasy_jobs.channel import LENGTH
+from peasy_jobs.claims import Claim
 from peasy_jobs.database import database_now
+from peasy_jobs.execution import Outcome
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.processes import ProcessWorker
 from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING
+from peasy_jobs.server import TICKET
 from tests import jobs
 from tests.jobs import notes
 from tests.rows import finished, heartbeats, is_gone, row, runner, running, server_of, with_app, workers_of
@@ -99,6 +107,27 @@ def test_jobs_that_wait_in_the_pipe_of_a_dying_worker_are_not_charged_and_run_on
     assert len(notes(deadly)) == 2
     assert {(job.status, job.attempts, job.crashes) for job in innocent} == {(COMPLETED, 1, 0)}
     assert sorted(map(int, notes(record))) == list(range(50))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux makes the pipes of a user smaller who has many")
+def test_tickets_that_find_no_room_in_the_pipe_of_a_worker_follow_or_are_recalled():
+    worker = ProcessWorker(1, lambda what, worker: None, None)
+    size = fcntl.fcntl(worker.ticket_w, fcntl.F_SETPIPE_SZ, 4096)
+    claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in range(1000)]
+    try:
+        worker.hand_out(claims)
+        taken = os.read(worker.ticket_r, size)
+        outcome = marshal.dumps(("Outcome", *Outcome(0, 1, 0.0, 0.0, COMPLETED, None, None, 0.0)))
+        worker.theirs.sendall(LENGTH.pack(len(outcome)) + outcome)
+        assert [event.pk for event in worker.receive()] == [0]
+        taken += os.read(worker.ticket_r, size)
+        began = [pk for pk, _ in TICKET.iter_unpack(taken)]
+        assert began == list(range(2 * size // TICKET.size)), "each once, in order"
+        assert worker.recall() == claims[len(began) :]
+        assert list(worker.pending) == began[1:]
+    finally:
+        worker.close()
+        worker.theirs.close()
 
 
 def test_a_worker_that_dies_while_it_is_idle_is_replaced(run_peasy):

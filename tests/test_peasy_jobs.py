@@ -411,6 +411,14 @@ def test_a_naive_run_after_is_the_time_of_the_site_without_use_tz(settings: Any)
     assert job.run_after == datetime(2100, 1, 2, 3)
 
 
+@pytest.mark.parametrize("aware", [True, False], ids=["USE_TZ", "no USE_TZ"])
+@pytest.mark.parametrize("edge", [datetime.min, datetime.max])
+def test_a_run_after_that_is_no_date_in_utc_is_refused(settings: Any, edge: datetime, aware: bool) -> None:
+    settings.USE_TZ = aware
+    beyond = edge.replace(tzinfo=timezone.get_fixed_timezone(840 if edge.year == 1 else -720))
+    refused(ValueError, f"run_after is {beyond!r}, which no date can hold.", export.using, run_after=beyond)
+
+
 def test_a_naive_run_after_is_refused_with_use_tz(settings: Any) -> None:
     settings.USE_TZ = True
     naive = datetime(2100, 1, 2, 3)
