@@ -77,6 +77,8 @@ def main() -> None:
     with suppress(KeyboardInterrupt):  # what has been measured until then is written
         for repetition in range(1, options.repetitions + 1):
             for cell in able:
+                if cell.once and repetition > 1:
+                    continue
                 found = cell.measure()
                 told = ", ".join(f"{name}: {report.number(value)}" for name, value in found.items())
                 where = f"{repetition}/{options.repetitions}, load {machine.load():.1f}, {cell}"

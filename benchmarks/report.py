@@ -16,8 +16,8 @@ TITLES = {
     "orm": "Enqueueing beside the ORM's own ways to write the same rows",
     "work": "Jobs that take time",
     "idle": "A runner with nothing to do, room for four jobs",
-    "growth": "A full table beside an empty one, 1 process",
-    "dashboard": "The dashboard at 1,000,000 finished and 200,000 waiting jobs",
+    "growth": "A full table beside an empty one, 1 process, one round",
+    "dashboard": "The dashboard at 1,000,000 finished and 200,000 waiting jobs, one round",
 }
 OWN = ("orm", "work", "growth", "dashboard")  # of peasy_jobs alone, many figures each
 

@@ -52,7 +52,7 @@ class System:
     settings: str = ""
     packages: tuple[str, ...] = ()
     gap: float = 1.3  # seconds between two jobs of which the latency is measured
-    samples: int = 30
+    samples: int = 20
     fast: dict[str, Any] = field(default_factory=dict)  # settings for throughput
     idle: tuple[Workers, ...] = ()  # with room for four jobs at once
 
@@ -153,7 +153,7 @@ SYSTEMS = {
             idle=(FOUR, FOUR_THREADS),
             settings="as shipped, PEASY_MAX_COMPLETED None for throughput",
             gap=0.8,
-            samples=100,
+            samples=60,
             fast=KEEP_ALL,
         ),
         _peer(
