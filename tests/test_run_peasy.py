@@ -583,8 +583,8 @@ def test_a_no_op_job_enters_about_twenty_functions_of_ours(transactional_db, cap
         logging.getLogger("peasy_jobs").setLevel(logging.NOTSET)
         connection.close()  # set up as a runner's own
     assert {job.status for job in finished(*todo)} == {COMPLETED}
-    # The rest belongs to a turn of the loop, which takes many jobs at once.
-    for_each = [times for times in Counter(entered).values() if times >= count]
+    # The rest belongs to a turn of the loop, which takes many jobs at once, or a few on a busy machine.
+    for_each = [times for times in Counter(entered).values() if times >= count and times % count <= count // 20]
     with capsys.disabled():
         print(f"\nFunctions entered for each no-op job: {sum(for_each) / count:.1f} (all: {len(entered) / count:.1f})")
     assert 10 <= sum(for_each) / count <= 23
