@@ -98,7 +98,8 @@ class JobAdmin(ReadOnly, OfJobs):
 
     @admin.display(description=gettext_lazy("job"))
     def name(self, job: PeasyJobQueue) -> str:
-        return format_html("{} #{} <code>{}</code>", job.title or "–", str(job.pk), job.job_name)
+        dotted = format_html_join(SafeString("<wbr>."), "{}", ((part,) for part in job.job_name.split(".")))
+        return format_html("{} #{} <code>{}</code>", job.title or "–", str(job.pk), dotted)
 
     @admin.display(description=gettext_lazy("queue"))
     def queue(self, job: PeasyJobQueue) -> str:

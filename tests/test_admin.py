@@ -86,7 +86,7 @@ def test_the_list_shows_job_queue_user_duration_and_progress(staff: Client) -> N
     add("resize", ONGOING, user=anna, extra={"progress": 40.2}, **columns)
     add("broken", FAILED, errors=[{"message": "no such file"}])
     text = staff.get(JOBS).content.decode()
-    for shown in ("shop.jobs.export", "slow", "anna", "1 min 5 s", "40 of 100", "no such file"):
+    for shown in ("shop<wbr>.jobs<wbr>.export</code>", "slow", "anna", "1 min 5 s", "40 of 100", "no such file"):
         assert shown in text
     assert 'max="100" value="40" aria-label="Progress of resize"></progress> 40 %<br>40 of 100' in text
 
@@ -245,6 +245,16 @@ def test_the_page_shows_all_of_a_job_and_masks_secrets(staff: Client) -> None:
     for shown in ("&quot;n&quot;: 1", "&quot;made&quot;: 3", "&quot;progress&quot;: 40", "Timeline", "Arguments"):
         assert shown in text
     assert f'href="/peasy/jobs/{job.pk}/"' in text and "View on site" in text
+
+
+@pytest.mark.parametrize("status", [ENQUEUED, ONGOING, COMPLETED, FAILED])
+def test_the_message_is_shown_once_though_an_attempt_failed(staff: Client, status: str) -> None:
+    error = {"at": "2026-06-01T04:00:00+00:00", "exception": "shop.Broken", "message": "it broke"}
+    job = add("resize", status, errors=[error], status_msg="3 of 10")
+    for page in (page_of(job), f"/peasy/jobs/{job.pk}/"):
+        text = staff.get(page).content.decode()
+        assert text.count("3 of 10") == 1
+        assert text.count('class="peasy-error">it broke<') == (status == FAILED)
 
 
 def test_a_pickle_is_not_loaded(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,16 +21,19 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.core.management import get_commands, load_command_class
 from django.db import connection, connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
+from django.db.utils import load_backend
 from django.template import engines
 from django.test import RequestFactory, SimpleTestCase
 from django.utils import timezone
 
 from peasy_jobs import conf, execution, status, status_urls, urls
 from peasy_jobs.claims import Ending
+from peasy_jobs.health import problems
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, Peasy, peasy
 from peasy_jobs.templatetags.peasy_jobs import register
 from tests.manual import BLOCKS, MANUAL, PAGES, README, ROOT, block, blocks
+from tests.test_dashboard import add_runner
 
 REFERENCE = PAGES[ROOT / "docs" / "settings.md"]
 GRACE = int(conf.Conf().shutdown_timeout) + 10  # seconds that whatever stops a runner should give it
@@ -63,8 +66,8 @@ def run_next(job):
 
 @pytest.mark.django_db
 def test_the_quickstart_does_what_it_says(shop):
-    names = {"job": shop.export_data(17)}
-    run_next(names["job"])
+    names = {}
+    run_next(shop.export_data(17))
     watch = snippet("job.result")
     exec(watch, names)
     comments = dict(re.findall(r"^(job\.\S+)  # (.+)$", watch, re.MULTILINE))
@@ -139,7 +142,7 @@ def test_the_sqlite_settings_are_those_that_django_takes(tmp_path):
     names = {"BASE_DIR": tmp_path}
     exec(snippet('"ENGINE": "django.db.backends.sqlite3"'), names)
     quick = {"INSTALLED_APPS": [], "DATABASES": {"default": {}}}
-    exec(snippet("at the end"), quick)
+    exec(snippet("django_htmx"), quick)
     assert quick["DATABASES"]["default"]["OPTIONS"] == names["DATABASES"]["default"]["OPTIONS"]
     connection = DatabaseWrapper({**connections.settings["default"], **names["DATABASES"]["default"]}, "other")
     with connection.cursor() as cursor:
@@ -225,7 +228,7 @@ def test_the_log_goes_where_the_manual_sends_it():
 
 
 def test_every_block_is_of_a_kind_that_is_looked_at():
-    known = {"python", "html", "js", "json", "console", "ini", "yaml", "sql", "text"}
+    known = {"python", "html", "js", "json", "console", "ini", "yaml", "dockerfile", "sql", "text"}
     assert {language for _, language, _ in BLOCKS} == known
     assert all(text.count("```") == 2 * sum(b.page == path.name for b in BLOCKS) for path, text in PAGES.items())
 
@@ -270,6 +273,9 @@ def test_the_statements_are_sql():
             cursor.execute(code)
 
 
+ALARM = "checked=$(python"  # the first word of a line that a test of its own runs
+
+
 def check_manage(name, arguments):
     command = load_command_class(get_commands()[name], name)
     known = command.create_parser("manage.py", name)._option_string_actions
@@ -286,8 +292,13 @@ def check_command(words):
             check_manage(name, arguments)
         case ["python" | "python3", "-m", module, *_]:
             assert find_spec(module)
+        case ["docker", "compose", "run", "--rm", "web", *command]:
+            check_command(command)
+        case ["docker", "compose", command, *_]:
+            assert command == "up"
         case _:
-            assert words[0] in ("pip", ".", "wait", "systemctl", "journalctl", "sqlite3"), words
+            known = ("pip", ".", "wait", "systemctl", "journalctl", "sqlite3", "useradd", "gunicorn", ALARM)
+            assert words[0] in known, words
 
 
 def test_every_command_is_one():
@@ -315,14 +326,46 @@ def test_containers_give_the_runner_its_time():
     for code in (compose, deployment):
         for line in code.splitlines():
             # A test dependency less: what is printed uses only this much of YAML.
-            assert re.fullmatch(r"#.*|( {2})*(- )?([\w./-]+:( \S.*)?|[\w./:\"-]+)", line), line
+            assert re.fullmatch(r"#.*|( {2})*(- )?([\w./<-]+:( \S.*)?|[\w./:\"-]+)(  # .*)?", line), line
         for command in re.findall(r"command: (\[.*\])", code):
-            words = json.loads(command)
-            assert words[0] == "gunicorn" or check_command(words) is None
+            check_command(json.loads(command))
     assert "init: true" in compose and "stop_signal: SIGINT" in compose
     assert int(re.search(r"stop_grace_period: (\d+)s", compose)[1]) >= GRACE
     assert int(re.search(r"terminationGracePeriodSeconds: (\d+)", deployment)[1]) >= GRACE
     assert "livenessProbe" not in deployment
+
+
+def test_the_image_is_made_by_commands_that_exist_and_does_not_run_as_root():
+    *lines, last = "".join(blocks("dockerfile")).splitlines()
+    for line in lines:
+        if line.startswith("RUN "):
+            check_command(shlex.split(line)[1:])
+    assert re.fullmatch(r"USER [1-9]\d*", last)
+
+
+def test_the_containers_have_what_their_settings_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {})
+    site = {"BASE_DIR": tmp_path, "MIDDLEWARE": ["django.middleware.security.SecurityMiddleware", "another"]}
+    exec(snippet("PGHOST"), site)  # at home, and where the image is made
+    assert site["STATIC_ROOT"].parent == tmp_path and "DATABASES" not in site
+    site_of_all = block("yaml", "x-site").partition("services:")[0]
+    os.environ.update(re.findall(r"^    ([A-Z_]+): (.+)$", site_of_all, re.MULTILINE))
+    exec(snippet("PGHOST"), site)
+    assert load_backend(site["DATABASES"]["default"]["ENGINE"]).DatabaseWrapper.vendor == "postgresql"
+    assert (site["DEBUG"], site["SECRET_KEY"], site["ALLOWED_HOSTS"]) == (False, "change-me-too", ["localhost"])
+    assert site["MIDDLEWARE"].index("whitenoise.middleware.WhiteNoiseMiddleware") == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("lease", "code"), [(None, 1), (-9, 1), (9, 0)], ids=["no runner", "a dead one", "one"])
+def test_an_alarm_is_raised_when_no_runner_lives(tmp_path, lease, code):
+    if lease:
+        add_runner(lease=lease)
+    _, told = problems("default")
+    tmp_path.joinpath("python").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in told))
+    tmp_path.joinpath("python").chmod(0o755)
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    assert subprocess.run(["sh", "-c", block("console", ALARM)], env=path, check=False).returncode == code
 
 
 # The pages

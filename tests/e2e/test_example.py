@@ -102,6 +102,20 @@ def test_a_visitor_imports_exports_fails_and_follows(visitor: Page, browser: Bro
     look_at(visitor)
 
 
+def test_only_a_job_that_waits_asks_for_a_runner(visitor: Page, demo: Demo) -> None:
+    runner = demo.find("run_peasy")
+    runner.suspend()
+    visitor.goto("/")
+    click(visitor, "Call the tower")
+    hint = visitor.get_by_text("no runner is free")
+    expect(hint).to_be_hidden()
+    expect(hint).to_be_visible()
+    look_at(visitor)
+    runner.resume()
+    expect(visitor.get_by_text("Attempt 1 of 4")).to_be_visible(timeout=PATIENCE)
+    expect(hint).to_be_hidden()
+
+
 def test_the_demo_login_opens_the_dashboard(visitor: Page, demo: Demo) -> None:
     visitor.goto("/")
     click(visitor, "Call the tower")
