@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import iter_modules
@@ -30,8 +31,11 @@ def unapplied_migrations(connection: BaseDatabaseWrapper) -> list[str]:
     )
 
 
-def problems(alias: str) -> tuple[list[str], list[str]]:
-    """What is wrong with the queue, and what else a person who asks wants to know. Raises what the database raises."""
+def problems(alias: str, queues: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """What is wrong with the queue, and what else a person who asks wants to know. Raises what the database raises.
+
+    queues: look at these only. Each of them has to have a runner, whether a job waits there or not.
+    """
     connection = connections[alias]
     connection.ensure_connection()
     if missing := unapplied_migrations(connection):
@@ -40,12 +44,13 @@ def problems(alias: str) -> tuple[list[str], list[str]]:
     alive = [runner for runner in PeasyRunner.objects.using(alias) if runner.lease_until >= now.timestamp()]
     wrong, told = [], [f"Runners alive: {len(alive)}."]
     due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=database.as_field(now))
-    waiting = PeasyJobQueue.objects.using(alias).filter(due).order_by().values("queue_name")
+    waiting = PeasyJobQueue.objects.using(alias).in_queues(queues).filter(due).order_by().values("queue_name")
     oldest = Min(Coalesce("run_after", "created"))
-    for row in waiting.annotate(count=Count("pk"), oldest=oldest).order_by("queue_name"):
-        age = max(0.0, (database.as_field(now) - row["oldest"]).total_seconds())
-        name, count = row["queue_name"], row["count"]
-        told.append(f"Queue {name}: {count} waiting, the oldest for {age:.0f} s.")
+    found = {row["queue_name"]: row for row in waiting.annotate(count=Count("pk"), oldest=oldest)}
+    for name in sorted({*found, *queues}):
+        if row := found.get(name):
+            age = max(0.0, (database.as_field(now) - row["oldest"]).total_seconds())
+            told.append(f"Queue {name}: {row['count']} waiting, the oldest for {age:.0f} s.")
         if not any(not runner.queues or name in runner.queues for runner in alive):
             option = "" if name == "default" else f" --queue {name}"
             wrong.append(f"No runner is alive for queue {name}: start one with manage.py run_peasy{option}.")

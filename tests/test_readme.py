@@ -28,12 +28,10 @@ from django.utils import timezone
 
 from peasy_jobs import conf, execution, status, status_urls, urls
 from peasy_jobs.claims import Ending
-from peasy_jobs.health import problems
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, Peasy, peasy
 from peasy_jobs.templatetags.peasy_jobs import register
 from tests.manual import BLOCKS, MANUAL, PAGES, README, ROOT, block, blocks
-from tests.test_dashboard import add_runner
 
 REFERENCE = PAGES[ROOT / "docs" / "settings.md"]
 GRACE = int(conf.Conf().shutdown_timeout) + 10  # seconds that whatever stops a runner should give it
@@ -273,9 +271,6 @@ def test_the_statements_are_sql():
             cursor.execute(code)
 
 
-ALARM = "checked=$(python"  # the first word of a line that a test of its own runs
-
-
 def check_manage(name, arguments):
     command = load_command_class(get_commands()[name], name)
     known = command.create_parser("manage.py", name)._option_string_actions
@@ -297,7 +292,7 @@ def check_command(words):
         case ["docker", "compose", command, *_]:
             assert command == "up"
         case _:
-            known = ("pip", ".", "wait", "systemctl", "journalctl", "sqlite3", "useradd", "gunicorn", ALARM)
+            known = ("pip", ".", "wait", "systemctl", "journalctl", "sqlite3", "useradd", "gunicorn")
             assert words[0] in known, words
 
 
@@ -354,18 +349,6 @@ def test_the_containers_have_what_their_settings_read(monkeypatch, tmp_path):
     assert load_backend(site["DATABASES"]["default"]["ENGINE"]).DatabaseWrapper.vendor == "postgresql"
     assert (site["DEBUG"], site["SECRET_KEY"], site["ALLOWED_HOSTS"]) == (False, "change-me-too", ["localhost"])
     assert site["MIDDLEWARE"].index("whitenoise.middleware.WhiteNoiseMiddleware") == 1
-
-
-@pytest.mark.django_db
-@pytest.mark.parametrize(("lease", "code"), [(None, 1), (-9, 1), (9, 0)], ids=["no runner", "a dead one", "one"])
-def test_an_alarm_is_raised_when_no_runner_lives(tmp_path, lease, code):
-    if lease:
-        add_runner(lease=lease)
-    _, told = problems("default")
-    tmp_path.joinpath("python").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in told))
-    tmp_path.joinpath("python").chmod(0o755)
-    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    assert subprocess.run(["sh", "-c", block("console", ALARM)], env=path, check=False).returncode == code
 
 
 # The pages

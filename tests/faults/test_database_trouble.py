@@ -515,6 +515,20 @@ def test_a_probe_is_told_of_each_queue_that_has_waiting_jobs_and_no_runner(run_p
     finished(long)
 
 
+def test_a_probe_that_names_queues_misses_their_runners_though_nothing_waits(run_peasy):
+    jobs.nothing()
+    code, output = check(run_peasy, "--queue", "mail")
+    assert (code, output.splitlines()[0]) == (1, "Runners alive: 0.")
+    assert output.splitlines()[1:] == [
+        "CommandError: No runner is alive for queue mail: start one with manage.py run_peasy --queue mail."
+    ]
+    run_peasy("--queue", "mail")
+    assert check(run_peasy, "--queue", "mail") == (0, "Runners alive: 1.\n")
+    code, output = check(run_peasy, "--queue", "mail", "--queue", "default")
+    assert code == 1
+    assert "Queue default: 1 waiting" in output and "No runner is alive for queue default" in output
+
+
 def test_a_probe_does_not_count_a_runner_whose_lease_has_run_out(run_peasy):
     command = run_peasy(settings={"PEASY_LEASE": 2})
     command.kill()

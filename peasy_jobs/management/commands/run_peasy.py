@@ -34,7 +34,6 @@ class Command(BaseCommand):
         parser.add_argument(
             "--check", action="store_true", help="Run nothing; say whether jobs are being run, for probes (exit code)."
         )
-
         parser.add_argument(
             "--noreload",
             action="store_false",
@@ -54,7 +53,7 @@ class Command(BaseCommand):
                 "Give DATABASES a file or a server."
             )
         if options["check"]:
-            self._check(alias)
+            self._check(alias, options["queue"])
             return
         show_log((logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)[options["verbosity"]])
         if reloading.is_trial():
@@ -75,9 +74,9 @@ class Command(BaseCommand):
             sys.stderr.flush()
             os._exit(0)
 
-    def _check(self, alias: str) -> None:
+    def _check(self, alias: str, queues: list[str]) -> None:
         try:
-            wrong, told = problems(alias)
+            wrong, told = problems(alias, queues)
         except (DatabaseError, InterfaceError) as error:
             raise CommandError(f"The database cannot be used: {str(error).strip()}") from None
         for line in told:
