@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from importlib import import_module
 from inspect import isawaitable
 from time import monotonic
@@ -139,20 +140,23 @@ class Execution:
 
 CANCEL, TIMEOUT, SHUTDOWN = "cancel", "timeout", "shutdown"
 
-_running: dict[int, Execution] = {}
+# A thread may run a job anew while an old one, taken from this runner as it was suspended, still does.
+_running: dict[tuple[int, int], Execution] = {}  # by primary key and claims
+_own: ContextVar[Execution | None] = ContextVar("peasy_jobs", default=None)
 interrupted = False  # whether a job of this process was told to stop: in the middle of anything, so do not go on here
 
 
 def current(pk: int) -> Execution | None:
     """The execution of this job if it runs in this very process; None elsewhere, as in a process that it forked."""
-    execution = _running.get(pk)
-    return execution if execution and execution.pid == os.getpid() else None
+    own, pid = _own.get(), os.getpid()
+    known = [execution for (each, _), execution in _running.copy().items() if each == pk and execution.pid == pid]
+    return own if own in known else known[-1] if known else None  # a thread that the job started knows of none
 
 
 def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None:
     """Ask a job that runs in this process to stop. With `interrupt` raise `Stop` right here, in its own thread."""
-    execution = _running.get(pk)
-    if execution is not None and execution.claims == claims and not execution.asked:
+    execution = _running.get((pk, claims))
+    if execution is not None and not execution.asked:
         execution.reason, execution.asked = reason, why
         if interrupt and execution.inside:
             execution.check()
@@ -160,7 +164,8 @@ def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None
 
 def run(run: Run, send: Callable[[Report], None]) -> Outcome:
     """Run one job to its end, whatever that is. Never raises."""
-    execution = _running[run.pk] = Execution(run, send)
+    execution = _running[run.pk, run.claims] = Execution(run, send)
+    _own.set(execution)
     status, delay, result, error, job, started = COMPLETED, 0.0, None, None, None, monotonic()
     try:
         job = find(run.job_name)
@@ -174,8 +179,7 @@ def run(run: Run, send: Callable[[Report], None]) -> Outcome:
         except BaseException as broken:  # the exception's own code
             kind, why = type(exception).__name__, type(broken).__name__
             status, error = FAILED, described(Failure(f"{kind}, which cannot be shown ({why})."))
-    if _running.get(run.pk) is execution:  # a thread may run it anew while an old one, taken from us, still does
-        del _running[run.pk]
+    _running.pop((run.pk, run.claims), None)
     return Outcome(run.pk, run.claims, started, monotonic(), status, result, error, delay)
 
 

@@ -36,20 +36,20 @@ class Stopper:
 
     def __init__(self, limit: float | None) -> None:
         self.limit = limit  # seconds, of jobs that have none of their own
-        self.asked: dict[int, Asked] = {}
+        self.asked: dict[tuple[int, int], Asked] = {}  # by primary key and claims
 
     def ask(self, worker: Worker, claim: Claim, why: str, reason: str) -> None:
         """Ask the job that this worker runs to stop, once."""
-        if claim.pk not in self.asked:
+        if claim[:2] not in self.asked:
             logger.info("%s (job %d) is asked to stop: %s", claim.title, claim.pk, reason)
-            self.asked[claim.pk] = Asked(why, reason, monotonic() + GRACE)
+            self.asked[claim[:2]] = Asked(why, reason, monotonic() + GRACE)
             worker.ask(claim, why, reason)
 
     def ask_all(self, workers: Iterable[Worker], reason: str) -> None:
         """The runner stops: ask whatever still runs, and kill it after the grace, whatever it was asked before."""
         for worker, claim in _running(workers):
             self.ask(worker, claim, SHUTDOWN, reason)
-            self.asked[claim.pk].kill_at = min(self.asked[claim.pk].kill_at, monotonic() + GRACE)
+            self.asked[claim[:2]].kill_at = min(self.asked[claim[:2]].kill_at, monotonic() + GRACE)
 
     def hurry(self) -> None:
         """The grace is over."""
@@ -58,13 +58,13 @@ class Stopper:
 
     def forget(self, claim: Claim) -> Asked | None:
         """A job has ended. Returns how it was asked to, if it was."""
-        return self.asked.pop(claim.pk, None)
+        return self.asked.pop(claim[:2], None)
 
     def enforce(self, workers: Iterable[Worker]) -> list[Claim]:
         """Ask what is over its time limit, kill what did not stop. Returns what should be killed and cannot be."""
         now, immortal = monotonic(), []
         for worker, claim in _running(workers):
-            asked = self.asked.get(claim.pk)
+            asked = self.asked.get(claim[:2])
             if asked is None:
                 limit = self._limit(claim)
                 if limit is not None and now >= worker.began + limit:
@@ -82,7 +82,7 @@ class Stopper:
         """When `enforce` has something to do (`time.monotonic()`)."""
         moments = []
         for worker, claim in _running(workers):
-            asked, limit = self.asked.get(claim.pk), self._limit(claim)
+            asked, limit = self.asked.get(claim[:2]), self._limit(claim)
             if asked is not None:
                 moments.append(asked.kill_at)
             elif limit is not None:

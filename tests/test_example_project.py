@@ -42,7 +42,7 @@ addresses = ["/admin/", "/admin/peasy_jobs/peasyjobqueue/", "/admin/peasy_jobs/p
 """
     )
     assert "/admin/airports/airport/" in pages[0] and "/admin/peasy_jobs/peasyjobqueue/" in pages[0]
-    assert "airports.jobs.import_airports" in pages[1] and "0 runners" in pages[2]
+    assert "airports<wbr>.jobs<wbr>.import_airports" in pages[1] and "0 runners" in pages[2]
 
 
 def test_the_sample_is_imported_and_its_bad_rows_are_named_by_line(site: Site) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -24,12 +25,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peasy_jobs import execution, payloads
-from peasy_jobs.claims import Run
-from peasy_jobs.execution import MESSAGE_LIMIT, TRACEBACK_LIMIT, Outcome, Report
+from peasy_jobs.claims import Claim, Run
+from peasy_jobs.execution import CANCEL, MESSAGE_LIMIT, TIMEOUT, TRACEBACK_LIMIT, Outcome, Report
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Job, peasy
 from peasy_jobs.queue import COMPLETED, FAILED
+from peasy_jobs.stopping import Stopper
 from tests import jobs
+from tests.waiting import wait_until
 
 loaded: list[bool] = []
 problem: list[Any] = []
@@ -71,6 +74,14 @@ def leave_with() -> None:
 @peasy.job("meet itself in another thread")
 def meet() -> None:
     meeting.wait(5)
+
+
+@peasy.job("meet itself, and go on until it is asked to stop")
+def meet_and_wait(job_pk: int) -> int | None:
+    meeting.wait(5)
+    wait_until(lambda: peasy.cancelled(job_pk))
+    running = execution.current(job_pk)
+    return running and running.claims
 
 
 @peasy.job("call itself")
@@ -406,6 +417,33 @@ def test_a_job_ends_while_it_runs_anew_in_another_thread() -> None:
         outcomes = list(threads.map(run_named, [f"{__name__}.meet"] * 2))
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert execution.current(7) is None
+
+
+def test_two_runs_of_a_job_at_once_are_asked_to_stop_each_for_itself() -> None:
+    with ThreadPoolExecutor(2) as threads:
+        runs = [Run(7, claims, f"{__name__}.meet_and_wait", None, None, 1) for claims in (1, 2)]
+        old, new = (threads.submit(execution.run, run, [].append) for run in runs)
+        for claims, run in ((1, old), (2, new)):
+            assert not run.done()
+            wait_until(lambda n=claims, r=run: execution.ask(7, n, CANCEL, "", interrupt=False) or r.done())
+            assert run.result().result == f"J{claims}".encode()
+
+
+def test_the_time_limit_of_a_job_holds_beside_an_older_run_of_it() -> None:
+    """What the old run was asked counts for that run alone."""
+    asked = []
+
+    class Busy:
+        began = monotonic() - 10
+
+        def __init__(self, claims: int) -> None:
+            self.pending = {7: Claim(7, claims, "", "", None, None, 1, 0, None, 5)}
+
+        def ask(self, claim: Claim, why: str, reason: str) -> None:
+            asked.append((claim.claims, why))
+
+    Stopper(None).enforce([Busy(1), Busy(2)])
+    assert asked == [(1, TIMEOUT), (2, TIMEOUT)]
 
 
 def test_a_thread_waits_for_another_that_imports_the_module(shop: Path, settings: Any) -> None:

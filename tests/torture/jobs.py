@@ -30,7 +30,9 @@ class Life:
 
     def __init__(self, pk: int, token: str, kind: str) -> None:
         self.kind = kind
-        self.claims = execution._running[pk].claims
+        running = execution.current(pk)
+        assert running is not None
+        self.claims = running.claims
         self.note = partial(note, pk=pk, claims=self.claims, token=token, kind=kind)
         self.result = {"claims": self.claims, "token": token}
 
