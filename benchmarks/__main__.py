@@ -61,12 +61,12 @@ def install(cells: list[Cell]) -> list[Cell]:
 def write(cells: list[Cell], options: argparse.Namespace, facts: dict[str, str]) -> str:
     options.out.mkdir(parents=True, exist_ok=True)
     tables = report.markdown(cells, facts, options.repetitions)
-    found = json.dumps(report.raw(cells, facts, options.repetitions), indent=1)
+    found = report.raw(cells, facts, options.repetitions)
     (options.out / "benchmark.md").write_text(tables)
-    (options.out / "benchmark.json").write_text(found + "\n")
+    (options.out / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
     if panels := plot.panels(cells):
         (options.out / "benchmark.svg").write_text(plot.svg(panels))
-    return tables
+    return report.summary(found)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks import databases
+from benchmarks.cells import RAW as ALONE
 from benchmarks.cells import Cell
 from benchmarks.systems import OURS
 
@@ -18,6 +19,10 @@ TITLES = {
     "idle": "A runner with nothing to do, room for four jobs",
     "growth": "A full table beside an empty one, 1 process, one round",
     "dashboard": "The dashboard at 1,000,000 finished and 200,000 waiting jobs, one round",
+}
+SHORT = {  # part: its figure, and what it is called in the summary
+    "throughput": ("jobs/s", "no-op jobs a second, outcomes kept"),
+    "latency": ("p50 ms", "ms until an idle runner begins a job, half of them"),
 }
 OWN = ("orm", "work", "growth", "dashboard")  # of peasy_jobs alone, many figures each
 
@@ -124,3 +129,30 @@ def raw(cells: list[Cell], facts: dict[str, str], repetitions: int) -> dict[str,
             for cell in cells
         ],
     }
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The best of ours and of the fastest peer on each database, of what `raw` returns."""
+    parts = [part for part in SHORT if any(cell["part"] == part for cell in found["cells"])]
+    names = [name for name in databases.NAMES if any(cell["database"] == name for cell in found["cells"])]
+    lines = [f"| | {' | '.join(databases.NAMES[name] for name in names)} |", f"|---|{'---|' * len(names)}"]
+    for part in parts:
+        figure, words = SHORT[part]
+        measured = [cell for cell in found["cells"] if cell["part"] == part and figure in cell["figures"]]
+        choose = max if figure.endswith("/s") else min
+        for title, is_ours in ((f"**peasy_jobs**: {words}", True), ("the fastest other there", False)):
+            row = []
+            for name in names:
+                here = [cell for cell in measured if cell["database"] == name and cell["system"] != ALONE.title]
+                able = [cell for cell in here if (cell["system"] == OURS) == is_ours]
+                top = choose(able, key=lambda cell: statistics.median(cell["figures"][figure]), default=None)
+                row.append(_short(top, figure, is_ours))
+            lines.append(f"| {title} | {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(cell: dict[str, Any] | None, figure: str, is_ours: bool) -> str:
+    if cell is None:
+        return "–"
+    who = [cell["setting"]] if is_ours else [cell["system"], cell["setting"]]
+    return f"{number(statistics.median(cell['figures'][figure]))} ({', '.join(filter(None, who))})".replace(" ()", "")
