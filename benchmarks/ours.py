@@ -71,6 +71,7 @@ def growth(database: str, jobs: int, waiting: int, finished: int, samples: int, 
         probe(env, "finished", finished)
         probe(env, "insert", third, waiting, "other")
         probe(env, "insert", second, jobs, "default")
+        probe(env, "settle")
         with SYSTEM.working(env, ONE, log):
             figures[f"{full} of another queue, jobs/s"] = _rate(found, second, jobs)
             for name, value in percentiles(SYSTEM.call(env, "latency", second + jobs, samples, gap)).items():

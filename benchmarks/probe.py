@@ -6,6 +6,7 @@ insert FIRST COUNT QUEUE   enqueue no-op jobs
 sleepers COUNT SECONDS     enqueue jobs that sleep
 mix COUNT SECONDS          enqueue no-op jobs around one that sleeps
 finished COUNT             as many finished jobs, by SQL
+settle                     have the server write out what it was given at once, which it would do meanwhile
 forget                     delete what waits
 rows                       how many jobs there are
 """
@@ -183,6 +184,21 @@ def finished(count: str) -> None:
             )
 
 
+def settle() -> None:
+    from django.db import connection
+
+    statements = {
+        "sqlite": ["PRAGMA wal_checkpoint(TRUNCATE)"],
+        "postgresql": ["VACUUM ANALYZE peasy_jobs_peasyjobqueue", "CHECKPOINT"],
+        "mysql": ["ANALYZE TABLE peasy_jobs_peasyjobqueue", "FLUSH TABLES peasy_jobs_peasyjobqueue FOR EXPORT"],
+    }
+    with connection.cursor() as cursor:
+        for statement in statements[connection.vendor]:
+            cursor.execute(statement)
+            if cursor.description:
+                cursor.fetchall()
+
+
 def forget() -> None:
     from peasy_jobs.models import PeasyJobQueue
 
@@ -196,7 +212,7 @@ def rows() -> int:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    do.__name__: do for do in (raw, compare, insert, sleepers, mix, finished, forget, rows)
+    do.__name__: do for do in (raw, compare, insert, sleepers, mix, finished, settle, forget, rows)
 }
 
 if __name__ == "__main__":
