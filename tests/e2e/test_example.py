@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests import processes
 from tests.example import SAMPLE, Demo, free_port
 
-PATIENCE = 20_000  # milliseconds
+PATIENCE = 90_000  # milliseconds: six million distances take long on a machine that does other things too
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def click(page: Page, button: str) -> None:
     page.get_by_role("button", name=button).click()
 
 
+@pytest.mark.timeout(300)
 def test_a_visitor_imports_exports_fails_and_follows(visitor: Page, browser: Browser, demo: Demo) -> None:
     visitor.goto("/distance/")
     expect(visitor.get_by_text("too few airports")).to_be_visible()
