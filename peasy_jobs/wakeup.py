@@ -65,18 +65,23 @@ def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) 
     """Wait until then (`time.monotonic()`), until something arrives, or for a hint. Returns whether there was one."""
     # A loop of its own: a whole turn of the runner takes ten times as long, and there would be 50 a second.
     interval = wakeup.interval if wakeup else None
-    while True:
-        left = max(0, until - monotonic())
-        arrived = selector.select(left if interval is None else min(left, interval))
-        for key, _ in arrived:
-            key.data()
-        if arrived or wakeup is None or interval is None or monotonic() >= until:
-            return False
-        try:
-            if wakeup.hinted():
+    while (left := until - monotonic()) > 0:
+        try:  # before it waits as well: what PostgreSQL says during a query leaves the socket silent
+            if wakeup is not None and wakeup.hinted():
                 return True
         except (DatabaseError, InterfaceError):
             return True  # the next turn meets it as well, and deals with it
+        if _collect(selector, left if interval is None else min(left, interval)):
+            return False
+    _collect(selector, 0)
+    return False
+
+
+def _collect(selector: selectors.BaseSelector, timeout: float) -> bool:
+    arrived = selector.select(timeout)
+    for key, _ in arrived:
+        key.data()
+    return bool(arrived)
 
 
 class DataVersion:
