@@ -1,6 +1,7 @@
 """One `run_peasy` at work, as a user would start it: what it says, what it runs, when and in which order."""
 
 import logging
+import selectors
 import signal
 import sys
 import threading
@@ -8,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 
 import psutil
 import pytest
@@ -588,3 +590,18 @@ def test_a_no_op_job_enters_about_twenty_functions_of_ours(transactional_db, cap
     with capsys.disabled():
         print(f"\nFunctions entered for each no-op job: {sum(for_each) / count:.1f} (all: {len(entered) / count:.1f})")
     assert 10 <= sum(for_each) / count <= 23
+
+
+def test_what_is_announced_before_a_runner_waits_ends_the_wait_at_once():
+    """PostgreSQL says it during a query: then the socket stays silent."""
+
+    class Announced:
+        interval = None
+
+        def hinted(self):
+            return True
+
+    with selectors.DefaultSelector() as selector:
+        before = monotonic()
+        assert wakeup.wait(selector, before + 10, Announced())
+        assert monotonic() < before + 10
