@@ -7,6 +7,7 @@ import random
 import selectors
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, reset_queries, router
@@ -53,7 +54,8 @@ class Runner:
         self.stopper = Stopper(conf.job_timeout)
         self.connected, self.listening = False, -1
         self.file: tuple[int, int] | None = None  # the database's, on SQLite
-        self.wakeup: wakeup.Wakeup = wakeup.Look()
+        self.peek = partial(self.jobs.peek, self.queues)
+        self.wakeup: wakeup.Wakeup = wakeup.Look(self.peek)
         self.signals = StopSignals(self.selector)
         self.silence = SilenceAlarm(conf.lease / 3)
         self.stopping = self.hurried = self.killing = False
@@ -175,7 +177,7 @@ class Runner:
         self.silence.set(database.socket_of(self.connection))
         if not self.connected:
             database.set_up(self.connection, LOCK_TIMEOUT)
-            self.wakeup = wakeup.watch(self.connection)
+            self.wakeup = wakeup.watch(self.connection, self.peek)
             self.listening = self.wakeup.fileno()
             if self.listening >= 0:
                 self.selector.register(self.listening, selectors.EVENT_READ, self.wakeup.readable)
@@ -235,7 +237,7 @@ class Runner:
         if not locked:
             if self.listening >= 0:
                 self.selector.unregister(self.listening)
-            self.wakeup, self.connected, self.listening = wakeup.Look(), False, -1
+            self.wakeup, self.connected, self.listening = wakeup.Look(self.peek), False, -1
             with suppress(Exception):
                 self.connection.close()
 
@@ -292,7 +294,7 @@ class Runner:
             self.hint, self.follow_ups = False, list(self.wakeup.follow_ups)
         elif now < self.look_at and not (idle and self.exit_on_empty):
             return False
-        waiting, due = self.jobs.peek(self.queues)
+        waiting, due = self.peek()
         if due is not None and due <= self.clock.at(now):
             waiting = bool(self.jobs.promote(self.clock.at(now))) or waiting
             due = None

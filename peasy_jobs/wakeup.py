@@ -5,7 +5,13 @@ None of them may be needed: a hint that never comes costs at most one `PEASY_POL
 
 from __future__ import annotations
 
+import ctypes
+import os
 import selectors
+import sys
+import weakref
+from collections.abc import Callable
+from datetime import datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,8 +20,12 @@ from django.db import DatabaseError, InterfaceError, connections, transaction
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
+Peek = Callable[[], tuple[bool, datetime | None]]  # whether a job may run now, and when the next one is due
+
 CHANNEL = "peasy_jobs"
 ANNOUNCE_EVERY = 0.25  # seconds
+SOON, CLOCK_EVERY, CLOCK_RUNS = 0.001, 0.02, 0.3  # seconds: how SQLite is looked at while somebody writes
+IN_MODIFY, IN_ONESHOT = 0x2, 0x80000000  # of inotify.h
 
 _announced = float("-inf")
 
@@ -24,7 +34,7 @@ class Wakeup(Protocol):
     """What a runner asks while it is idle."""
 
     description: str
-    interval: float | None  # seconds between two calls of `hinted`; None: `fileno` turns readable instead
+    look_at: float  # when to call `hinted` (`time.monotonic()`), if `fileno` does not turn readable before
     follow_ups: tuple[float, ...]  # seconds between the looks after a hint: they find what was not announced
 
     def fileno(self) -> int: ...
@@ -52,73 +62,110 @@ def _notify(connection: BaseDatabaseWrapper) -> None:
         cursor.execute(f"NOTIFY {CHANNEL}")
 
 
-def watch(connection: BaseDatabaseWrapper) -> Wakeup:
+def watch(connection: BaseDatabaseWrapper, peek: Peek) -> Wakeup:
     """The cheapest way to hear of commits on this connection, which must be the runner's own."""
     if connection.vendor == "sqlite":
         return DataVersion(connection)
     if connection.vendor == "postgresql" and hasattr(connection.connection, "add_notify_handler"):
         return Listen(connection)
-    return Look()
+    return Look(peek)
 
 
 def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) -> bool:
     """Wait until then (`time.monotonic()`), until something arrives, or for a hint. Returns whether there was one."""
-    # A loop of its own: a whole turn of the runner takes ten times as long, and there would be 50 a second.
-    interval = wakeup.interval if wakeup else None
+    # A loop of its own: a whole turn of the runner takes ten times as long, and there may be 50 a second.
+    listening = wakeup.fileno() if wakeup else -1
     while (left := until - monotonic()) > 0:
         try:  # before it waits as well: what PostgreSQL says during a query leaves the socket silent
             if wakeup is not None and wakeup.hinted():
                 return True
         except (DatabaseError, InterfaceError):
             return True  # the next turn meets it as well, and deals with it
-        if _collect(selector, left if interval is None else min(left, interval)):
+        if wakeup is not None:
+            left = min(left, wakeup.look_at - monotonic())
+        if _collect(selector, left, listening):
             return False
-    _collect(selector, 0)
+    _collect(selector, 0, listening)
     return False
 
 
-def _collect(selector: selectors.BaseSelector, timeout: float) -> bool:
-    arrived = selector.select(timeout)
+def _collect(selector: selectors.BaseSelector, timeout: float, listening: int) -> bool:
+    """Returns whether anything has arrived but what may be a hint."""
+    arrived = selector.select(max(0, timeout))
     for key, _ in arrived:
         key.data()
-    return bool(arrived)
+    return any(key.fd != listening for key, _ in arrived)
 
 
 class DataVersion:
-    """SQLite: a number that changes with every commit of another connection, read without touching the file."""
+    """SQLite: a number that changes with every commit of another connection, read without touching the file.
 
-    description = "by every commit (data_version)"
-    interval: float | None = 0.02
+    It is read by the clock, which stands still once the kernel watches the files (Linux's inotify) and nobody writes.
+    """
+
+    description = "by every commit"
     follow_ups: tuple[float, ...] = ()
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
         self.seen: Any = None
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA database_list")
+            path = cursor.fetchall()[0][2]
+        self.files = [os.fsencode(path), os.fsencode(f"{path}-wal")]
+        self.libc = ctypes.CDLL(None)
+        self.inotify = self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if sys.platform == "linux" else -1
+        if self.inotify >= 0:
+            weakref.finalize(self, os.close, self.inotify)
+        self._wind_up()
+
+    def _wind_up(self) -> None:
+        """Let the clock run for a while, first fast: what was written is a commit only a moment later."""
+        self.watched, self.pause = False, SOON
+        self.look_at, self.stop_at = monotonic() + SOON, monotonic() + CLOCK_RUNS
 
     def fileno(self) -> int:
-        return -1
+        return self.inotify
 
     def readable(self) -> None:
-        pass
+        os.read(self.inotify, 4096)
+        self._wind_up()
 
     def hinted(self) -> bool:
-        # Past Django's cursor, which takes ten times as long as the pragma and is asked 50 times a second.
+        now = monotonic()
+        if now < self.look_at:
+            return False
+        self.pause = min(2 * self.pause, CLOCK_EVERY)
+        self.look_at = now + self.pause
+        if now > self.stop_at:
+            if self.watched:  # and what was being written when that began has been looked for
+                self.look_at = float("inf")
+            self.watched = self._watches()
+        # Past Django's cursor, which takes ten times as long as the pragma.
         with self.connection.wrap_database_errors:
             version = self.connection.connection.execute("PRAGMA data_version").fetchone()
         changed, self.seen = bool(version != self.seen), version
         return changed
+
+    def _watches(self) -> bool:
+        """Have the kernel say when the database's file or its log is written to, once. Neither is opened."""
+        if self.inotify < 0:
+            return False
+        watched = [self.libc.inotify_add_watch(self.inotify, file, IN_MODIFY | IN_ONESHOT) for file in self.files]
+        return bool(watched[0] >= 0)  # without WAL there is no log
 
 
 class Listen:
     """PostgreSQL: NOTIFY, sent by whoever enqueues."""
 
     description = "by NOTIFY"
-    interval: float | None = None
+    look_at = float("inf")
     follow_ups: tuple[float, ...] = (0.05, 0.1, 0.2)
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.notified = self.unread = False
         self.wrapper, self.connection = connection, connection.connection
+        self.descriptor = int(self.connection.fileno())
         self.connection.add_notify_handler(self._notified)
         with connection.cursor() as cursor:
             cursor.execute(f"LISTEN {CHANNEL}")
@@ -127,7 +174,7 @@ class Listen:
         self.notified = True
 
     def fileno(self) -> int:
-        return int(self.connection.fileno())
+        return self.descriptor
 
     def readable(self) -> None:
         self.unread = True
@@ -150,10 +197,11 @@ class Look:
     """MariaDB, MySQL: nothing to hear, so the queue itself is looked at ten times a second."""
 
     description = "by a look every 0.1 s"
-    interval: float | None = 0.1
     follow_ups: tuple[float, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, peek: Peek) -> None:
+        self.peek = peek
+        self.seen: tuple[bool, datetime | None] = False, None
         self.look_at = 0.0
 
     def fileno(self) -> int:
@@ -166,4 +214,6 @@ class Look:
         if monotonic() < self.look_at:
             return False
         self.look_at = monotonic() + 0.09
-        return True
+        found = self.peek()
+        changed, self.seen = found != self.seen, found
+        return found[0] or changed

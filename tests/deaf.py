@@ -19,12 +19,13 @@ class Deaf(AppConfig):
         from peasy_jobs import wakeup
 
         class Nothing(wakeup.Look):
-            description, interval = "by nothing", None
+            description = "by nothing"
 
             def hinted(self) -> bool:
+                self.look_at = float("inf")
                 return False
 
-        wakeup.watch = lambda connection: Nothing()
+        wakeup.watch = lambda connection, peek: Nothing(peek)
 
 
 class TwoHoursAhead(AppConfig):

@@ -16,7 +16,8 @@ OPTIONS = ("-n", "2", "-rs")  # two tests at a time, and in the end what was ski
 BROWSER = "browser"
 # What no database can change is tested on SQLite alone.
 ANYWHERE = [
-    f"tests/test_{name}.py" for name in ("addresses", "example_project", "import_order", "package", "reloading")
+    f"tests/test_{name}.py"
+    for name in ("addresses", "example_project", "import_order", "package", "reloading", "wakeup")
 ]
 # Connects without a database name, as the creation of the test database does.
 PROBE = """
