@@ -47,7 +47,9 @@ def best(cells: list[Cell], figure: str) -> Cell | None:
 
 def markdown(cells: list[Cell], facts: dict[str, str], repetitions: int) -> str:
     lines = [
-        "# What was measured",
+        "# How fast",
+        "",
+        "What peasy_jobs and other queues have done on one machine, as `make bench` measures it.",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {', '.join(f'{name} {value}' for name, value in facts.items())}.",
         "",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("peasy_jobs")
 
-PROMOTE_EVERY, PRUNE_EVERY, TALLY_EVERY = 1.0, 5.0, 10.0  # seconds
+PROMOTE_EVERY, PRUNE_EVERY, TALLY_EVERY = 1.0, 10.0, 10.0  # seconds
 
 
 class Housekeeping:

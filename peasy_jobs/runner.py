@@ -52,7 +52,7 @@ class Runner:
         self.selector = selectors.DefaultSelector()
         self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
         self.stopper = Stopper(conf.job_timeout)
-        self.connected, self.listening = False, -1
+        self.connected = False
         self.file: tuple[int, int] | None = None  # the database's, on SQLite
         self.peek = partial(self.jobs.peek, self.queues)
         self.wakeup: wakeup.Wakeup = wakeup.Look(self.peek)
@@ -102,7 +102,7 @@ class Runner:
             return
         try:
             self._connect()
-            self.hint = self.wakeup.hinted() or self.hint
+            self.hint |= self.wakeup.hinted()
             self._stay_alive()
             if self.recorder.write(self.presence.id, urgent=self._is_hungry()):
                 self.hint = True  # jobs went back to the queue, which no wake-up tells us of
@@ -178,9 +178,8 @@ class Runner:
         if not self.connected:
             database.set_up(self.connection, LOCK_TIMEOUT)
             self.wakeup = wakeup.watch(self.connection, self.peek)
-            self.listening = self.wakeup.fileno()
-            if self.listening >= 0:
-                self.selector.register(self.listening, selectors.EVENT_READ, self.wakeup.readable)
+            if self.wakeup.fileno() >= 0:
+                self.selector.register(self.wakeup.fileno(), selectors.EVENT_READ, self.wakeup.readable)
             self.connected = self.hint = True
         if not self.presence.id:
             if missing := unapplied_migrations(self.connection):
@@ -235,9 +234,9 @@ class Runner:
             logger.warning("Cannot use the database (%s). Trying until it works again.", str(error).strip())
         self.retry_at = monotonic() + random.uniform(0.1, 0.5)
         if not locked:
-            if self.listening >= 0:
-                self.selector.unregister(self.listening)
-            self.wakeup, self.connected, self.listening = wakeup.Look(self.peek), False, -1
+            if self.wakeup.fileno() >= 0:
+                self.selector.unregister(self.wakeup.fileno())
+            self.wakeup, self.connected = wakeup.Look(self.peek), False
             with suppress(Exception):
                 self.connection.close()
 
@@ -292,6 +291,9 @@ class Runner:
         now, idle = monotonic(), not self.held and not self.recorder.unwritten
         if self.hint:
             self.hint, self.follow_ups = False, list(self.wakeup.follow_ups)
+            if self.follow_ups and now < self.look_at:  # it was said that there is a job: no look first
+                self.look_at = min(self.look_at, now + self.follow_ups.pop(0))
+                return True
         elif now < self.look_at and not (idle and self.exit_on_empty):
             return False
         waiting, due = self.peek()
@@ -353,8 +355,7 @@ class Runner:
         moments.append(self.stopper.next_moment(self.workers.workers))
         if not self.killing:
             moments.append(self.kill_at)
-        hinted = wakeup.wait(self.selector, min(moments), self.wakeup if looks else None)
-        self.hint = hinted or self.hint
+        self.hint |= wakeup.wait(self.selector, min(moments), self.wakeup if looks else None)
 
     def _over(self) -> bool:
         if self.stopping and (self.held or self.recorder.unwritten):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Peek = Callable[[], tuple[bool, datetime | None]]  # whether a job may run now, and when the next one is due
 
 CHANNEL = "peasy_jobs"
-ANNOUNCE_EVERY = 0.25  # seconds
+ANNOUNCE_EVERY, LOOK_EVERY = 0.25, 0.1  # seconds
 SOON, CLOCK_EVERY, CLOCK_RUNS = 0.001, 0.02, 0.3  # seconds: how SQLite is looked at while somebody writes
 IN_MODIFY, IN_ONESHOT = 0x2, 0x80000000  # of inotify.h
 
@@ -213,7 +213,7 @@ class Look:
     def hinted(self) -> bool:
         if monotonic() < self.look_at:
             return False
-        self.look_at = monotonic() + 0.09
+        self.look_at = monotonic() + LOOK_EVERY
         found = self.peek()
         changed, self.seen = found != self.seen, found
         return found[0] or changed

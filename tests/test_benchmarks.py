@@ -11,7 +11,7 @@ import pytest
 from django.conf import settings
 
 from benchmarks import measure, plot, report
-from benchmarks.cells import Cell
+from benchmarks.cells import RAW, Cell
 from benchmarks.peers import marks
 from benchmarks.systems import OURS, SYSTEMS, Unable
 from tests.processes import REPOSITORY
@@ -85,3 +85,26 @@ def test_the_picture_has_a_bar_for_the_best_setting_of_each_system() -> None:
     assert picture.count("<rect") == 2
     assert "4 threads" in picture
     assert ElementTree.fromstring(picture).get("aria-label", "").endswith("peasy_jobs 2,000, huey 3.5.4 500.")
+
+
+def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database() -> None:
+    cells = [
+        measured(OURS, [900, 1000]),
+        measured(OURS, [2000], "4 threads"),
+        measured("huey", [500]),
+        measured("huey", [400], "x"),
+    ]
+    cells += [
+        Cell("throughput", RAW, "sqlite", "", lambda: {"jobs/s": 9999}),
+        Cell("latency", SYSTEMS[OURS], "mariadb", "", lambda: {"p50 ms": 61.0}),
+    ]
+    for cell in cells[-2:]:
+        cell.measure()
+    assert report.summary(report.raw(cells, {}, 1)).splitlines() == [
+        "| | SQLite | MariaDB |",
+        "|---|---|---|",
+        "| **peasy_jobs**: no-op jobs a second, outcomes kept | 2,000 (4 threads) | – |",
+        "| the fastest other there | 500 (huey 3.5.4, 1 process) | – |",
+        "| **peasy_jobs**: ms until an idle runner begins a job, half of them | – | 61.0 |",
+        "| the fastest other there | – | – |",
+    ]

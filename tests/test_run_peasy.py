@@ -313,6 +313,21 @@ def test_a_scheduled_job_runs_when_it_is_due_without_waiting_for_the_poll(run_pe
     assert timedelta(0) <= done.started - job.run_after < SOON
 
 
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL notifies")
+def test_a_runner_that_is_told_of_jobs_all_the_time_runs_what_is_due(run_peasy):
+    # A hint leads to a claim without a look, and only a look finds what is due.
+    run_peasy(settings=LONG_POLL)
+    finished(jobs.nothing())
+    job = jobs.nothing.using(run_after=timedelta(seconds=1))()
+    with connection.cursor() as cursor:
+        wait_until(
+            lambda: [
+                cursor.execute(f"NOTIFY {wakeup.CHANNEL}"),
+                PeasyJobQueue.objects.get(pk=job.pk).status == COMPLETED,
+            ][1]
+        )
+
+
 def test_due_is_what_the_clock_of_the_database_says(run_peasy):
     # The runner's own clock is two hours ahead.
     run_peasy(settings={"PEASY_POLLING_INTERVAL": 0.2, **with_app("tests.deaf.TwoHoursAhead")})
