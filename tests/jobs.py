@@ -413,11 +413,7 @@ def stubborn(path: str, record: str) -> None:
     """Goes on whatever it is told, and has started a program."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as program:
         note(record, f"started {os.getpid()} {program.pid}")
-        while not Path(path).exists():
-            try:
-                time.sleep(0.01)
-            except BaseException:
-                note(record, "refused")
+        _wait_whatever_is_said(path, record)
 
 
 @peasy.job("catch everything that is an error", timeout=0.5)
@@ -441,13 +437,20 @@ def limited_with_retry(record: str) -> str:
 
 @peasy.job("ignore the request, with retries", timeout=0.5, retries=1, backoff=[0])
 def stubborn_with_retry(record: str) -> str:
+    again = notes(record)
     note(record, f"started {os.getpid()}")
-    while len(notes(record)) == 1 or notes(record)[-1] == "refused":
+    if not again:
+        _wait_whatever_is_said(f"{record}-never", record)
+    return "second"
+
+
+def _wait_whatever_is_said(path: str, record: str) -> None:
+    # All of it inside `try`: the request may come between any two lines.
+    while True:
         try:
-            time.sleep(0.01)
+            return _wait(path)
         except BaseException:
             note(record, "refused")
-    return "second"
 
 
 @peasy.job("a slow thread", timeout=0.5)
