@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -126,6 +128,9 @@ class StopSignals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # zsh blocks SIGINT in what it puts into the background
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.received and error is None:  # all is done and the process ends: one signal more means no failure
+            atexit.register(_ignore_signals)
+            self.before = dict.fromkeys(SIGNALS, _end)
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(self.fd)
@@ -135,3 +140,13 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: object) -> None:
         self.received += 1
+
+
+def _end(signum: int, frame: object) -> None:
+    os._exit(0)
+
+
+def _ignore_signals() -> None:
+    # Python takes every handler back before it is through with its modules, but not this.
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import time
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -39,6 +40,19 @@ class TwoHoursAhead(AppConfig):
         now, today = time.time, timezone.now
         time.time = lambda: now() + 7200
         timezone.now = lambda: today() + timedelta(hours=2)
+
+
+class LateSignal(AppConfig):
+    """One more Ctrl-C comes when Python takes its modules apart."""
+
+    name = "tests.deaf"
+
+    def ready(self) -> None:
+        class Last:
+            def __del__(self, kill: Any = os.kill, pid: int = os.getpid(), signum: int = signal.SIGINT) -> None:
+                kill(pid, signum)
+
+        sys.modules[__name__].last = Last()  # type: ignore[attr-defined]
 
 
 class NoForks(AppConfig):

@@ -53,6 +53,14 @@ def test_a_runner_that_has_only_just_started_ends_without_a_traceback(run_peasy,
     assert "died" not in command.output()
 
 
+def test_one_more_signal_after_all_is_done_is_no_failure(run_peasy):
+    command = run_peasy(settings=with_app("tests.deaf.LateSignal"))
+    finished(jobs.nothing())
+    command.signal(signal.SIGINT)
+    assert command.wait() == 0
+    assert "Traceback" not in command.output()
+
+
 def test_a_runner_ends_while_its_worker_server_still_loads_the_project(run_peasy, tmp_path):
     slow = tmp_path / "slow"
     slow.mkdir()
