@@ -80,14 +80,14 @@ class Presence:
         if monotonic() < self.rescue_at:
             return 0
         self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(0.8, 1.2)
-        now = self.clock.sync()
-        steady = monotonic() - max(self.steady_since, self.clock.stepped_at) > self.conf.lease
         rescued = 0
         if not self.looked_for_orphans:
             rescued = self.jobs.rescue(None, "The runner of this job is gone.", self.conf.crash_retries)
             self.looked_for_orphans = True
         named = self.jobs.runners_named()  # before the runners are read: whoever is named then has been there
         others = list(self.runners.exclude(pk=self.id))
+        now = self.clock.sync() if others else 0.0  # nobody, as a rule, and this is asked every two seconds
+        steady = monotonic() - max(self.steady_since, self.clock.stepped_at) > self.conf.lease
         for runner in others:
             if (steady and runner.lease_until < now) or _is_gone(runner):
                 where = f"{runner.host}, pid {runner.pid}"

@@ -52,10 +52,10 @@ class Runner:
         self.selector = selectors.DefaultSelector()
         self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
         self.stopper = Stopper(conf.job_timeout)
-        self.connected = False
+        self.connected = self.told_trouble = False
         self.file: tuple[int, int] | None = None  # the database's, on SQLite
         self.peek = partial(self.jobs.peek, self.queues)
-        self.wakeup: wakeup.Wakeup = wakeup.Look(self.peek)
+        self.wakeup: wakeup.Wakeup = wakeup.Look(self.peek, conf.polling_interval)
         self.signals = StopSignals(self.selector)
         self.silence = SilenceAlarm(conf.lease / 3)
         self.stopping = self.hurried = self.killing = False
@@ -69,7 +69,6 @@ class Runner:
         self.follow_ups: list[float] = []
         self.absorbed_at = self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
-        self.told_trouble = False
 
     def run(self) -> bool:
         """Run jobs until a signal ends it, or until none is left with `exit_on_empty`.
@@ -177,7 +176,7 @@ class Runner:
         self.silence.set(database.socket_of(self.connection))
         if not self.connected:
             database.set_up(self.connection, LOCK_TIMEOUT)
-            self.wakeup = wakeup.watch(self.connection, self.peek)
+            self.wakeup = wakeup.watch(self.connection, self.peek, self.conf.polling_interval)
             if self.wakeup.fileno() >= 0:
                 self.selector.register(self.wakeup.fileno(), selectors.EVENT_READ, self.wakeup.readable)
             self.connected = self.hint = True
@@ -236,7 +235,7 @@ class Runner:
         if not locked:
             if self.wakeup.fileno() >= 0:
                 self.selector.unregister(self.wakeup.fileno())
-            self.wakeup, self.connected = wakeup.Look(self.peek), False
+            self.wakeup, self.connected = wakeup.Look(self.peek, self.conf.polling_interval), False
             with suppress(Exception):
                 self.connection.close()
 
@@ -297,12 +296,13 @@ class Runner:
         elif now < self.look_at and not (idle and self.exit_on_empty):
             return False
         waiting, due = self.peek()
+        pause = float("inf") if self.wakeup.looks and due is None else self.conf.polling_interval
         if due is not None and due <= self.clock.at(now):
-            waiting = bool(self.jobs.promote(self.clock.at(now))) or waiting
-            due = None
+            promoted = self.jobs.promote(self.clock.at(now))
+            waiting, due = waiting or promoted > 0, due if promoted else None  # there may be more of them
         if self.exit_on_empty and idle and not waiting:
             self._finish()
-        self.look_at = now + self.conf.polling_interval * random.uniform(0.9, 1)
+        self.look_at = now + pause * random.uniform(0.9, 1)
         if self.follow_ups:
             self.look_at = min(self.look_at, now + self.follow_ups.pop(0))
         if due is not None:

@@ -34,6 +34,7 @@ class Wakeup(Protocol):
     """What a runner asks while it is idle."""
 
     description: str
+    looks: bool  # whether `hinted` looks at the queue, so that nobody else has to
     look_at: float  # when to call `hinted` (`time.monotonic()`), if `fileno` does not turn readable before
     follow_ups: tuple[float, ...]  # seconds between the looks after a hint: they find what was not announced
 
@@ -62,13 +63,16 @@ def _notify(connection: BaseDatabaseWrapper) -> None:
         cursor.execute(f"NOTIFY {CHANNEL}")
 
 
-def watch(connection: BaseDatabaseWrapper, peek: Peek) -> Wakeup:
-    """The cheapest way to hear of commits on this connection, which must be the runner's own."""
+def watch(connection: BaseDatabaseWrapper, peek: Peek, polling_interval: float) -> Wakeup:
+    """The cheapest way to hear of commits on this connection, which must be the runner's own.
+
+    polling_interval: seconds within which a job has to be found in any case.
+    """
     if connection.vendor == "sqlite":
         return DataVersion(connection)
     if connection.vendor == "postgresql" and hasattr(connection.connection, "add_notify_handler"):
         return Listen(connection)
-    return Look(peek)
+    return Look(peek, polling_interval)
 
 
 def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) -> bool:
@@ -104,6 +108,7 @@ class DataVersion:
     """
 
     description = "by every commit"
+    looks = False
     follow_ups: tuple[float, ...] = ()
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -159,6 +164,7 @@ class Listen:
     """PostgreSQL: NOTIFY, sent by whoever enqueues."""
 
     description = "by NOTIFY"
+    looks = False
     look_at = float("inf")
     follow_ups: tuple[float, ...] = (0.05, 0.1, 0.2)
 
@@ -197,10 +203,11 @@ class Look:
     """MariaDB, MySQL: nothing to hear, so the queue itself is looked at ten times a second."""
 
     description = "by a look every 0.1 s"
+    looks = True
     follow_ups: tuple[float, ...] = ()
 
-    def __init__(self, peek: Peek) -> None:
-        self.peek = peek
+    def __init__(self, peek: Peek, polling_interval: float) -> None:
+        self.peek, self.pause = peek, min(LOOK_EVERY, polling_interval)
         self.seen: tuple[bool, datetime | None] = False, None
         self.look_at = 0.0
 
@@ -213,7 +220,7 @@ class Look:
     def hinted(self) -> bool:
         if monotonic() < self.look_at:
             return False
-        self.look_at = monotonic() + LOOK_EVERY
+        self.look_at = monotonic() + self.pause
         found = self.peek()
         changed, self.seen = found != self.seen, found
         return found[0] or changed

@@ -21,12 +21,16 @@ class Deaf(AppConfig):
 
         class Nothing(wakeup.Look):
             description = "by nothing"
+            looks = False
+
+            def __init__(self, connection: Any, peek: Any, polling_interval: float) -> None:
+                super().__init__(peek, polling_interval)
 
             def hinted(self) -> bool:
                 self.look_at = float("inf")
                 return False
 
-        wakeup.watch = lambda connection, peek: Nothing(peek)
+        wakeup.watch = Nothing  # type: ignore[assignment]
 
 
 class TwoHoursAhead(AppConfig):

@@ -17,7 +17,7 @@ import peasy_jobs
 from peasy_jobs import conf, wakeup
 from peasy_jobs.database import as_field, database_now
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, JobQuerySet
+from peasy_jobs.queue import BATCH, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, JobQuerySet
 from peasy_jobs.runner import Runner
 from tests import jobs
 from tests.jobs import notes
@@ -264,7 +264,7 @@ def test_a_notification_that_arrives_during_a_query_is_not_missed(transactional_
     listening = connection.copy()
     try:
         listening.ensure_connection()
-        hints = wakeup.watch(listening, lambda: (False, None))
+        hints = wakeup.watch(listening, lambda: (False, None), 1)
         assert not hints.hinted()
         with connection.cursor() as cursor:
             cursor.execute(f"NOTIFY {wakeup.CHANNEL}")
@@ -311,6 +311,12 @@ def test_a_scheduled_job_runs_when_it_is_due_without_waiting_for_the_poll(run_pe
     job = jobs.nothing.using(run_after=timedelta(seconds=1))()
     (done,) = finished(job)
     assert timedelta(0) <= done.started - job.run_after < SOON
+
+
+def test_more_jobs_than_one_round_promotes_run_without_waiting_for_the_poll(run_peasy):
+    run_peasy(settings=LONG_POLL)
+    finished(jobs.nothing())
+    finished(*jobs.nothing.using(run_after=timedelta(seconds=1)).map([()] * (2 * BATCH + 1)))
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL notifies")

@@ -78,14 +78,14 @@ def committed_later(site, seconds):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has inotify")
 def test_while_nobody_writes_sqlite_is_not_looked_at(site, waiting):
-    hints = settled(wakeup.watch(site[0], no_peek), waiting)
+    hints = settled(wakeup.watch(site[0], no_peek, 1), waiting)
     asked = looks(site[0])
     assert not waiting(hints, 0.3)
     assert asked == []
 
 
 def test_a_commit_ends_the_wait(site, waiting):
-    hints = settled(wakeup.watch(site[0], no_peek), waiting)
+    hints = settled(wakeup.watch(site[0], no_peek, 1), waiting)
     for _ in range(3):
         later = committed_later(site[1], 0.1)
         assert waiting(hints, LONG)
@@ -106,7 +106,7 @@ def test_a_commit_that_becomes_one_long_after_its_last_write_ends_the_wait(site,
     """A slow disk: the kernel has told of the write, and tells of nothing when it is valid."""
     monkeypatch.setattr(wakeup.DataVersion, "fileno", lambda self: -1)
     monkeypatch.setattr(wakeup.os, "read", lambda descriptor, size: b"")
-    hints = settled(wakeup.watch(site[0], no_peek), waiting)
+    hints = settled(wakeup.watch(site[0], no_peek, 1), waiting)
     hints.readable()
     later = committed_later(site[1], 0.1)
     assert waiting(hints, LONG)
@@ -115,7 +115,7 @@ def test_a_commit_that_becomes_one_long_after_its_last_write_ends_the_wait(site,
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has inotify")
 def test_a_site_that_writes_all_the_time_is_looked_at_as_often_as_without_inotify(site, waiting):
-    hints = settled(wakeup.watch(site[0], no_peek), waiting)
+    hints = settled(wakeup.watch(site[0], no_peek, 1), waiting)
     asked, over = looks(site[0]), threading.Event()
 
     def write():
@@ -135,7 +135,7 @@ def test_a_site_that_writes_all_the_time_is_looked_at_as_often_as_without_inotif
 
 
 def test_a_runner_that_is_busy_is_told_of_one_write_and_not_of_each(site, waiting):
-    hints = settled(wakeup.watch(site[0], no_peek), waiting)
+    hints = settled(wakeup.watch(site[0], no_peek, 1), waiting)
     for _ in range(20):
         insert(site[1])
     with selectors.DefaultSelector() as selector:
