@@ -126,7 +126,8 @@ def file_of(connection: BaseDatabaseWrapper) -> tuple[int, int] | None:
 
 def socket_of(connection: BaseDatabaseWrapper) -> int:
     """The descriptor over which PostgreSQL is talked to, −1 elsewhere: the other drivers know time limits."""
-    return int(connection.connection.fileno()) if connection.vendor == "postgresql" else -1
+    with connection.wrap_database_errors:  # a connection that is lost has no socket any more
+        return int(connection.connection.fileno()) if connection.vendor == "postgresql" else -1
 
 
 def is_locked(error: BaseException) -> bool:
