@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,6 +79,15 @@ def as_read(connection: BaseDatabaseWrapper, value: Any) -> datetime:
     if not isinstance(value, datetime):  # without time zones Django reads what is no time as None
         raise ValueError(f"{value!r} is no time")
     return value
+
+
+@contextmanager
+def bare_cursor(connection: BaseDatabaseWrapper) -> Iterator[Any]:
+    """A cursor for what is asked ten times a second. On MariaDB and MySQL the driver's: Django's costs a third more."""
+    connection.ensure_connection()
+    source = connection.connection if connection.vendor == "mysql" else connection
+    with connection.wrap_database_errors, closing(source.cursor()) as cursor:
+        yield cursor
 
 
 def make_own(connection: BaseDatabaseWrapper, limit: float) -> None:

@@ -21,7 +21,7 @@ from django.db.utils import DataError
 
 from peasy_jobs import wakeup
 from peasy_jobs.claims import Claim, Ending
-from peasy_jobs.database import as_field, as_read, database_now, portions, refuse_too_large, update_each
+from peasy_jobs.database import as_field, as_read, bare_cursor, database_now, portions, refuse_too_large, update_each
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
@@ -75,7 +75,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         within = f" AND queue_name IN ({', '.join(['%s'] * len(queues))})" if queues else ""
         waiting = f"EXISTS (SELECT 1 FROM {self._table()} WHERE status = 'Q'{within or ' AND claims >= 0'})"
         scheduled = f"(SELECT MIN(run_after) FROM {self._table()} WHERE status = 'S'{within})"
-        with connections[self.db].cursor() as cursor:
+        with bare_cursor(connections[self.db]) as cursor:
             with suppress(*UNREADABLE):
                 cursor.execute(f"SELECT {waiting}, {scheduled}", [*queues, *queues])
                 found, due = cursor.fetchone()
