@@ -60,8 +60,8 @@ def install(cells: list[Cell]) -> list[Cell]:
 
 def write(cells: list[Cell], options: argparse.Namespace, facts: dict[str, str]) -> str:
     options.out.mkdir(parents=True, exist_ok=True)
-    tables = report.markdown(cells, facts, options.repetitions)
-    found = report.raw(cells, facts, options.repetitions)
+    tables = report.markdown(cells, facts)
+    found = report.raw(cells, facts)
     (options.out / "benchmark.md").write_text(tables)
     (options.out / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
     if panels := plot.panels(cells):

@@ -45,7 +45,14 @@ def best(cells: list[Cell], figure: str) -> Cell | None:
     return choose(able, key=lambda cell: statistics.median(cell.figures[figure]), default=None)
 
 
-def markdown(cells: list[Cell], facts: dict[str, str], repetitions: int) -> str:
+def rounds(cells: list[Cell]) -> str:
+    """How often each figure was measured, which differs when Ctrl-C has ended a round."""
+    counts = {len(values) for cell in cells if not cell.once for values in cell.figures.values()} or {1}
+    least, most = min(counts), max(counts)
+    return f"{most} round{'s' * (most > 1)}" if least == most else f"{least} to {most} rounds"
+
+
+def markdown(cells: list[Cell], facts: dict[str, str]) -> str:
     lines = [
         "# How fast",
         "",
@@ -53,8 +60,7 @@ def markdown(cells: list[Cell], facts: dict[str, str], repetitions: int) -> str:
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {', '.join(f'{name} {value}' for name, value in facts.items())}.",
         "",
-        f"All systems by turns, {repetitions} {'rounds' if repetitions > 1 else 'round'}; "
-        "each figure is minimum / **median** / maximum.",
+        f"All systems by turns, {rounds(cells)}; each figure is minimum / **median** / maximum.",
         "The last column says how many times better the best figure of peasy_jobs on the same database is; for Redis, "
         "on SQLite. Below 1 it is worse.",
         "",
@@ -114,11 +120,10 @@ def _ratio(cell: Cell, figure: str, ours: Cell | None) -> str:
     return f"{number(ratio)} ×"
 
 
-def raw(cells: list[Cell], facts: dict[str, str], repetitions: int) -> dict[str, Any]:
+def raw(cells: list[Cell], facts: dict[str, str]) -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": facts,
-        "repetitions": repetitions,
         "cells": [
             {
                 "part": cell.part,

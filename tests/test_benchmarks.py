@@ -52,9 +52,15 @@ def test_the_table_shows_the_spread_and_how_far_ahead_the_best_of_ours_is() -> N
         measured(OURS, [10, 10, 10], "1 thread"),
         measured("huey", [400, 500, 600]),
     ]
-    table = report.markdown(cells, {"cpu": "one"}, 3)
+    table = report.markdown(cells, {"cpu": "one"})
+    assert "All systems by turns, 3 rounds;" in table
     assert "| peasy_jobs | 1 process | 900 / **1,000** / 2,000 |  |" in table
     assert "| huey 3.5.4 | 1 process | 400 / **500** / 600 | 2.00 × |" in table
+
+
+def test_the_table_says_so_when_not_all_was_measured_in_the_last_round() -> None:
+    cells = [measured(OURS, [900, 1000]), measured("huey", [400])]
+    assert "All systems by turns, 1 to 2 rounds;" in report.markdown(cells, {})
 
 
 def test_a_peer_that_cannot_be_measured_is_in_the_table_with_the_reason() -> None:
@@ -63,7 +69,7 @@ def test_a_peer_that_cannot_be_measured_is_in_the_table_with_the_reason() -> Non
 
     stalled = Cell("throughput", SYSTEMS["peasy-jobs-0_4_1"], "sqlite", "1 process", stall)
     assert stalled.measure() == {}
-    table = report.markdown([measured(OURS, [1000]), stalled], {}, 1)
+    table = report.markdown([measured(OURS, [1000]), stalled], {})
     assert "| peasy-jobs 0.4.1 | 1 process | not measured: stalled: 3 of 40 jobs began |" in table
 
 
@@ -100,7 +106,7 @@ def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database
     ]
     for cell in cells[-2:]:
         cell.measure()
-    assert report.summary(report.raw(cells, {}, 1)).splitlines() == [
+    assert report.summary(report.raw(cells, {})).splitlines() == [
         "| | SQLite | MariaDB |",
         "|---|---|---|",
         "| **peasy_jobs**: no-op jobs a second, outcomes kept | 2,000 (4 threads) | – |",
