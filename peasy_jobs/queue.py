@@ -73,7 +73,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         """Whether a job may run now, and when the next scheduled one is due. Takes no lock."""
         # Plain SQL: where nothing wakes an idle runner, it asks this ten times a second.
         within = f" AND queue_name IN ({', '.join(['%s'] * len(queues))})" if queues else ""
-        waiting = f"EXISTS (SELECT 1 FROM {self._table()} WHERE status = 'Q'{within or ' AND claims >= 0'})"
+        # In order, or PostgreSQL reads the whole table when by its statistics, which are of a while ago, many wait.
+        first = " ORDER BY priority DESC, id LIMIT 1" if connections[self.db].vendor == "postgresql" else " LIMIT 1"
+        probe = f"(SELECT id FROM {self._table()} WHERE status = 'Q'%s{first}) IS NOT NULL"
+        waiting = " OR ".join(probe % each for each in [" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"])
         scheduled = f"(SELECT MIN(run_after) FROM {self._table()} WHERE status = 'S'{within})"
         with bare_cursor(connections[self.db]) as cursor:
             with suppress(*UNREADABLE):

@@ -363,9 +363,9 @@ class Runner:
         return self.stopping
 
     def _finish(self) -> None:
-        """Nothing is left to run now, and `exit_on_empty` says to end then."""
-        while self.house.prune(grace=0):
-            pass
+        """Nothing is left to run now, and `exit_on_empty` says to end then: when turn by turn all is pruned."""
+        if self.house.prune(grace=0):
+            return
         later = self.jobs.in_queues(self.queues).filter(status=queue.SCHEDULED).count()
         self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
         self.stopping = True

@@ -1,5 +1,6 @@
 """One `run_peasy` at work, as a user would start it: what it says, what it runs, when and in which order."""
 
+import itertools
 import logging
 import signal
 import sys
@@ -125,6 +126,27 @@ def test_exit_on_empty_prunes_to_the_maxima_on_its_way_out_whatever_the_grace(ru
     assert run_peasy("--exit-on-empty", settings=kept).wait() == 0
     left = set(PeasyJobQueue.objects.values_list("pk", flat=True))
     assert left == {good[-1].pk, good[-2].pk, bad[-1].pk}
+
+
+def test_exit_on_empty_prunes_a_batch_in_each_turn(transactional_db, monkeypatch):
+    # A turn that takes a third of the lease counts as a database that is silent, and is cut off.
+    monkeypatch.setattr("peasy_jobs.queue.BATCH", 2)
+    jobs.nothing.map([()] * 7)
+    PeasyJobQueue.objects.update(status=COMPLETED, completed=as_field(database_now(connection)))
+    left, turn = [7], Runner.turn
+
+    def counted(self):
+        turn(self)
+        left.append(PeasyJobQueue.objects.count())
+
+    monkeypatch.setattr(Runner, "turn", counted)
+    settings = replace(conf.get(), worker_type="thread", max_completed=0, prune_grace=3600)
+    try:
+        assert Runner(settings, lambda text: None, exit_on_empty=True).run()
+    finally:
+        connection.close()  # set up as a runner's own
+    assert left[-1] == 0
+    assert max(before - after for before, after in itertools.pairwise(left)) == 2
 
 
 def test_exit_on_empty_does_not_wait_for_what_other_runners_run(run_peasy, tmp_path):
