@@ -114,3 +114,8 @@ def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database
         "| **peasy_jobs**: ms until an idle runner begins a job, half of them | – | 61.0 |",
         "| the fastest other there | – | – |",
     ]
+
+
+def test_the_readme_shows_what_the_benchmark_has_found() -> None:
+    found = json.loads((REPOSITORY / "docs" / "benchmark.json").read_text())
+    assert report.summary(found) in (REPOSITORY / "README.md").read_text()
