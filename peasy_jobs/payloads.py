@@ -17,6 +17,7 @@ from django.utils.crypto import constant_time_compare
 
 JSON, PICKLE = b"J", b"P"
 ARGS, KWARGS, RESULT = "arguments", "keyword arguments", "results"
+_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time
 
 
 class PayloadError(ValueError):
@@ -35,7 +36,7 @@ def dumps(value: Any, *, job_name: str, column: str, max_bytes: int, serializer:
     more than `max_bytes`.
     """
     try:
-        data = JSON + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() if _is_plain(value) else b""
+        data = JSON + _as_json(value).encode() if _is_plain(value) else b""
     except (RecursionError, ValueError):  # a list that holds itself, a lone surrogate, an integer of 5,000 digits
         data = b""
     if not data:
