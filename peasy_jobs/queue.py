@@ -74,10 +74,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         # Plain SQL: where nothing wakes an idle runner, it asks this ten times a second.
         within = f" AND queue_name IN ({', '.join(['%s'] * len(queues))})" if queues else ""
         # In order, or PostgreSQL reads the whole table when by its statistics, which are of a while ago, many wait.
-        first = " ORDER BY priority DESC, id LIMIT 1" if connections[self.db].vendor == "postgresql" else " LIMIT 1"
-        probe = f"(SELECT id FROM {self._table()} WHERE status = 'Q'%s{first}) IS NOT NULL"
+        table = self._table("peasy_waiting_in_queue" if queues else "peasy_waiting")
+        probe = f"(SELECT id FROM {table} WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT 1) IS NOT NULL"
         waiting = " OR ".join(probe % each for each in [" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"])
-        scheduled = f"(SELECT MIN(run_after) FROM {self._table()} WHERE status = 'S'{within})"
+        scheduled = f"(SELECT MIN(run_after) FROM {self._table('peasy_due')} WHERE status = 'S'{within})"
         with bare_cursor(connections[self.db]) as cursor:
             with suppress(*UNREADABLE):
                 cursor.execute(f"SELECT {waiting}, {scheduled}", [*queues, *queues])
@@ -148,18 +148,16 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     ) -> list[Any]:
         # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
         # index it would lock in another order than a finish does, and deadlock with it.
-        # And plain SQL, to name the index: with another queue's backlog before this one MariaDB takes the wrong one.
-        table, skip = self._table(), connections[self.db].features.has_select_for_update_skip_locked
+        skip = connections[self.db].features.has_select_for_update_skip_locked
         rows: list[Any] = []
         with transaction.atomic(using=self.db):
             for queue in queues or [""]:
-                index, condition = (
-                    ("peasy_waiting_in_queue", " AND queue_name = %s") if queue else ("peasy_waiting", "")
-                )
+                table = self._table("peasy_waiting_in_queue" if queue else "peasy_waiting")
+                condition = " AND queue_name = %s" if queue else ""
                 with connections[self.db].cursor() as cursor:
                     cursor.execute(
                         f"SELECT 0 - priority, id, claims + 1, title, job_name, {WEIGHT}, attempts + 1,"
-                        f" crashes, crash_retries, timeout, {self._since(first=0)} FROM {table} FORCE INDEX ({index})"
+                        f" crashes, crash_retries, timeout, {self._since(first=0)} FROM {table}"
                         f" WHERE status = 'Q'{condition} ORDER BY priority DESC, id LIMIT {limit:d} FOR UPDATE"
                         + (" SKIP LOCKED" if skip else ""),
                         [queue] if queue else [],
@@ -396,5 +394,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         if pks := list(over.values_list("pk", flat=True)[:BATCH]):  # looked at first: an UPDATE takes the write lock
             over.filter(pk__in=pks).update(completed=now)
 
-    def _table(self) -> str:
-        return connections[self.db].ops.quote_name(self.model._meta.db_table)
+    def _table(self, index: str = "") -> str:
+        """For SQL, with the index to read on MariaDB and MySQL: by their statistics they take another, or none."""
+        name = connections[self.db].ops.quote_name(self.model._meta.db_table)
+        return f"{name} FORCE INDEX ({index})" if index and connections[self.db].vendor == "mysql" else name
