@@ -202,7 +202,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         claimed = self.filter(runner=runner_id, status=ONGOING).values_list("pk", "claims")
         return sum(
             self.filter(pk=pk, runner=runner_id, status=ONGOING, claims=claims).update(
-                status=ENQUEUED, runner=None, started=None, attempts=Greatest(F("attempts"), 1) - 1
+                status=ENQUEUED, runner=None, started=None, attempts=Greatest(Greatest("attempts", 1) - 1, 0)
             )
             for pk, claims in claimed
             if (pk, claims) not in held and type(claims) is int
@@ -354,7 +354,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
             )
-            rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=Greatest(F("attempts"), 1) - 1)
+            rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=Greatest(Greatest("attempts", 1) - 1, 0))
             if dead is not None:
                 mine.filter(status=CANCELLED).update(runner=None, completed=now)
         return rescued
