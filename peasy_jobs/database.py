@@ -83,7 +83,7 @@ def as_read(connection: BaseDatabaseWrapper, value: Any) -> datetime:
 
 @contextmanager
 def bare_cursor(connection: BaseDatabaseWrapper) -> Iterator[Any]:
-    """A cursor for what is asked ten times a second. On MariaDB and MySQL the driver's: Django's costs a third more."""
+    """A cursor for what is asked ten times a second. On MariaDB and MySQL the driver's: Django's costs a tenth more."""
     connection.ensure_connection()
     source = connection.connection if connection.vendor == "mysql" else connection
     with connection.wrap_database_errors, closing(source.cursor()) as cursor:
