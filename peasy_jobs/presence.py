@@ -10,6 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from django.db import DatabaseError
+
 from peasy_jobs import database, queue
 from peasy_jobs.models import PeasyRunner
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("peasy_jobs")
 
+LEAVE_WITHIN = 3.0  # seconds that a lock on the runners may keep this process from ending
 RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found dead
 
 
@@ -106,8 +109,14 @@ class Presence:
 
     def leave(self) -> None:
         """Disappear, unless jobs still name this runner: those are then rescued under its name."""
-        if not self.jobs.filter(runner=self.id).exists():
-            self.runners.filter(pk=self.id).delete()
+        until = monotonic() + LEAVE_WITHIN
+        while not self.jobs.filter(runner=self.id).exists():
+            try:
+                self.runners.filter(pk=self.id).delete()
+                return
+            except DatabaseError as error:
+                if not database.is_locked(error) or monotonic() > until:
+                    raise
 
     def _renewed(self, at: float) -> None:
         """The lease was renewed by what the clocks said at this moment: what came later does not prolong it."""

@@ -227,6 +227,18 @@ def test_a_job_that_holds_the_write_lock_for_three_leases_costs_no_job_its_claim
 
 
 @only_sqlite
+def test_a_runner_that_meets_a_lock_as_it_ends_takes_its_row_along_all_the_same(run_peasy):
+    command = run_peasy()
+    with locked(-1):
+        command.signal(signal.SIGTERM)
+        wait_until(lambda: len(command.processes()) == 1)  # its workers are gone
+        lasts(1.2)
+        assert command.process.poll() is None
+    assert command.wait() == 0
+    assert not PeasyRunner.objects.exists()
+
+
+@only_sqlite
 def test_a_lock_of_a_second_is_waited_out_and_not_worth_a_line(run_peasy, tmp_path):
     command = run_peasy(settings=SHORT_LEASE)
     with locked(-1):
