@@ -359,6 +359,22 @@ def test_a_look_reads_no_whole_table_when_what_waited_has_finished_since_the_sta
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("analyzed", [True, False], ids=["none waited", "no statistics"])
+def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_the_statistics_were_made(analyzed):
+    if analyzed:
+        fill({"status": COMPLETED, "completed": at()})
+    jobs.bulk_create([PeasyJobQueue(title="a job", job_name="tests.jobs.nothing") for _ in range(5000)])
+    with transaction.atomic():  # which takes the settings back, where a test could meet them
+        database.set_up(connection, 0.5)
+        held = claim(200)
+        assert accesses(lambda: claim(100))[0] == ("peasy_waiting", False)
+        if POSTGRES:  # the others are told row by row, or which rows in the statement
+            endings = [ending(each, completed=at()) for each in held]
+            found = [index for index, _ in accesses(lambda: jobs.end(ME, endings, at()))]
+            assert found and None not in found
+
+
+@pytest.mark.django_db(transaction=True)
 def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say():
     """Four out of five jobs are completed, the others wait. SQLite's statistics may be older than the index."""
     fill(*({"status": COMPLETED, "completed": at()},) * 200, *({},) * 50, times=7)
