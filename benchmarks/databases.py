@@ -38,6 +38,15 @@ def fresh(kind: str, directory: Path) -> Iterator[str]:
         execute(kind, f"DROP DATABASE IF EXISTS {name}{' WITH (FORCE)' if kind == 'postgres' else ''}")
 
 
+def analyze(kind: str, url: str) -> None:
+    """Let PostgreSQL count what is there, as it does by itself within a minute: the plans of many depend on it."""
+    if kind == "postgres":
+        import psycopg
+
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ANALYZE")
+
+
 def execute(kind: str, statement: str) -> list[Any]:
     """What the server of this kind answers, over a connection of its own to no database that is measured."""
     if kind == "postgres":

@@ -57,6 +57,7 @@ def throughput(system: System, database: str, workers: Workers, jobs: int) -> Fi
     """Jobs per second from the first start to the last finish; all are there before a runner starts."""
     with place(system, database, jobs, {**system.fast, **workers.settings}) as (env, found, log):
         system.call(env, "preload", 0, jobs)
+        databases.analyze(database, env["BENCH_URL"])
         with system.working(env, workers, log):
             wait_for(found, jobs)
             outcomes = checked(system, env, found, jobs)

@@ -6,6 +6,7 @@ import sys
 from time import monotonic, sleep
 from typing import Any
 
+from benchmarks import databases
 from benchmarks.measure import Figures, checked, percentiles, place, wait_for
 from benchmarks.peers.marks import Marks
 from benchmarks.systems import KEEP_ALL, ONE, OURS, REPOSITORY, SYSTEMS, TIMEOUT, Unable, Workers
@@ -25,6 +26,8 @@ def probe(env: dict[str, str], *args: object) -> Any:
 
 def raw(database: str, jobs: int) -> Figures:
     with place(SYSTEM, database, 1) as (env, _, _):
+        probe(env, "insert", 0, jobs, "default")
+        databases.analyze(database, env["BENCH_URL"])
         figures: Figures = probe(env, "raw", jobs)
         return figures
 

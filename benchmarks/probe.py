@@ -77,10 +77,8 @@ def _by_turns(one: Callable[[], None], other: Callable[[], None], rounds: int) -
 
 def raw(count: str) -> dict[str, float]:
     """The columns, guards and commits of the engine, but whole batches by one statement each and nothing run."""
-    from benchmarks import jobs
     from peasy_jobs.models import PeasyJobQueue
 
-    jobs.insert(range(int(count)))
     started, done = perf_counter(), 0
     for pks in _claims():
         _finish(pks)

@@ -75,7 +75,8 @@ def markdown(cells: list[Cell], facts: dict[str, str]) -> str:
             lines += [*_table([cell for cell in mine if cell.database == database], mine), ""]
     lines += ["## Settings", ""]
     lines += ["Every system runs the same job, logs at WARNING and has SQLite in WAL mode with synchronous NORMAL,"]
-    lines += ["PostgreSQL and MariaDB as they are configured, Redis as it is shipped: without an append-only file.", ""]
+    lines += ["PostgreSQL and MariaDB as they are configured, Redis as it is shipped: without an append-only file."]
+    lines += ["PostgreSQL has counted (ANALYZE) the jobs that wait before anybody is measured at them.", ""]
     systems = {cell.system.name: cell.system for cell in cells}
     lines += [f"- {system.title}: {system.settings}." for system in systems.values()]
     return "\n".join(lines) + "\n"
