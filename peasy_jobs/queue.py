@@ -116,8 +116,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def _claim_returning(
         self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int, weight: int
     ) -> list[Any]:
-        # Plain SQL: the ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates as a materialised CTE: a bare
-        # sub-select may be run again after a lock wait and then updates more rows than its limit.
+        # The ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates materialised: a bare sub-select may
+        # be run again after a lock wait and then updates more rows than its limit. `|| ''`: see `database.set_up`.
         connection = connections[self.db]
         table = self._table()
         probe = f"SELECT id, priority, {WEIGHT} AS weight FROM {table}"
@@ -136,7 +136,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 f" before FROM candidates WINDOW line AS (ORDER BY priority DESC, id) ORDER BY place LIMIT {limit:d})"
                 f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
                 " started = CASE WHEN place <= %s THEN %s END"
-                f" FROM next WHERE id = next_id AND status = 'Q' AND (place <= %s OR before <= {weight:d})"
+                f" FROM next WHERE id = next_id AND status || '' = 'Q' AND (place <= %s OR before <= {weight:d})"
                 " RETURNING 0 - priority, id, claims, title, job_name, args_data, kwargs_data,"
                 f" attempts, crashes, crash_retries, timeout, {self._since(first=1)}",
                 [*queues, runner_id, at_once, connection.ops.adapt_datetimefield_value(now), at_once],
@@ -228,14 +228,14 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return self._not_landed(runner_id, endings, now)
 
     def _write_endings(self, rows: list[list[Any]]) -> int:
-        # Plain SQL, one for any mix of endings: the ORM would compile and send a query for each.
+        # One statement for any mix of endings: the ORM would send a query for each. COALESCE: see `database.set_up`.
         update = (
             f"UPDATE {self._table()} AS job{{join}} SET status = {{}}, result_data = {{}},"
             " status_msg = COALESCE({}, job.status_msg), extra = COALESCE({}, job.extra),"
             " errors = COALESCE({}, job.errors), started = {}, completed = {},"
             " run_after = CASE WHEN {} = 'Q' THEN job.run_after ELSE {} END,"
             " attempts = job.attempts + {}, crashes = job.crashes + {}, runner_id = NULL{source}"
-            " WHERE job.id = {} AND job.status = 'O' AND job.runner_id = {} AND job.claims = {}"
+            " WHERE job.id = {} AND job.status = 'O' AND COALESCE(job.runner_id, 0) = {} AND job.claims = {}"
         )
         return update_each(connections[self.db], update, ENDING_TYPES, rows)
 
