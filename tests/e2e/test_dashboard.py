@@ -176,13 +176,17 @@ def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
 def test_all_rows_are_selected_with_one_box(staff_page: Page, width: int) -> None:
     add("one"), add("two")
     staff_page.set_viewport_size({"width": width, "height": 800})
+    time = Time(staff_page)
     staff_page.goto("/peasy/")
+    time.stop()
+    time.assert_it_polls()  # none comes between the two halves of the click
     box = staff_page.get_by_role("checkbox", name="Select all jobs on this page")
     box.check()
     PeasyJobQueue.objects.filter(title="one").update(title="renamed")
     staff_page.evaluate(POLL_SENT_BEFORE)
     expect(staff_page.get_by_role("link", name="renamed", exact=True)).to_be_visible()
     expect(box).to_be_checked()
+    time.go_on()
     staff_page.get_by_role("button", name="Delete…").click()
     expect(staff_page.get_by_role("heading", name="Delete these 2 jobs?")).to_be_visible()
     staff_page.get_by_role("link", name="Keep").click()
@@ -259,8 +263,8 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
             staff_page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             for width in (320, 768, 1280, 1920):
                 staff_page.set_viewport_size({"width": width, "height": 800})
-                scrolls = staff_page.evaluate("document.documentElement.scrollWidth > innerWidth")
-                assert not scrolls, f"{state} at {width} px"
+                fits = staff_page.evaluate(FITS)
+                assert fits, f"{state} at {width} px"
                 cut = "[...document.querySelectorAll('.peasy-jobs')].some(box => box.scrollWidth > box.clientWidth)"
                 assert not staff_page.evaluate(cut), f"{state} at {width} px"
                 small = staff_page.evaluate(SMALL_TARGETS)
@@ -292,6 +296,14 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
     look("told")
 
 
+# A busy browser says how wide it is before it has drawn that: it is given ten frames for it.
+FITS = """async () => {
+    for (let frame = 0; frame < 10; frame++) {
+        if (document.documentElement.scrollWidth <= innerWidth) return true;
+        await new Promise(requestAnimationFrame);
+    }
+    return false;
+}"""
 # Links inside a sentence are exempt, as WCAG 2.5.8 has it.
 SMALL_TARGETS = """[...document.querySelectorAll('button, summary, label:has(input), a')]
     .filter(element => element.offsetParent)
