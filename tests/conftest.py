@@ -12,11 +12,8 @@ from django.db import connection
 
 from tests import processes, waiting
 
-# The machine decides how long an example takes; pytest-timeout watches over the test. Most odd input is turned away
-# before a database sees it: servers are asked less often than the file, which answers ten times as fast.
-hypothesis.settings.register_profile(
-    "peasy_jobs", deadline=None, max_examples=60 if settings.TEST_DATABASE == "sqlite" else 20
-)
+# The machine decides how long an example takes; pytest-timeout watches over the test.
+hypothesis.settings.register_profile("peasy_jobs", deadline=None)
 hypothesis.settings.load_profile("peasy_jobs")
 
 

@@ -19,12 +19,6 @@ ANYWHERE = [
     f"tests/test_{name}.py"
     for name in ("addresses", "example_project", "import_order", "package", "reloading", "wakeup")
 ]
-# What becomes of workers depends on how their runner waits: MariaDB's looks at the table, as SQLite's does.
-WORKERS = [
-    *(f"tests/test_{name}.py" for name in ("dying", "stopping")),
-    *(f"tests/faults/test_{name}.py" for name in ("hostile_jobs", "limits")),
-]
-LEFT_OUT = {"sqlite": [], "postgres": ANYWHERE, "mariadb": [*ANYWHERE, *WORKERS]}
 # Connects without a database name, as the creation of the test database does.
 PROBE = """
 import sys
@@ -89,7 +83,7 @@ def main(arguments: list[str]) -> int:
         if reason := unreachable(database):
             outcomes[database] = f"NOT REACHABLE{', but required' * (database in required)}: {reason}"
         else:
-            left_out = [] if arguments else LEFT_OUT[database]
+            left_out = [] if database == "sqlite" or arguments else ANYWHERE
             outcomes[database] = run(database, [*OPTIONS, *(f"--ignore={path}" for path in left_out), *arguments])
             outcomes[database] += f", without {', '.join(left_out)}" * bool(left_out)
 

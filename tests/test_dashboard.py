@@ -203,7 +203,7 @@ def test_an_action_leads_nowhere_that_django_does_not_redirect_to(staff: Client)
 
 @given(st.dictionaries(st.sampled_from(["action", "pk", "next", "confirmed", "x"]), odd, max_size=5), st.booleans())
 @example({"action": "delete", "pk": "1", "next": "/\r\n[x"}, True)
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_form_is_an_error(staff: Client, form: dict[str, str], known: bool) -> None:
     sent = {name: text.encode("utf-8", "replace") for name, text in form.items()}
     sent |= {"action": b"delete"} if known else {}
@@ -308,7 +308,7 @@ def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.Monk
 @example({"q": str(2**63)})
 @example({"before": "0", "after": "0", "q": "0", "queue": "\0"})
 @example({"v": "d", "f": "99999", "status": "failed"})
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_query_string_is_an_error(staff: Client, query: dict[str, str]) -> None:
     sent = {name: text.encode("utf-8", "replace") for name, text in query.items()}
     assert staff.get("/peasy/", sent).status_code == 200

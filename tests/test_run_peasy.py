@@ -336,7 +336,7 @@ def test_a_scheduled_job_runs_when_it_is_due_without_waiting_for_the_poll(run_pe
 
 
 def test_more_jobs_than_one_round_promotes_run_without_waiting_for_the_poll(run_peasy):
-    run_peasy(settings={"PEASY_POLLING_INTERVAL": 60})  # a lease is shorter than a round with 500 jobs can take
+    run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
     finished(*jobs.nothing.using(run_after=timedelta(seconds=1)).map([()] * (2 * BATCH + 1)))
 

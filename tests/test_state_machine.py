@@ -91,7 +91,7 @@ class World:
 
 
 @pytest.mark.timeout(300)  # thousands of statements, which a busy MariaDB takes its time for
-@settings(max_examples=5 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(STEPS), min_size=6, max_size=24))
 def test_no_order_of_steps_makes_an_illegal_transition(plan):
     world = World()

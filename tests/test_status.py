@@ -613,6 +613,7 @@ def test_progress_never_fails(extra):
     assert percent is None or 0 <= percent <= 100
 
 
+@settings(max_examples=30)
 @given(document=some.dictionaries(some.text(some.characters()), JSON))
 def test_what_is_sent_is_json_whatever_is_in_it(document):
     strict(status.encode(document))
@@ -737,7 +738,7 @@ ODD = some.text(some.characters(codec="utf-8"), max_size=60) | some.sampled_from
 
 
 class Fuzz(TestCase):
-    @settings(suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
     @given(query=some.dictionaries(some.sampled_from(["t", "v", "s", "a", "p", "x"]), ODD), good=some.booleans())
     @example(query={"t": "1:2:3"}, good=False)
     @example(query={"v": "x", "s": "9" * 11, "p": "é", "a": "\0"}, good=True)
@@ -750,7 +751,7 @@ class Fuzz(TestCase):
             assert response.status_code in expected
             assert "p" not in query or query["p"].isascii() or query["p"] not in response.content.decode()
 
-    @settings(suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(raw=some.binary(max_size=40).map(lambda data: data.replace(b"#", b"")))
     @example(raw=b"t=%00&t=%ff&&;=;%")
     def test_no_bytes_are_an_error(self, raw):

@@ -190,7 +190,7 @@ def a_runner_works(record: Recorder, presence: Presence, house: Housekeeping) ->
 
 
 @only_sqlite
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(STATUSES),
     st.sampled_from([ME, DEAD]),
