@@ -121,10 +121,12 @@ def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
         elif connection.vendor == "postgresql":
             cursor.execute(f"SET lock_timeout = {milliseconds}")
             # By statistics of a while ago, as those of a queue always are, it reads and sorts all that waits for each
-            # claim, and the whole table for each batch of outcomes. Every query of a runner has an index for it. Where
-            # that is to be the primary key, conditions are worded so that no other serves: by that of the few jobs
-            # that waited once it would compare each job with each.
-            cursor.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off")
+            # claim, and the whole table for each batch of outcomes, or compares each job with each. What a runner asks
+            # has an index, and what it claims and ends is in memory: it is looked up by primary key, job by job. So
+            # that no other index serves, and none is thought to be there by its status, both are compared with more
+            # than a constant.
+            cursor.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off")
+            cursor.execute("SET enable_mergejoin = off; SET random_page_cost = 0; SET seq_page_cost = 0; SET jit = off")
         elif connection.vendor == "mysql":
             # READ COMMITTED: two claimers deadlock over the gaps that REPEATABLE READ locks as well.
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")

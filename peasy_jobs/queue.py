@@ -33,7 +33,7 @@ ERRORS_KEPT = 25  # failed attempts of a job, the newest
 MOST = 2**31 - 1  # that an integer column holds
 UNREADABLE = (DataError, ValueError, TypeError, AttributeError)  # a time that Python or Django cannot hold
 # Of what `_ending_row` returns, on PostgreSQL.
-ENDING_TYPES = "text bytea text jsonb jsonb timestamptz timestamptz text timestamptz int int bigint bigint int".split()
+TYPES = "text bytea text jsonb jsonb timestamptz timestamptz text timestamptz int int bigint text bigint int".split()
 WEIGHT = "COALESCE(LENGTH(args_data), 0) + COALESCE(LENGTH(kwargs_data), 0)"  # reads no more than the head of a row
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
 
@@ -117,7 +117,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int, weight: int
     ) -> list[Any]:
         # The ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates materialised: a bare sub-select may
-        # be run again after a lock wait and then updates more rows than its limit. `|| ''`: see `database.set_up`.
+        # be run again after a lock wait and then updates more rows than its limit. `waiting`: see `database.set_up`.
         connection = connections[self.db]
         table = self._table()
         probe = f"SELECT id, priority, {WEIGHT} AS weight FROM {table}"
@@ -131,12 +131,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         )
         with connection.cursor() as cursor:
             cursor.execute(
-                f"WITH candidates AS MATERIALIZED ({probes}),"
-                " next AS (SELECT id AS next_id, ROW_NUMBER() OVER line AS place, SUM(weight) OVER line - weight AS"
-                f" before FROM candidates WINDOW line AS (ORDER BY priority DESC, id) ORDER BY place LIMIT {limit:d})"
+                f"WITH candidates AS MATERIALIZED ({probes}), next AS (SELECT id AS next_id, 'Q' AS waiting,"
+                " ROW_NUMBER() OVER line AS place, SUM(weight) OVER line - weight AS before FROM candidates"
+                f" WINDOW line AS (ORDER BY priority DESC, id) ORDER BY place LIMIT {limit:d})"
                 f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
                 " started = CASE WHEN place <= %s THEN %s END"
-                f" FROM next WHERE id = next_id AND status || '' = 'Q' AND (place <= %s OR before <= {weight:d})"
+                f" FROM next WHERE id = next_id AND status = waiting AND (place <= %s OR before <= {weight:d})"
                 " RETURNING 0 - priority, id, claims, title, job_name, args_data, kwargs_data,"
                 f" attempts, crashes, crash_retries, timeout, {self._since(first=1)}",
                 [*queues, runner_id, at_once, connection.ops.adapt_datetimefield_value(now), at_once],
@@ -228,16 +228,16 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return self._not_landed(runner_id, endings, now)
 
     def _write_endings(self, rows: list[list[Any]]) -> int:
-        # One statement for any mix of endings: the ORM would send a query for each. COALESCE: see `database.set_up`.
+        # One statement for any mix of endings: the ORM would send a query for each. WHERE: see `database.set_up`.
         update = (
             f"UPDATE {self._table()} AS job{{join}} SET status = {{}}, result_data = {{}},"
             " status_msg = COALESCE({}, job.status_msg), extra = COALESCE({}, job.extra),"
             " errors = COALESCE({}, job.errors), started = {}, completed = {},"
             " run_after = CASE WHEN {} = 'Q' THEN job.run_after ELSE {} END,"
             " attempts = job.attempts + {}, crashes = job.crashes + {}, runner_id = NULL{source}"
-            " WHERE job.id = {} AND job.status = 'O' AND COALESCE(job.runner_id, 0) = {} AND job.claims = {}"
+            " WHERE id = {} AND COALESCE(job.status, '') = {} AND COALESCE(job.runner_id, 0) = {} AND job.claims = {}"
         )
-        return update_each(connections[self.db], update, ENDING_TYPES, rows)
+        return update_each(connections[self.db], update, TYPES, rows)
 
     def _ending_row(self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime) -> list[Any]:
         entries, adapt = None, connections[self.db].ops.adapt_datetimefield_value
@@ -252,7 +252,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             *(ending.status, ending.result, ending.status_msg, ending.extra, entries),
             *(adapt(ending.started), adapt(ending.completed)),
             *(ending.status, adapt(ending.run_after), ending.attempts, ending.crashes),
-            *(ending.claim.pk, runner_id, ending.claim.claims),
+            *(ending.claim.pk, ONGOING, runner_id, ending.claim.claims),
         ]
 
     def _errors_of(self, pks: list[int]) -> dict[int, list[dict[str, str]]]:
