@@ -67,6 +67,7 @@ def growth(database: str, jobs: int, waiting: int, finished: int, samples: int, 
     second, third = jobs + samples + 10, 2 * (jobs + samples + 10)
     with place(SYSTEM, database, third + waiting, KEEP_ALL, BENCH_QUEUES="default") as (env, found, log):
         probe(env, "insert", 0, jobs, "default")
+        probe(env, "settle")
         with SYSTEM.working(env, ONE, log):
             figures["empty table, jobs/s"] = _rate(found, 0, jobs)
             for name, value in percentiles(SYSTEM.call(env, "latency", jobs, samples, gap)).items():
