@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from importlib import import_module
 from inspect import isawaitable
 from time import monotonic
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from asgiref.sync import async_to_sync
 from django.apps import apps
 from django.db import connections
+from django.utils import timezone, translation
 
 from peasy_jobs import conf, payloads
 from peasy_jobs.claims import Run
@@ -162,12 +163,7 @@ def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None
 
 
 def run(run: Run, send: Callable[[Report], None]) -> Outcome:
-    """Run one job to its end, whatever that is, in a context of its own. Never raises."""
-    # The next job must find no language, time zone or other context variable of this one.
-    return copy_context().run(_run, run, send)
-
-
-def _run(run: Run, send: Callable[[Report], None]) -> Outcome:
+    """Run one job to its end, whatever that is. Never raises."""
     execution = _running[run.pk, run.claims] = Execution(run, send)
     _own.set(execution)
     status, delay, result, error, job, started = COMPLETED, 0.0, None, None, None, monotonic()
@@ -335,6 +331,8 @@ def tidy() -> None:
                     connection.connection.rollback()  # a plain BEGIN, which Django does not know of
             connection.close_if_unusable_or_obsolete()
             connection.queries_log.clear()
+        translation.deactivate()
+        timezone.deactivate()
     except Exception:
         logger.exception("Could not clean up after a job.")
 

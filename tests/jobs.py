@@ -13,12 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from django.db import connection, transaction
-from django.utils import timezone, translation
 
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
@@ -676,13 +674,3 @@ def come_back_changed(after: Any) -> None:
     error = peasy.Retry(after=1)
     error.after = after
     raise error
-
-
-tenant: ContextVar[str | None] = ContextVar("tenant", default=None)
-
-
-@peasy.job("settle abroad")
-def settle_abroad() -> None:
-    translation.activate("de")
-    timezone.activate("Asia/Tokyo")
-    tenant.set("a customer")

@@ -568,11 +568,13 @@ def test_the_queries_of_a_job_are_forgotten() -> None:
         connection.force_debug_cursor = False
 
 
-def test_language_time_zone_and_context_variables_of_a_job_are_forgotten(settings: Any) -> None:
-    assert run(jobs.settle_abroad).error is None
+@pytest.mark.django_db(transaction=True)
+def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
+    translation.activate("de")
+    timezone.activate("Asia/Tokyo")
+    execution.tidy()
     assert translation.get_language() == settings.LANGUAGE_CODE
     assert timezone.get_current_timezone_name() == settings.TIME_ZONE
-    assert jobs.tenant.get() is None
 
 
 @pytest.mark.django_db(transaction=True)
