@@ -292,7 +292,8 @@ def of_postgres(node: dict[str, Any], is_sorted: bool = False) -> Iterator[tuple
     kind = node["Node Type"]
     if "Scan" in kind and node.get("Relation Name") == TABLE and kind != "Bitmap Heap Scan":
         name = node.get("Index Name")
-        is_whole = name == f"{TABLE}_pkey" and "Index Cond" not in node  # every row, though it says Index Scan
+        # Every row, though it says Index Scan.
+        is_whole = name in (f"{TABLE}_pkey", "peasy_listed") and "Index Cond" not in node
         yield None if is_whole else name, is_sorted
     elif kind == "Bitmap Index Scan":
         yield node["Index Name"], is_sorted
