@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from importlib import import_module
 from inspect import isawaitable
 from time import monotonic
@@ -165,7 +165,7 @@ def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None
 def run(run: Run, send: Callable[[Report], None]) -> Outcome:
     """Run one job to its end, whatever that is. Never raises."""
     execution = _running[run.pk, run.claims] = Execution(run, send)
-    _own.set(execution)
+    before = _own.set(execution)
     status, delay, result, error, job, started = COMPLETED, 0.0, None, None, None, monotonic()
     try:
         job = find(run.job_name)
@@ -179,6 +179,7 @@ def run(run: Run, send: Callable[[Report], None]) -> Outcome:
         except BaseException as broken:  # the exception's own code
             kind, why = type(exception).__name__, type(broken).__name__
             status, error = FAILED, described(Failure(f"{kind}, which cannot be shown ({why})."))
+    _own.reset(before)
     _running.pop((run.pk, run.claims), None)
     return Outcome(run.pk, run.claims, started, monotonic(), status, result, error, delay)
 
@@ -318,8 +319,11 @@ def described(exception: BaseException, pid: int | None = None) -> dict[str, str
     }
 
 
-def tidy() -> None:
-    """What Django does between two requests: the next job of this worker must find nothing of the last one."""
+def tidy(clean: Context) -> Context:
+    """What Django does between two requests: the next job of this worker must find nothing of the last one.
+
+    clean: the context of this thread before its first job, then what this returned.
+    """
     try:
         # What close_old_connections and reset_queries do, which would each look for the connections anew.
         for connection in connections.all(initialized_only=True):
@@ -331,10 +335,19 @@ def tidy() -> None:
                     connection.connection.rollback()  # a plain BEGIN, which Django does not know of
             connection.close_if_unusable_or_obsolete()
             connection.queries_log.clear()
-        translation.deactivate()
-        timezone.deactivate()
+        # Both live in context variables, and looking for them in there costs more than a short job.
+        if not _is_same(copy_context(), clean):
+            translation.deactivate()
+            timezone.deactivate()
+            clean = copy_context()
     except Exception:
         logger.exception("Could not clean up after a job.")
+    return clean
+
+
+def _is_same(context: Context, other: Context) -> bool:
+    """Whether no variable was set. Compares no values, which could be anything, a query for instance."""
+    return len(context) == len(other) and all(other.get(variable) is value for variable, value in context.items())
 
 
 def _drop(connection: Any) -> None:

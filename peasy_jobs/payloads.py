@@ -18,6 +18,7 @@ from django.utils.crypto import constant_time_compare
 JSON, PICKLE = b"J", b"P"
 ARGS, KWARGS, RESULT = "arguments", "keyword arguments", "results"
 _as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time
+_from_json = json.JSONDecoder().decode  # json.loads would ask which encoding this is
 
 
 class PayloadError(ValueError):
@@ -51,7 +52,7 @@ def loads(data: bytes | memoryview, *, job_name: str, column: str, serializer: s
     data = bytes(data)
     if data[:1] == JSON:
         try:
-            value = json.loads(data[1:])
+            value = _from_json(data[1:].decode())
         except (ValueError, RecursionError) as error:
             raise PayloadRefused(f"The stored {column} of this job are damaged: {error}.") from None
         if column != RESULT and type(value) is not (list if column == ARGS else dict):
@@ -75,7 +76,7 @@ def plain(data: bytes | memoryview | None) -> tuple[bool, Any]:
     """Whether this is JSON, and its value: what may be shown without loading a pickle."""
     data = b"" if data is None else bytes(data)
     try:
-        return (True, json.loads(data[1:])) if data[:1] == JSON else (False, None)
+        return (True, _from_json(data[1:].decode())) if data[:1] == JSON else (False, None)
     except (ValueError, RecursionError):
         return False, None
 

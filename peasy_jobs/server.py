@@ -8,6 +8,7 @@ whether its pid has been given away.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import logging
 import marshal
@@ -20,6 +21,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextvars import copy_context
 from importlib import import_module
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -257,11 +259,12 @@ def _asked_reader(ask_fd: int) -> Callable[[int, object], None]:
 
 def _take_signals_back(read_asked: Callable[[int, object], None]) -> None:
     """What the last job did with signals must not hit the next: its handlers, its mask, its alarm."""
+    # Each time by `_signal`: `signal` looks every answer up in an enum that has none of our handlers.
     signal.alarm(0)
     for signum, handler in zip(SIGNALS, (_leave_it_to_the_runner, read_asked), strict=True):
-        if signal.getsignal(signum) is not handler:
+        if _signal.getsignal(signum) is not handler:
             signal.signal(signum, handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
@@ -272,7 +275,7 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}
     first: tuple[int, int] | None = None  # the job that the runner waits to hear the beginning of
-    pid, prints = os.getpid(), _flush()
+    pid, prints, clean = os.getpid(), _flush(), copy_context()
     _take_signals_back(read_asked)
     while (ticket := _next_ticket(ticket_fd)) is not None:
         while ticket not in jobs:
@@ -298,7 +301,7 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
         # It may have been in the middle of anything, or the next job could not print: another worker takes its place.
         if execution.interrupted or (prints and not still_prints):
             os._exit(0)
-        execution.tidy()
+        clean = execution.tidy(clean)
 
 
 class _Sender:

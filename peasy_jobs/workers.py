@@ -13,6 +13,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from time import monotonic
 from typing import NamedTuple, Protocol
 
@@ -122,12 +123,12 @@ class ThreadWorker:
         return False
 
     def _work(self) -> None:
-        pid = os.getpid()
+        pid, clean = os.getpid(), copy_context()
         while claim := self.jobs.get():
             outcome = execution.run(claim.run(), self.deliver)
             if os.getpid() != pid:
                 os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
-            execution.tidy()
+            clean = execution.tidy(clean)
             self.deliver(outcome)
 
 

@@ -12,13 +12,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.cache import caches
 from django.db import connection, transaction
 from django.utils import timezone, translation
 from hypothesis import given
@@ -504,7 +507,7 @@ def test_a_transaction_that_a_job_left_open_is_rolled_back(caplog: pytest.LogCap
     assert connection.in_atomic_block
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
 
-    execution.tidy()
+    execution.tidy(copy_context())
 
     assert not connection.in_atomic_block
     job.refresh_from_db()
@@ -520,7 +523,7 @@ def test_a_transaction_that_a_job_left_open_is_rolled_back(caplog: pytest.LogCap
 def test_what_a_job_wanted_to_do_after_a_commit_that_never_came_is_not_done() -> None:
     transaction.atomic().__enter__()
     transaction.on_commit(lambda: loaded.append(True))
-    execution.tidy()
+    execution.tidy(copy_context())
     with transaction.atomic():
         jobs.nothing()
     assert PeasyJobQueue.objects.count() == 1
@@ -532,7 +535,7 @@ def test_a_transaction_that_a_job_began_without_django_is_rolled_back() -> None:
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
-    execution.tidy()
+    execution.tidy(copy_context())
     job.refresh_from_db()
     assert job.title == "do nothing"
 
@@ -541,7 +544,7 @@ def test_a_transaction_that_a_job_began_without_django_is_rolled_back() -> None:
 def test_a_connection_that_a_job_took_out_of_autocommit_is_back_in_it() -> None:
     transaction.set_autocommit(False)
     User.objects.create(username="never")
-    execution.tidy()
+    execution.tidy(copy_context())
     assert transaction.get_autocommit()
     assert not User.objects.exists()
 
@@ -552,7 +555,7 @@ def test_a_connection_that_a_job_broke_is_replaced() -> None:
     connection.connection.close()
     with contextlib.suppress(Exception):
         PeasyJobQueue.objects.count()
-    execution.tidy()
+    execution.tidy(copy_context())
     assert PeasyJobQueue.objects.count() == 1
 
 
@@ -562,7 +565,7 @@ def test_the_queries_of_a_job_are_forgotten() -> None:
     try:
         PeasyJobQueue.objects.count()
         assert connection.queries
-        execution.tidy()
+        execution.tidy(copy_context())
         assert not connection.queries
     finally:
         connection.force_debug_cursor = False
@@ -570,11 +573,51 @@ def test_the_queries_of_a_job_are_forgotten() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
-    translation.activate("de")
-    timezone.activate("Asia/Tokyo")
-    execution.tidy()
+    clean = copy_context()
+    for _ in range(2):
+        translation.activate("de")
+        timezone.activate("Asia/Tokyo")
+        clean = execution.tidy(clean)
+        assert translation.get_language() == settings.LANGUAGE_CODE
+        assert timezone.get_current_timezone_name() == settings.TIME_ZONE
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("module, value", [(translation, "de"), (timezone, "Asia/Tokyo")], ids=["language", "zone"])
+def test_one_of_the_two_alone_is_forgotten_as_well(module: Any, value: str, settings: Any) -> None:
+    clean = copy_context()
+    module.activate(value)
+    execution.tidy(clean)
     assert translation.get_language() == settings.LANGUAGE_CODE
     assert timezone.get_current_timezone_name() == settings.TIME_ZONE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_job_keeps_in_a_context_variable_is_compared_with_nothing(settings: Any) -> None:
+    kept: ContextVar[Any] = ContextVar("kept", default=None)
+    token = kept.set(Unspeakable())
+    clean = copy_context()
+    kept.set(mock.MagicMock(__eq__=mock.Mock(side_effect=AssertionError("asked"))))
+    translation.activate("de")
+    execution.tidy(clean)
+    kept.reset(token)
+    assert translation.get_language() == settings.LANGUAGE_CODE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_client_of_a_cache_serves_one_job_after_another() -> None:
+    clean = copy_context()
+    client = caches["default"]
+    run(jobs.nothing)
+    translation.activate("de")
+    execution.tidy(clean)
+    run(jobs.nothing)
+    assert caches["default"] is client
+
+
+def test_a_thread_that_has_run_a_job_is_in_none_any_more() -> None:
+    run(jobs.nothing)
+    assert execution._own.get() is None
 
 
 @pytest.mark.django_db(transaction=True)
@@ -585,6 +628,6 @@ def test_trouble_while_cleaning_up_is_logged_and_goes_no_further(
         raise OSError("gone")
 
     monkeypatch.setattr(connection, "close_if_unusable_or_obsolete", refuse)
-    execution.tidy()
+    execution.tidy(copy_context())
     assert "Could not clean up after a job." in caplog.text
     assert "OSError: gone" in caplog.text
