@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from time import monotonic
@@ -184,8 +184,24 @@ def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[st
     """Run an UPDATE once for each row of values. Returns how many rows of the table it has found.
 
     update: with `{}` in the place of each value, `{join}` before its SET and `{source}` before its WHERE.
-    types: of the values on PostgreSQL.
+    types: of the values on PostgreSQL. A `timestamptz` is given as a `Clock` tells it.
     """
+    adapt: Callable[[datetime | None], Any] = connection.ops.adapt_datetimefield_value
+    if connection.vendor != "postgresql" and conf.uses_time_zones() and connection.timezone is UTC:
+        adapt = _as_text
+    times = [n for n, kind in enumerate(types) if kind == "timestamptz"]
+    for row in rows:
+        for n in times:
+            row[n] = adapt(row[n])
+    return _update_each(connection, update, types, rows)
+
+
+def _as_text(moment: datetime | None) -> str | None:
+    """A time in UTC for a column in UTC. Django's way to the same text was a sixth of a runner's time on SQLite."""
+    return None if moment is None else str(moment.replace(tzinfo=None))
+
+
+def _update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]) -> int:
     if connection.vendor == "sqlite":
         with connection.cursor() as cursor:
             cursor.executemany(update.format(*["%s"] * len(types), join="", source=""), rows)
@@ -194,7 +210,7 @@ def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[st
     texts = [column for kind, column in zip(types, columns, strict=True) if kind in ("text", "bytea", "jsonb")]
     if len(rows) > 1 and sum(len(value) for column in texts for value in column if value) > SURELY_ACCEPTED // 2:
         half = len(rows) // 2
-        return sum(update_each(connection, update, types, some) for some in (rows[:half], rows[half:]))
+        return sum(_update_each(connection, update, types, some) for some in (rows[:half], rows[half:]))
     # executemany is a statement for each row here, and costs a server up to ten times as much as one statement that
     # joins them all. What they have in common travels once.
     same = [column.count(column[0]) == len(column) for column in columns]

@@ -240,7 +240,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return update_each(connections[self.db], update, TYPES, rows)
 
     def _ending_row(self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime) -> list[Any]:
-        entries, adapt = None, connections[self.db].ops.adapt_datetimefield_value
+        entries = None
         if ending.error:
             kind = ending.error["exception"]
             if ending.patience > sum(entry.get("exception") == kind for entry in errors):
@@ -250,8 +250,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             entries = json.dumps([*errors, {"at": now.isoformat(), **ending.error}][-ERRORS_KEPT:])
         return [
             *(ending.status, ending.result, ending.status_msg, ending.extra, entries),
-            *(adapt(ending.started), adapt(ending.completed)),
-            *(ending.status, adapt(ending.run_after), ending.attempts, ending.crashes),
+            *(ending.started, ending.completed),
+            *(ending.status, ending.run_after, ending.attempts, ending.crashes),
             *(ending.claim.pk, ONGOING, runner_id, ending.claim.claims),
         ]
 

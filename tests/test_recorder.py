@@ -89,6 +89,32 @@ def test_a_batch_is_written_and_forgotten(book):
     assert book.write(ME, urgent=True) is False
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("aware", "zone"), [(True, None), (True, "Asia/Kathmandu"), (False, None)], ids=["UTC", "zone of its own", "naive"]
+)
+def test_times_are_stored_as_django_stores_them(aware, zone, fraction, settings, monkeypatch):
+    settings.USE_TZ = aware
+    monkeypatch.setitem(connection.settings_dict, "TIME_ZONE", zone)
+    connection.close()
+    vars(connection).pop("timezone", None)
+    clock = database.Clock(connection)
+    clock.offset = 1_800_000_000.0 + fraction
+    (one,) = claimed(1)
+    started, completed = clock.at(0.0), clock.at(3600.0)
+
+    assert jobs.end(ME, [done(one, started=started, completed=completed)], completed) == []
+
+    jobs.create(title="by Django", job_name="tests.jobs.nothing", started=started, completed=completed)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT started, completed FROM {TABLE}")
+        by_us, by_django = cursor.fetchall()
+    assert by_us == by_django
+    assert (row(one).started, row(one).completed) == (started, completed)
+    connection.close()
+    vars(connection).pop("timezone", None)
+
+
 def test_batches_are_written_a_moment_apart_unless_it_is_urgent(book, time):
     first, second, third = claimed(3)
     book.end(done(first))
