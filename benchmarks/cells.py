@@ -1,6 +1,6 @@
 """The list of what is measured: one cell for each figure of the tables, in the order of a round."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +19,7 @@ class Cell:
     system: System
     database: str
     setting: str
-    run: Callable[[], Figures]
+    run: Callable[[], Figures | Iterable[Figures]]  # the latter when it takes turns by itself
     once: bool = False  # in the first round only: it takes minutes to fill the tables
     figures: dict[str, list[float]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -28,18 +28,19 @@ class Cell:
         return " · ".join(filter(None, (self.part, self.system.title, self.database, self.setting)))
 
     def measure(self) -> Figures:
-        """Once more. What goes wrong is kept for the table."""
+        """Once more. What goes wrong is kept for the table. Returns the last of each figure."""
+        measured: Figures = {}
         try:
             found = self.run()
+            for figures in [found] if isinstance(found, dict) else found:
+                for name, value in figures.items():
+                    self.figures.setdefault(name, []).append(value)
+                measured |= figures
         except Unable as error:
             self.failures.append(str(error))
-            return {}
         except Exception as error:  # one peer's trouble must not end the others' measurement
             self.failures.append(f"{type(error).__name__}: {error}"[:300])
-            return {}
-        for name, value in found.items():
-            self.figures.setdefault(name, []).append(value)
-        return found
+        return measured
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def growth(plan: Plan) -> Iterator[Cell]:
     system = SYSTEMS[OURS]
     for database in plan.own():
         sizes = plan.jobs(system.jobs[database] // 3), plan.jobs(200_000), plan.jobs(1_000_000)
-        run = partial(ours.growth, database, *sizes, plan.jobs(40, 5), plan.gap(system))
+        run = partial(ours.growth, database, *sizes, plan.jobs(20, 5), plan.gap(system))
         yield Cell("growth", system, database, "", run, once=True)
 
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -60,32 +62,44 @@ def work(database: str, jobs: int, long: float) -> Figures:
     return figures
 
 
-def growth(database: str, jobs: int, waiting: int, finished: int, samples: int, gap: float) -> Figures:
-    """The same runner of one queue on an empty table and on a full one; then pruning what has finished."""
-    figures: Figures = {}
+def growth(
+    database: str, jobs: int, waiting: int, finished: int, samples: int, gap: float, turns: int = 3
+) -> Iterator[Figures]:
+    """The same runner of one queue by turns on an empty table and on a full one; then pruning what has finished."""
     full = f"{waiting:,} waiting and {finished:,} finished rows"
-    second, third = jobs + samples + 10, 2 * (jobs + samples + 10)
-    with place(SYSTEM, database, third + waiting, KEEP_ALL, BENCH_QUEUES="default") as (env, found, log):
-        probe(env, "insert", 0, jobs, "default")
-        probe(env, "settle")
-        with SYSTEM.working(env, ONE, log):
-            figures["empty table, jobs/s"] = _rate(found, 0, jobs)
-            for name, value in percentiles(SYSTEM.call(env, "latency", jobs, samples, gap)).items():
-                figures[f"empty table, latency {name}"] = value
+    numbers = jobs + samples + 10  # of the jobs of one turn
+    with place(SYSTEM, database, turns * numbers + waiting, KEEP_ALL, BENCH_QUEUES="default") as (env, found, log):
         probe(env, "finished", finished)
-        probe(env, "insert", third, waiting, "other")
-        probe(env, "insert", second, jobs, "default")
-        probe(env, "settle")
-        with SYSTEM.working(env, ONE, log):
-            figures[f"{full} of another queue, jobs/s"] = _rate(found, second, jobs)
-            for name, value in percentiles(SYSTEM.call(env, "latency", second + jobs, samples, gap)).items():
-                figures[f"{full} of another queue, latency {name}"] = value
-        with SYSTEM.working({**env, "BENCH_QUEUES": ""}, ONE, log):
-            figures[f"{full} of its own, jobs/s"] = _rate(found, third, min(jobs, waiting))
-        if found.repeated():
-            raise Unable(f"{found.repeated():,} jobs ran more than once")
-        figures["pruning, rows/s"] = _prune(env)
-    return figures
+        probe(env, "insert", turns * numbers, waiting, "other")
+        for turn in range(turns):
+            with place(SYSTEM, database, numbers, KEEP_ALL, BENCH_QUEUES="default") as empty:
+                before = _one_queue(*empty, 0, jobs, samples, gap)
+            after = _one_queue(env, found, log, turn * numbers, jobs, samples, gap)
+            figures = {f"empty table, {name}": value for name, value in before.items()}
+            figures |= {f"{full} of another queue, {name}": value for name, value in after.items()}
+            figures[f"{full} of another queue, share of the empty table's rate"] = after["jobs/s"] / before["jobs/s"]
+            begun = sum(1 for runs in found.runs[turns * numbers :] if runs)
+            if waiting - begun > jobs:
+                with SYSTEM.working({**env, "BENCH_QUEUES": ""}, ONE, log):
+                    own = _rate(found, turns * numbers + begun, jobs)
+                figures[f"{full} of its own, jobs/s"] = own
+                figures[f"{full} of its own, share of the empty table's rate"] = own / before["jobs/s"]
+            if found.repeated():
+                raise Unable(f"{found.repeated():,} jobs ran more than once")
+            yield figures
+        yield {"pruning, rows/s": _prune(env)}
+
+
+def _one_queue(
+    env: dict[str, str], found: Marks, log: Path, first: int, jobs: int, samples: int, gap: float
+) -> Figures:
+    """Throughput of a runner of one queue, and then its latency."""
+    probe(env, "insert", first, jobs, "default")
+    probe(env, "settle")
+    with SYSTEM.working(env, ONE, log):
+        rate = _rate(found, first, jobs)
+        waits = percentiles(SYSTEM.call(env, "latency", first + jobs, samples, gap))
+    return {"jobs/s": rate, **{f"latency {name}": value for name, value in waits.items()}}
 
 
 def _rate(found: Marks, first: int, count: int) -> float:

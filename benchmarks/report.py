@@ -17,7 +17,7 @@ TITLES = {
     "orm": "Enqueueing beside the ORM's own ways to write the same rows",
     "work": "Jobs that take time",
     "idle": "A runner with nothing to do, room for four jobs",
-    "growth": "A full table beside an empty one, 1 process, one round",
+    "growth": "A full table beside an empty one, 1 process, by turns",
     "dashboard": "The dashboard at 1,000,000 finished and 200,000 waiting jobs, one round",
 }
 SHORT = {  # part: its figure, and what it is called in the summary

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_peer_that_cannot_be_measured_is_in_the_table_with_the_reason() -> Non
     assert stalled.measure() == {}
     table = report.markdown([measured(OURS, [1000]), stalled], {})
     assert "| peasy-jobs 0.4.1 | 1 process | not measured: stalled: 3 of 40 jobs began |" in table
+
+
+def test_what_takes_turns_by_itself_gives_a_figure_for_each_and_keeps_them_when_it_breaks_off() -> None:
+    def turns() -> Iterator[measure.Figures]:
+        yield {"jobs/s": 900.0}
+        yield {"jobs/s": 1100.0, "share": 1.5}
+        raise Unable("stalled")
+
+    cell = Cell("growth", SYSTEMS[OURS], "sqlite", "", turns, once=True)
+    assert cell.measure() == {"jobs/s": 1100.0, "share": 1.5}
+    assert (cell.figures, cell.failures) == ({"jobs/s": [900.0, 1100.0], "share": [1.5]}, ["stalled"])
 
 
 def test_a_job_that_ran_twice_or_is_not_stored_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
