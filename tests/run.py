@@ -1,7 +1,7 @@
-"""Runs the suite on every database that answers, and in a browser, all at once, and says what was tested.
+"""Runs the suite on every database that answers, and in a browser, and says what was tested and what failed.
 
-Arguments go to pytest; where they name a file, no other browser test is run. Most of a run is waiting for leases and
-limits to pass, so all take hardly longer than one.
+Arguments go to pytest; where they name a file, no other browser test is run. As many suites run at once as there are
+processors, but two at least: part of a run is waiting for leases and limits to pass.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 DATABASES = ("sqlite", "postgres", "mariadb")
-OPTIONS = ("-n", "2", "-rs")  # two tests at a time, and in the end what was skipped, and why
+OPTIONS = ("-n", "2", "-rfEs")  # two tests at a time, and in the end what failed and what was skipped, and why
 BROWSER = "browser"
 # What no database can change is tested on SQLite alone.
 ANYWHERE = [
@@ -53,9 +53,10 @@ def without_browser() -> str:
     return "" if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
 
 
-def run(name: str, arguments: list[str]) -> str:
+def run(name: str, arguments: list[str], left_out: list[str]) -> str:
+    arguments = [*arguments, *(f"--ignore={path}" for path in left_out)]
     database = "sqlite" if name == BROWSER else name
-    started = time.monotonic()
+    started, failures = time.monotonic(), ""
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *arguments],
         env=environment(database),
@@ -66,10 +67,13 @@ def run(name: str, arguments: list[str]) -> str:
     ) as suite:
         for line in suite.stdout or ():
             print(f"{name:9}| {line}", end="", flush=True)
+            if line.startswith(("FAILED ", "ERROR ")):
+                failures += f"\n{'':10}{line.rstrip()}"  # once more in the end: much else is printed meanwhile
     if name == BROWSER and suite.returncode == 5:
         return "none of its tests was asked for"
     outcome = "passed" if suite.returncode == 0 else f"FAILED (pytest exit code {suite.returncode})"
-    return f"{outcome} in {time.monotonic() - started:.0f} s"
+    without = f", without {', '.join(left_out)}" * bool(left_out)
+    return f"{outcome} in {time.monotonic() - started:.0f} s{without}{failures}"
 
 
 def main(arguments: list[str]) -> int:
@@ -78,21 +82,24 @@ def main(arguments: list[str]) -> int:
         print(f"PEASY_TEST_REQUIRE names {', '.join(sorted(unknown))}. Known: {', '.join(DATABASES)}.")
         return 2
     outcomes = {}
+    # All that a machine has to do is the same, and what is hurried less trips over its own patience less.
+    turns = threading.Semaphore(max(2, os.cpu_count() or 1))
 
     def test(database: str) -> None:
         if reason := unreachable(database):
             outcomes[database] = f"NOT REACHABLE{', but required' * (database in required)}: {reason}"
         else:
             left_out = [] if database == "sqlite" or arguments else ANYWHERE
-            outcomes[database] = run(database, [*OPTIONS, *(f"--ignore={path}" for path in left_out), *arguments])
-            outcomes[database] += f", without {', '.join(left_out)}" * bool(left_out)
+            with turns:
+                outcomes[database] = run(database, [*OPTIONS, *arguments], left_out)
 
     def look() -> None:
         if reason := without_browser():
             required = os.environ.get("PEASY_TEST_REQUIRE_BROWSER") == "1"
             outcomes[BROWSER] = f"SKIPPED{', but required' * required}: {reason}"
         else:
-            outcomes[BROWSER] = run(BROWSER, ["tests/e2e", *arguments])
+            with turns:
+                outcomes[BROWSER] = run(BROWSER, ["tests/e2e", *arguments], [])
 
     suites = [threading.Thread(target=test, args=[database]) for database in DATABASES]
     if any(Path(argument.partition("::")[0]).exists() for argument in arguments):

@@ -54,7 +54,7 @@ def _fence() -> None:
 
     def unfenced(self: Any, runner_id: int, ending: Any, errors: Any, now: Any) -> list[Any]:
         row = row_of(self, runner_id, ending, errors, now)
-        assert row[-3:] == [ending.claim.pk, runner_id, ending.claim.claims]
+        assert row[-2:] == [runner_id, ending.claim.claims]
         held = self.filter(pk=ending.claim.pk).values_list("runner", "claims").get()
         return [*row[:-2], *held]
 
