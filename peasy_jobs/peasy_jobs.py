@@ -56,6 +56,7 @@ class Job(Generic[P, R]):
         self.job_name = f"{function.__module__}.{function.__qualname__}"
         self.signature = inspect.signature(function)
         self.takes_pk = "job_pk" in self.signature.parameters
+        self.fitting: set[int] = set()  # of how many positional arguments alone it is known that they bind
         self.options: dict[str, Any] = {}
         self._set(**options)
 
@@ -166,10 +167,13 @@ class Job(Generic[P, R]):
 
     def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes | None, bytes | None]:
         """The arguments of a call as they are stored. Raises `TypeError` or `PayloadError`."""
-        try:
-            self.signature.bind(*args, **self.with_pk(None, args, kwargs))
-        except TypeError as error:
-            raise TypeError(f'Cannot enqueue "{self.title}": {error}.') from None
+        if kwargs or len(args) not in self.fitting:
+            try:
+                self.signature.bind(*args, **self.with_pk(None, args, kwargs))
+            except TypeError as error:
+                raise TypeError(f'Cannot enqueue "{self.title}": {error}.') from None
+            if not kwargs:
+                self.fitting.add(len(args))
         try:
             args_data = self._dumps(list(args), payloads.ARGS) if args else None
             return args_data, self._dumps(kwargs, payloads.KWARGS) if kwargs else None

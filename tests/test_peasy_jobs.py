@@ -505,6 +505,8 @@ def test_job_pk_is_not_injected_into_a_function_that_does_not_ask_for_it() -> No
     assert run_next().result == [[], {}]
 
 
+@needs_database
+@pytest.mark.parametrize("fits", [False, True], ids=["first call", "after one that fits"])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -516,7 +518,10 @@ def test_job_pk_is_not_injected_into_a_function_that_does_not_ask_for_it() -> No
     ],
     ids=range(5),
 )
-def test_wrong_arguments_are_refused_at_the_caller(call: Callable[[], Any], message: str) -> None:
+def test_wrong_arguments_are_refused_at_the_caller(call: Callable[[], Any], message: str, fits: bool) -> None:
+    export.fitting.clear()
+    if fits:
+        export("orders")
     with pytest.raises(TypeError) as refused:
         call()
     assert str(refused.value) == f'Cannot enqueue "export data to s3": {message}.'
