@@ -79,10 +79,11 @@ def main() -> None:
             for cell in able:
                 if cell.once and repetition > 1:
                     continue
+                failures = len(cell.failures)
                 found = cell.measure()
-                told = ", ".join(f"{name}: {report.number(value)}" for name, value in found.items())
+                told = [f"{name}: {report.number(value)}" for name, value in found.items()]
                 where = f"{repetition}/{options.repetitions}, load {machine.load():.1f}, {cell}"
-                print(f"{where}: {told or cell.failures[-1]}", file=sys.stderr, flush=True)
+                print(f"{where}: {', '.join([*told, *cell.failures[failures:]])}", file=sys.stderr, flush=True)
             write(cells, options, facts)
     print(write(cells, options, facts))
 

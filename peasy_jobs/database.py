@@ -187,7 +187,7 @@ def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[st
     types: of the values on PostgreSQL. A `timestamptz` is given as a `Clock` tells it.
     """
     adapt: Callable[[datetime | None], Any] = connection.ops.adapt_datetimefield_value
-    if connection.vendor != "postgresql" and conf.uses_time_zones() and connection.timezone is UTC:
+    if connection.vendor != "postgresql" and connection.timezone is UTC:
         adapt = _as_text
     times = [n for n, kind in enumerate(types) if kind == "timestamptz"]
     for row in rows:

@@ -56,7 +56,7 @@ class Job(Generic[P, R]):
         self.job_name = f"{function.__module__}.{function.__qualname__}"
         self.signature = inspect.signature(function)
         self.takes_pk = "job_pk" in self.signature.parameters
-        self.fitting: set[int] = set()  # of how many positional arguments alone it is known that they bind
+        self.fitting: set[int] = set()  # numbers of positional arguments that are known to bind without keywords
         self.options: dict[str, Any] = {}
         self._set(**options)
 

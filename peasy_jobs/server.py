@@ -21,7 +21,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextvars import copy_context
+from contextvars import Context
 from importlib import import_module
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -259,7 +259,7 @@ def _asked_reader(ask_fd: int) -> Callable[[int, object], None]:
 
 def _take_signals_back(read_asked: Callable[[int, object], None]) -> None:
     """What the last job did with signals must not hit the next: its handlers, its mask, its alarm."""
-    # Each time by `_signal`: `signal` looks every answer up in an enum that has none of our handlers.
+    # What is asked for each job by `_signal`: `signal` looks every answer up in an enum, ours in vain.
     signal.alarm(0)
     for signum, handler in zip(SIGNALS, (_leave_it_to_the_runner, read_asked), strict=True):
         if _signal.getsignal(signum) is not handler:
@@ -275,7 +275,7 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}
     first: tuple[int, int] | None = None  # the job that the runner waits to hear the beginning of
-    pid, prints, clean = os.getpid(), _flush(), copy_context()
+    pid, prints, clean = os.getpid(), _flush(), Context()
     _take_signals_back(read_asked)
     while (ticket := _next_ticket(ticket_fd)) is not None:
         while ticket not in jobs:

@@ -13,7 +13,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
+from contextvars import Context
 from time import monotonic
 from typing import NamedTuple, Protocol
 
@@ -123,7 +123,7 @@ class ThreadWorker:
         return False
 
     def _work(self) -> None:
-        pid, clean = os.getpid(), copy_context()
+        pid, clean = os.getpid(), Context()
         while claim := self.jobs.get():
             outcome = execution.run(claim.run(), self.deliver)
             if os.getpid() != pid:

@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
     for database in DATABASES:
         print(f"{database:10}{outcomes[database]}")
     print(f"\n=== browser tests ===\n{outcomes[BROWSER]}")
-    failed = any("FAILED" in outcome or "but required" in outcome for outcome in outcomes.values())
+    failed = any(outcome.startswith("FAILED") or "but required" in outcome for outcome in outcomes.values())
     return 1 if failed else 0
 
 
