@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from time import monotonic
@@ -186,19 +186,15 @@ def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[st
     update: with `{}` in the place of each value, `{join}` before its SET and `{source}` before its WHERE.
     types: of the values on PostgreSQL. A `timestamptz` is given as a `Clock` tells it.
     """
-    adapt: Callable[[datetime | None], Any] = connection.ops.adapt_datetimefield_value
-    if connection.vendor != "postgresql" and connection.timezone is UTC:
-        adapt = _as_text
+    # Both are in UTC then: Django's way to the same text was a sixth of a runner's time on SQLite.
+    in_utc = connection.vendor != "postgresql" and connection.timezone is UTC
+    adapt = connection.ops.adapt_datetimefield_value
     times = [n for n, kind in enumerate(types) if kind == "timestamptz"]
     for row in rows:
         for n in times:
-            row[n] = adapt(row[n])
+            if row[n] is not None:
+                row[n] = str(row[n].replace(tzinfo=None)) if in_utc else adapt(row[n])
     return _update_each(connection, update, types, rows)
-
-
-def _as_text(moment: datetime | None) -> str | None:
-    """A time in UTC for a column in UTC. Django's way to the same text was a sixth of a runner's time on SQLite."""
-    return None if moment is None else str(moment.replace(tzinfo=None))
 
 
 def _update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]) -> int:
