@@ -304,6 +304,22 @@ def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.Monk
     assert titles(staff.get(f"/peasy/?q={10**20}")) == [f"parcel {10**20}"], "what no key can be is text"
 
 
+@pytest.mark.skipif(connection.vendor != "mysql", reason="only MariaDB and MySQL count what a session has read")
+@pytest.mark.parametrize("query", [{"q": "wanted"}, {"queue": "default"}, {"q": "wanted", "status": "failed"}], ids=str)
+def test_a_search_reads_the_newest_alone(query: dict[str, str], db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    PeasyJobQueue.objects.bulk_create([PeasyJobQueue(title="old", job_name="shop.jobs.old") for _ in range(3000)])
+    monkeypatch.setattr(listing, "WINDOW", 100)
+
+    def rows_read() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW SESSION STATUS LIKE 'Handler_read%'")
+            return sum(int(count) for _, count in cursor.fetchall())
+
+    before = rows_read()
+    listing.look(listing.Filters(**query))
+    assert 100 < rows_read() - before < 2000
+
+
 @given(st.dictionaries(st.sampled_from(["status", "queue", "q", "before", "after", "v", "f", "x"]), odd, max_size=6))
 @example({"q": str(2**63)})
 @example({"before": "0", "after": "0", "q": "0", "queue": "\0"})
