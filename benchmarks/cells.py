@@ -126,10 +126,9 @@ def growth(plan: Plan) -> Iterator[Cell]:
 
 
 def dashboard(plan: Plan) -> Iterator[Cell]:
-    # Always at full size: the script has no other. It knows two databases.
+    # Always at full size: the script has no other.
     for database in plan.own() if plan.scale >= 1 else ():
-        if database != "mariadb":
-            yield Cell("dashboard", SYSTEMS[OURS], database, "", partial(ours.dashboard, database), once=True)
+        yield Cell("dashboard", SYSTEMS[OURS], database, "", partial(ours.dashboard, database), once=True)
 
 
 PARTS: dict[str, Callable[[Plan], Iterator[Cell]]] = {

@@ -1,7 +1,8 @@
 """What the pages cost beside 1,000,000 finished and 200,000 waiting jobs: `python -m benchmarks.dashboard sqlite`.
 
-Or `postgres`. Uses the settings of the tests, on a database of its own. Prints the server time of each page and of a
-poll that finds nothing new, the best of several, and the queries of both without those for session and user.
+Or `postgres`, or `mariadb`. Uses the settings of the tests, on a database of its own. Prints the server time of each
+page and of a poll that finds nothing new, the best of several, and the queries of both without those for session and
+user.
 """
 
 import os
@@ -24,30 +25,38 @@ ADMIN = (
     *("?status=failed&p=16", "?status=completed&p=200", "?status=enqueued&queue=default"),
     *("?q=zzz", "?q=export", "?q=123", "?status=failed&q=export", "123/change/", "123/delete/"),
 )
+DOCUMENTS = ("123", str(FINISHED + 123))
 COLUMNS = "title, job_name, queue_name, priority, status, status_msg, errors, claims, attempts, crashes, created"
-INSERT = """
-WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})
-INSERT INTO peasy_jobs_peasyjobqueue (id, {columns}, started, completed)
-SELECT i, 'export data', 'shop.jobs.export', 'default', i % 3, {status}, 'Exporting rows', '[]', 1, 1, 0,
-       {created}, {ended}, {ended} FROM n
-"""
 ENDED = "CASE WHEN i % 5000 = 0 THEN 'X' WHEN i % 1000 = 0 THEN 'F' ELSE 'C' END"
+OVER = "'2026-06-01 05:00:00'"
+
+
+def insert(low: int, high: int, status: str, ended: str, *, keys: bool = True) -> None:
+    """Jobs with these primary keys, or with the next ones without `keys`; status and end as SQL."""
+    from django.db import connection
+
+    numbers, source = f"WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})", "n"
+    if connection.vendor == "mysql":  # which knows no recursion as deep
+        numbers, source = "", f"(SELECT seq AS i FROM seq_{low}_to_{high}) AS n"
+    created, ended = (
+        f"CAST({time} AS timestamp)" if connection.vendor == "postgresql" else time
+        for time in ("'2026-06-01 04:00:00'", ended)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"{numbers} INSERT INTO peasy_jobs_peasyjobqueue ({'id, ' * keys}{COLUMNS}, started, completed)"
+            f" SELECT {'i, ' * keys}'export data', 'shop.jobs.export', 'default', i % 3, {status}, 'Exporting rows',"
+            f" '[]', 1, 1, 0, {created}, {ended}, {ended} FROM {source}"
+        )
 
 
 def fill() -> None:
     from django.db import connection
 
-    cast = "CAST({} AS timestamp)" if connection.vendor == "postgresql" else "{}"
-    created, over, never = (cast.format(time) for time in ("'2026-06-01 04:00:00'", "'2026-06-01 05:00:00'", "NULL"))
+    insert(1, FINISHED, ENDED, OVER)
+    insert(FINISHED + 1, FINISHED + WAITING, "'Q'", "NULL")
     with connection.cursor() as cursor:
-        for low, high, status, ended in (
-            (1, FINISHED, ENDED, over),
-            (FINISHED + 1, FINISHED + WAITING, "'Q'", never),
-        ):
-            cursor.execute(
-                INSERT.format(low=low, high=high, status=status, created=created, ended=ended, columns=COLUMNS)
-            )
-        cursor.execute("ANALYZE")
+        cursor.execute("ANALYZE TABLE peasy_jobs_peasyjobqueue" if connection.vendor == "mysql" else "ANALYZE")
 
 
 def measured(client: Any, path: str) -> tuple[Any, float, int]:
@@ -62,7 +71,7 @@ def measured(client: Any, path: str) -> tuple[Any, float, int]:
         times.append(1000 * (perf_counter() - started))
     with CaptureQueriesContext(connection) as queries:
         client.get(path)
-    ours = [query for query in queries if not re.search('FROM "(django_session|auth_)', query["sql"])]
+    ours = [query for query in queries if not re.search('FROM ["`](django_session|auth_)', query["sql"])]
     return answer, min(times), len(ours)
 
 
@@ -98,6 +107,10 @@ def main(database: str) -> None:
             poll, again, least = measured(client, f"/peasy/live/{query}{'&' if query else '?'}v={version}")
             assert poll.status_code == 204
             print(f"/peasy/{query:25}{time:8.1f}{count:9}{again:10.1f}{least:9}")
+        for pk in DOCUMENTS:
+            document, time, count = measured(client, f"/peasy/jobs/{pk}.json")
+            assert document.json()["id"] == pk
+            print(f"/peasy/{f'jobs/{pk}.json':25}{time:8.1f}{count:9}")
         for path in ADMIN:
             page, time, count = measured(client, f"/admin/peasy_jobs/peasyjobqueue/{path}")
             assert page.status_code == 200, page

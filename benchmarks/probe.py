@@ -160,26 +160,9 @@ def mix(count: str, seconds: str) -> None:
 
 
 def finished(count: str) -> None:
-    from django.db import connection
+    from benchmarks import dashboard
 
-    from benchmarks.dashboard import ENDED, INSERT
-
-    over = "'2026-06-01 05:00:00'"
-    columns = "title, job_name, queue_name, priority, status, status_msg, errors, claims, attempts, crashes, created"
-    with connection.cursor() as cursor:
-        if connection.vendor == "mysql":
-            cursor.execute(
-                f"INSERT INTO peasy_jobs_peasyjobqueue ({columns}, started, completed)"
-                " SELECT 'export data', 'shop.jobs.export', 'default', seq % 3,"
-                f" {ENDED.replace('i %', 'seq %')}, 'Exporting rows', '[]', 1, 1, 0, {over}, {over}, {over}"
-                f" FROM seq_1_to_{int(count)}"
-            )
-        else:
-            over = f"CAST({over} AS timestamp)" if connection.vendor == "postgresql" else over
-            statement = INSERT.replace("(id, {columns}", "({columns}").replace("SELECT i, 'export", "SELECT 'export")
-            cursor.execute(
-                statement.format(low=1, high=int(count), status=ENDED, created=over, ended=over, columns=columns)
-            )
+    dashboard.insert(1, int(count), dashboard.ENDED, dashboard.OVER, keys=False)
 
 
 def settle() -> None:
