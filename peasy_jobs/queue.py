@@ -55,11 +55,11 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def enqueue_many(self, calls: Iterable[tuple[bytes | None, bytes | None]], **columns: Any) -> list[PeasyJobQueue]:
         """Jobs that differ in their arguments only: all of them are there when the caller's transaction commits."""
         self._for_write = True  # `self.db` is no replica from here on
-        rows = [{"args_data": args, "kwargs_data": kwargs, **columns} for args, kwargs in calls]
         with transaction.atomic(using=self.db, savepoint=False):
             if not connections[self.db].features.can_return_rows_from_bulk_insert:  # MySQL would not tell their keys
-                return [self.enqueue(**row) for row in rows]
-            jobs = [self.model(status=SCHEDULED if row.get("run_after") else ENQUEUED, **row) for row in rows]
+                return [self.enqueue(args_data=args, kwargs_data=kwargs, **columns) for args, kwargs in calls]
+            columns["status"] = SCHEDULED if columns.get("run_after") else ENQUEUED
+            jobs = [self.model(args_data=args, kwargs_data=kwargs, **columns) for args, kwargs in calls]
             for some in portions(jobs, [len(job.args_data or b"") + len(job.kwargs_data or b"") for job in jobs]):
                 self.bulk_create(some)
         wakeup.announce(self.db)
