@@ -67,7 +67,7 @@ def run(name: str, arguments: list[str], left_out: list[str]) -> str:
     ) as suite:
         for line in suite.stdout or ():
             print(f"{name:9}| {line}", end="", flush=True)
-            if line.startswith(("FAILED ", "ERROR ")):
+            if line.startswith(("FAILED tests", "ERROR tests")):
                 failures += f"\n{'':10}{line.rstrip()}"  # once more in the end: much else is printed meanwhile
     if name == BROWSER and suite.returncode == 5:
         return "none of its tests was asked for"

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.conf import settings
@@ -89,13 +90,30 @@ def test_a_batch_is_written_and_forgotten(book):
     assert book.write(ME, urgent=True) is False
 
 
+@pytest.fixture
+def zone(request, transactional_db, settings):
+    """A site with `USE_TZ` or without, and the zone of its columns."""
+    settings.USE_TZ, zone = request.param
+    with mock.patch.dict(connection.settings_dict, TIME_ZONE=zone):
+        forget_zone()
+        yield
+    forget_zone()
+
+
+def forget_zone():
+    connection.close()
+    for name in ("timezone", "timezone_name"):
+        vars(connection).pop(name, None)
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 @pytest.mark.parametrize(
-    ("aware", "zone"), [(True, None), (True, "Asia/Kathmandu"), (False, None)], ids=["UTC", "zone of its own", "naive"]
+    "zone",
+    [(True, None), (True, "Asia/Kathmandu"), (False, None)],
+    ids=["UTC", "zone of its own", "naive"],
+    indirect=True,
 )
-def test_times_are_stored_as_django_stores_them(aware, zone, fraction, settings, monkeypatch):
-    monkeypatch.setitem(connection.settings_dict, "TIME_ZONE", zone)
-    settings.USE_TZ = aware  # now: Django looks at both again
+def test_times_are_stored_as_django_stores_them(zone, fraction):
     clock = database.Clock(connection)
     clock.offset = 1_800_000_000.0 + fraction
     (one,) = claimed(1)
