@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -38,6 +38,7 @@ from tests import jobs
 from tests.waiting import wait_until
 
 loaded: list[bool] = []
+clients: list[Any] = []
 problem: list[Any] = []
 meeting = threading.Barrier(2)
 
@@ -57,6 +58,11 @@ class Leaving:
 class Bomb:
     def __reduce__(self) -> Any:
         return loaded.append, (True,)
+
+
+@peasy.job("use the cache")
+def use_cache() -> None:
+    clients.append(caches["default"])
 
 
 @peasy.job("raise what it is told")
@@ -606,13 +612,16 @@ def test_what_a_job_keeps_in_a_context_variable_is_compared_with_nothing(setting
 
 @pytest.mark.django_db(transaction=True)
 def test_the_client_of_a_cache_serves_one_job_after_another() -> None:
-    clean = copy_context()
-    client = caches["default"]
-    run(jobs.nothing)
-    translation.activate("de")
-    execution.tidy(clean)
-    run(jobs.nothing)
-    assert caches["default"] is client
+    def work() -> None:
+        clean = Context()
+        for _ in range(3):
+            assert run(use_cache).error is None
+            translation.activate("de")
+            clean = execution.tidy(clean)
+
+    clients.clear()
+    Context().run(work)  # in which no client was made yet
+    assert len(clients) == 3 and all(client is clients[0] for client in clients)
 
 
 def test_a_thread_that_has_run_a_job_is_in_none_any_more() -> None:
