@@ -274,14 +274,14 @@ def find(job_name: str) -> Job[..., Any]:
     if not loaded and (not module_name or apps.get_containing_app_config(module_name) is None):
         raise Failure(f"{job_name} is not inside an installed app, so the runner will not import it.")
     try:
-        module = import_module(module_name)  # of a loaded one too: it waits for another thread that is at it
+        names = vars(import_module(module_name))  # of a loaded one too: it waits for another thread that is at it
     except ModuleNotFoundError as error:
-        if error.name and (module_name + ".").startswith(error.name + "."):
-            raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?") from None
-        raise
-    if name not in vars(module):
+        if not error.name or not (module_name + ".").startswith(error.name + "."):
+            raise
+        names = {}
+    if name not in names:
         raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?")
-    job = vars(module)[name]
+    job = names[name]
     if not isinstance(job, Job):
         raise Failure(f"{job_name} is not decorated with @peasy.job, so the runner will not call it.")
     return job

@@ -30,15 +30,15 @@ class Housekeeping:
         self.promote_at = self.prune_at = 0.0
         self.tally_at = monotonic() + TALLY_EVERY
 
-    def keep(self, backlog: bool) -> bool:
-        """Do what is due. Returns whether there are more jobs to claim now.
+    def keep(self, backlog: bool) -> None:
+        """Do what is due.
 
         backlog: there is more than was claimed, so that nobody looks for jobs that are due.
         """
-        now, promoted = monotonic(), 0
-        if now >= self.promote_at:
+        now = monotonic()
+        if backlog and now >= self.promote_at:
             self.promote_at = now + PROMOTE_EVERY
-            promoted = self.jobs.promote(self.clock.at(now)) if backlog else 0
+            self.jobs.promote(self.clock.at(now))
         if now >= self.prune_at:
             self.prune_at = now + PRUNE_EVERY * random.uniform(0.8, 1.2)
             if self.prune(self.conf.prune_grace):
@@ -46,7 +46,6 @@ class Housekeeping:
         if now >= self.tally_at:
             self.tally_at = now + TALLY_EVERY * random.uniform(0.8, 1.2)
             self.tally.write()
-        return promoted > 0
 
     def prune(self, grace: float) -> int:
         """Delete finished jobs beyond the maxima, none that finished less than `grace` seconds ago. Returns how many.

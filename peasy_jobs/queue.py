@@ -261,15 +261,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def _not_landed(self, runner_id: int, endings: Sequence[Ending], now: datetime) -> list[Claim]:
         # executemany gives only a total. What landed, now or before a COMMIT whose answer was lost, has our claim.
-        wanted = {ending.claim.pk: (ending.claim.claims, ending.status) for ending in endings}
-        found = {pk: rest for pk, *rest in self.filter(pk__in=wanted).values_list("pk", "claims", "status", "runner")}
-        lost = []
-        for ending in endings:
-            claim, row = ending.claim, found.get(ending.claim.pk)
-            if row is None or tuple(row) != (*wanted[claim.pk], None):
-                lost.append(claim)
-                ending.cancelled = self.close_cancelled(runner_id, claim.pk, claim.claims, now)
-        return lost
+        rows = self.filter(pk__in=[ending.claim.pk for ending in endings])
+        landed: set[tuple[Any, ...]] = set(rows.values_list("pk", "claims", "status", "runner"))
+        lost = [ending for ending in endings if (*ending.claim[:2], ending.status, None) not in landed]
+        for ending in lost:
+            ending.cancelled = self.close_cancelled(runner_id, *ending.claim[:2], now)
+        return [ending.claim for ending in lost]
 
     def close_cancelled(self, runner_id: int, pk: int, claims: int, now: datetime) -> bool:
         """A job that was cancelled while it ran has stopped running. False: there is no such job."""
@@ -334,8 +331,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         """
         now = as_field(database_now(connections[self.db]))
         with transaction.atomic(using=self.db):
-            mine = self.filter(runner=dead) if dead is not None else self.filter(runner=None)
-            ongoing = mine.filter(status=ONGOING)
+            ongoing = self.filter(runner=dead, status=ONGOING)
             entry = {"at": now.isoformat(), "where": where, "exception": "", "message": reason, "traceback": ""}
             spent = ongoing.filter(crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False)
             rescued = 0
@@ -356,7 +352,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             )
             rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=Greatest(Greatest("attempts", 1) - 1, 0))
             if dead is not None:
-                mine.filter(status=CANCELLED).update(runner=None, completed=now)
+                self.filter(runner=dead, status=CANCELLED).update(runner=None, completed=now)
         return rescued
 
     def runners_named(self) -> set[int]:

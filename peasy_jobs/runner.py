@@ -106,8 +106,7 @@ class Runner:
             if self.recorder.write(self.presence.id, urgent=self._is_hungry()):
                 self.hint = True  # jobs went back to the queue, which no wake-up tells us of
             self._mark_begun()
-            if self.house.keep(self.backlog):
-                self.hint = True
+            self.house.keep(self.backlog)
             self._stop_cancelled()
             self._recall()
             if not self.stopping:

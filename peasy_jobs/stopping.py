@@ -37,7 +37,7 @@ class Stopper:
     """Which running jobs were asked to stop, and why."""
 
     def __init__(self, limit: float | None) -> None:
-        self.limit = limit  # seconds, of jobs that have none of their own
+        self.limit = float("inf") if limit is None else limit  # seconds, of jobs that have none of their own
         self.asked: dict[tuple[int, int], Asked] = {}  # by primary key and claims
 
     def ask(self, worker: Worker, claim: Claim, why: str, reason: str) -> None:
@@ -66,32 +66,26 @@ class Stopper:
         """Ask what is over its time limit, kill what did not stop. Returns what should be killed and cannot be."""
         now, immortal = monotonic(), []
         for worker, claim in _running(workers):
-            asked = self.asked.get(claim[:2])
-            if asked is None:
-                limit = self._limit(claim)
-                if limit is not None and now >= worker.began + limit:
+            if now >= self._due(worker, claim):
+                if asked := self.asked.get(claim[:2]):
+                    asked.kill_at = float("inf")
+                    if not worker.kill():
+                        immortal.append(claim)
+                else:
                     whose = "timeout of @peasy.job" if claim.timeout is not None else "PEASY_JOB_TIMEOUT"
-                    self.ask(
-                        worker, claim, TIMEOUT, f"The job took longer than its time limit of {limit:g} s ({whose})."
-                    )
-            elif now >= asked.kill_at:
-                asked.kill_at = float("inf")
-                if not worker.kill():
-                    immortal.append(claim)
+                    reason = f"The job took longer than its time limit of {self._limit(claim):g} s ({whose})."
+                    self.ask(worker, claim, TIMEOUT, reason)
         return immortal
 
     def next_moment(self, workers: Iterable[Worker]) -> float:
         """When `enforce` has something to do (`time.monotonic()`)."""
-        moments = []
-        for worker, claim in _running(workers):
-            asked, limit = self.asked.get(claim[:2]), self._limit(claim)
-            if asked is not None:
-                moments.append(asked.kill_at)
-            elif limit is not None:
-                moments.append(worker.began + limit)
-        return min(moments, default=float("inf"))
+        return min((self._due(worker, claim) for worker, claim in _running(workers)), default=float("inf"))
 
-    def _limit(self, claim: Claim) -> float | None:
+    def _due(self, worker: Worker, claim: Claim) -> float:
+        asked = self.asked.get(claim[:2])
+        return asked.kill_at if asked else worker.began + self._limit(claim)
+
+    def _limit(self, claim: Claim) -> float:
         return self.limit if claim.timeout is None else claim.timeout
 
 
