@@ -26,7 +26,7 @@ def idle(system: System, database: str, workers: Workers, seconds: float) -> Fig
             spent, after = _cpu(pids) - before, _questions(system, database, env, counter)
             figures = {"CPU s/min": spent / minutes}
             figures |= {name: (after[name] - asked[name]) / minutes for name in after}
-            return figures | {"PSS MiB": _pss(pids), "processes": float(len(_tree(pids)))}
+            return figures | {"PSS MiB": pss(pids), "processes": float(len(_tree(pids)))}
 
 
 def _tree(pids: list[int]) -> list[int]:
@@ -45,7 +45,7 @@ def _cpu(pids: list[int]) -> float:
     )
 
 
-def _pss(pids: list[int]) -> float:
+def pss(pids: list[int]) -> float:
     lines = [line for pid in _tree(pids) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 

@@ -1,9 +1,8 @@
-"""What is measured alike for every system: enqueueing, throughput, pick-up latency, the cost of doing nothing."""
+"""What is measured alike for every system: enqueueing, throughput, pick-up latency."""
 
 import contextlib
 import statistics
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
@@ -29,7 +28,7 @@ def place(
             found = marks.create(path, jobs)
             env = environment(system, url, path, settings or {}, **more)
             system.call(env, "prepare")
-            yield env, found, directory / f"{uuid.uuid4().hex}.log"
+            yield env, found, directory / "log"
 
 
 def wait_for(found: marks.Marks, jobs: int) -> None:
@@ -70,8 +69,7 @@ def latency(system: System, database: str, samples: int, gap: float) -> Figures:
         place(system, database, samples + 10) as (env, found, log),
         system.working(env, system.workers[0], log),
     ):
-        waits = sorted(system.call(env, "latency", 0, samples, gap))
-        return percentiles(waits)
+        return percentiles(system.call(env, "latency", 0, samples, gap))
 
 
 def percentiles(waits: list[float]) -> Figures:

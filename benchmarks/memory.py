@@ -13,20 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.idle import pss
+
 EARLY, LATE = 20_000, 200_000
 SETTINGS = {
     "PEASY_MAX_COMPLETED": 1000,
     "PEASY_PRUNE_GRACE": 0,
     "LOGGING": {"version": 1, "loggers": {"peasy_jobs": {"level": "WARNING"}}},
 }
-
-
-def pss(pid: int) -> float:
-    import psutil
-
-    tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    lines = [line for process in tree for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def enqueue(count: int) -> None:
@@ -60,13 +54,13 @@ def main() -> None:
             runner = subprocess.Popen([sys.executable, "-m", "django", "run_peasy", "--worker-type", worker_type])
             enqueue(EARLY)
             wait_until_run()
-            early = pss(runner.pid)
+            early = pss([runner.pid])
             started = time.monotonic()
             for _ in range(9):
                 enqueue((LATE - EARLY) // 9)
                 wait_until_run()
             seconds = time.monotonic() - started
-            late = pss(runner.pid)
+            late = pss([runner.pid])
             print(
                 f"{worker_type}: {early:.1f} MiB after {EARLY:,} jobs, {late:.1f} MiB after {LATE:,} "
                 f"({late / early:.2f} times), enqueueing included {(LATE - EARLY) / seconds:,.0f} jobs/s",

@@ -1,7 +1,6 @@
 """What is measured of peasy_jobs alone: beside the bare database, with a full table, with jobs that take time."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from benchmarks import databases
 from benchmarks.measure import Figures, checked, percentiles, place, wait_for
 from benchmarks.peers.marks import Marks
-from benchmarks.systems import KEEP_ALL, ONE, OURS, REPOSITORY, SYSTEMS, TIMEOUT, Unable, Workers
+from benchmarks.systems import KEEP_ALL, ONE, OURS, SYSTEMS, TIMEOUT, Unable, Workers, answer
 
 SYSTEM = SYSTEMS[OURS]
 THREADS = Workers("4 threads", "thread", 4)
@@ -19,11 +18,7 @@ SHORT = 0.005  # seconds
 
 
 def probe(env: dict[str, str], *args: object) -> Any:
-    command = [sys.executable, "-m", "benchmarks.probe", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY, timeout=TIMEOUT)
-    if done.returncode:
-        raise Unable(f"{args[0]}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return json.loads(done.stdout)
+    return json.loads(answer([sys.executable, "-m", "benchmarks.probe", *map(str, args)], env))
 
 
 def raw(database: str, jobs: int) -> Figures:
@@ -87,7 +82,8 @@ def growth(
             if found.repeated():
                 raise Unable(f"{found.repeated():,} jobs ran more than once")
             yield figures
-        yield {"pruning, rows/s": _prune(env)}
+        # Through the front door: a runner that exits when nothing is left prunes all there is to prune.
+        yield {"pruning, rows/s": probe({**env, "BENCH_SETTINGS": '{"PEASY_PRUNE_GRACE": 0}'}, "prune")}
 
 
 def _one_queue(
@@ -113,28 +109,8 @@ def _rate(found: Marks, first: int, count: int) -> float:
     return count / (max(times) - min(times))
 
 
-def _prune(env: dict[str, str]) -> float:
-    """Through the front door: a runner that exits when nothing is left prunes all there is to prune."""
-    probe(env, "forget")
-    before, started = probe(env, "rows"), monotonic()
-    settings = {"PEASY_PRUNE_GRACE": 0}
-    command = [sys.executable, "-m", "django", "run_peasy", "--exit-on-empty", "--worker-type=thread", "-v0"]
-    env = {
-        **env,
-        "DJANGO_SETTINGS_MODULE": "benchmarks.peers.site_settings",
-        "BENCH_APPS": '["django_htmx", "peasy_jobs", "benchmarks"]',
-        "BENCH_SETTINGS": json.dumps(settings),
-    }
-    subprocess.run(command, env=env, cwd=REPOSITORY, check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL)
-    seconds = monotonic() - started
-    return float(before - probe(env, "rows")) / seconds
-
-
 def dashboard(database: str) -> Figures:
     """The server time of the pages at a million jobs, as `benchmarks/dashboard.py` measures it."""
-    command = [sys.executable, "-m", "benchmarks.dashboard", database]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=TIMEOUT)
-    if done.returncode:
-        raise Unable((done.stderr.strip().splitlines() or ["?"])[-1])
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("/peasy/")]
+    printed = answer([sys.executable, "-m", "benchmarks.dashboard", database])
+    lines = [line.split() for line in printed.splitlines() if line.startswith("/peasy/")]
     return {f"{page}, ms": float(milliseconds) for page, milliseconds, *_ in lines}

@@ -7,8 +7,7 @@ sleepers COUNT SECONDS     enqueue jobs that sleep
 mix COUNT SECONDS          enqueue no-op jobs around one that sleeps
 finished COUNT             as many finished jobs, by SQL
 settle                     have the server write out what it was given at once, which it would do meanwhile
-forget                     delete what waits
-rows                       how many jobs there are
+prune                      delete what waits, and prune what has finished: rows a second
 """
 
 import json
@@ -180,20 +179,20 @@ def settle() -> None:
                 cursor.fetchall()
 
 
-def forget() -> None:
+def prune() -> float:
+    from django.core.management import call_command
+
     from peasy_jobs.models import PeasyJobQueue
 
     PeasyJobQueue.objects.filter(status__in="QO").delete()
-
-
-def rows() -> int:
-    from peasy_jobs.models import PeasyJobQueue
-
-    return PeasyJobQueue.objects.count()
+    before, started = PeasyJobQueue.objects.count(), perf_counter()
+    call_command("run_peasy", "--exit-on-empty", "--worker-type=thread", verbosity=0, stdout=sys.stderr)
+    seconds = perf_counter() - started
+    return (before - PeasyJobQueue.objects.count()) / seconds
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    do.__name__: do for do in (raw, compare, insert, sleepers, mix, finished, settle, forget, rows)
+    do.__name__: do for do in (raw, compare, insert, sleepers, mix, finished, settle, prune)
 }
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks import databases
-from benchmarks.cells import RAW as ALONE
-from benchmarks.cells import Cell
+from benchmarks.cells import RAW, Cell
 from benchmarks.systems import OURS
 
 TITLES = {
@@ -151,7 +150,7 @@ def summary(found: dict[str, Any]) -> str:
         for title, is_ours in ((f"**peasy_jobs**: {words}", True), ("the fastest other there", False)):
             row = []
             for name in names:
-                here = [cell for cell in measured if cell["database"] == name and cell["system"] != ALONE.title]
+                here = [cell for cell in measured if cell["database"] == name and cell["system"] != RAW.title]
                 able = [cell for cell in here if (cell["system"] == OURS) == is_ours]
                 top = choose(able, key=lambda cell: statistics.median(cell["figures"][figure]), default=None)
                 row.append(_short(top, figure, is_ours))

@@ -83,11 +83,8 @@ class System:
 
     def call(self, environment: dict[str, str], *args: object) -> Any:
         """What the script answers to a command."""
-        command = [self.python, str(self.script), *map(str, args)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT)
-        if done.returncode:
-            raise Unable(f"{args[0]}: {_last_line(done.stderr)}")
-        return json.loads(done.stdout) if done.stdout.strip() else None
+        printed = answer([self.python, str(self.script), *map(str, args)], environment)
+        return json.loads(printed) if printed.strip() else None
 
     @contextlib.contextmanager
     def working(self, environment: dict[str, str], workers: Workers, log: Path) -> Iterator[list[int]]:
@@ -106,6 +103,14 @@ class System:
         finally:
             for runner in runners:
                 _end(runner)
+
+
+def answer(command: list[str], environment: dict[str, str] | None = None) -> str:
+    """What a command prints. Raises `Unable` with the last thing it said if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=TIMEOUT)
+    if done.returncode:
+        raise Unable(f"{' '.join(command[2:])[:80]}: {_last_line(done.stderr)}")
+    return done.stdout
 
 
 def environment(system: System, url: str, marks: Path, settings: dict[str, Any], **more: str) -> dict[str, str]:
