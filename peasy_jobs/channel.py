@@ -5,13 +5,9 @@ Messages are plain values written with `marshal`: both ends are the same Python 
 
 from __future__ import annotations
 
-import ctypes
 import marshal
-import os
-import signal
 import socket
 import struct
-import sys
 from typing import Any
 
 LENGTH = struct.Struct("!Q")
@@ -71,12 +67,3 @@ def take_messages(inbox: bytearray) -> list[Any]:
         position = end
     del inbox[:position]
     return messages
-
-
-def die_with_parent(parent: int, by: int = signal.SIGKILL) -> None:
-    """Have the kernel signal this process when its parent dies. Returns normally only while `parent` lives."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)

@@ -22,8 +22,8 @@ from peasy_jobs.server import (
     ASKED,
     CUT_OFF,
     KILL,
+    NEWS,
     NOT_STARTED,
-    REPORT,
     REQUEST,
     SIGNALS,
     START,
@@ -202,16 +202,16 @@ class ProcessWorkers:
 
     def _hear_server(self) -> None:
         try:
-            data = self.control.recv(REPORT.size * 64)
-            while len(data) % REPORT.size:
-                if not (more := self.control.recv(REPORT.size - len(data) % REPORT.size)):
-                    raise ConnectionError("The worker server is gone in the middle of a report.")
+            data = self.control.recv(NEWS.size * 64)
+            while len(data) % NEWS.size:
+                if not (more := self.control.recv(NEWS.size - len(data) % NEWS.size)):
+                    raise ConnectionError("The worker server is gone in the middle of its news.")
                 data += more
         except OSError:
             data = b""
         if not data and self.server is not None:
             self._lose_server(self.server)
-        for number, pid, status in REPORT.iter_unpack(data):
+        for number, pid, status in NEWS.iter_unpack(data):
             for worker in [worker for worker in self.workers if worker.number == number]:
                 if status == STARTED:
                     worker.pid, worker.ready = pid, not worker.asked

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import contextlib
+import ctypes
 import logging
 import marshal
 import os
@@ -26,18 +27,18 @@ from importlib import import_module
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peasy_jobs.channel import CHUNK, LENGTH, die_with_parent, take_messages
+from peasy_jobs.channel import CHUNK, LENGTH, take_messages
 
 if TYPE_CHECKING:
     from peasy_jobs.execution import Outcome, Report
 
 logger = logging.getLogger("peasy_jobs")
 
-# From the runner: what to do, for which worker. A start comes with the worker's socket and ticket pipe.
+# From the runner: what to do, for which worker. A start comes with the worker's socket, ticket pipe and ask pipe.
 REQUEST = struct.Struct("!cq")
 START, ASK, KILL, CUT_OFF = b"S", b"A", b"K", b"C"
 # To the runner: worker, pid, and one of these or, once it is gone, its wait status.
-REPORT = struct.Struct("!qqq")
+NEWS = struct.Struct("!qqq")
 STARTED, NOT_STARTED, WAS_CUT_OFF = -2, -1, -3
 TICKET = struct.Struct("!qq")  # job and claim: a job that was recalled may come back under a new claim
 # From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
@@ -63,7 +64,7 @@ def log_level() -> int:
 
 def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
     """Serve one runner until it is gone."""
-    die_with_parent(runner_pid)
+    _die_with_parent(runner_pid)
     for signum in SIGNALS:
         # systemd signals the whole group: the runner decides. Not SIG_IGN, which the programs that a job starts
         # would inherit.
@@ -84,7 +85,7 @@ def _listen(control: socket.socket, runner_pid: int) -> None:
     signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     # Not SIGKILL any more, which would leave no time to end what the jobs have started.
-    die_with_parent(runner_pid, by=signal.SIGCHLD)
+    _die_with_parent(runner_pid, by=signal.SIGCHLD)
     workers: dict[int, int] = {}  # pid: worker
     cut_off: set[int] = set()  # pids of workers that lived on without their socket
     watched: list[Any] = [control, wake_r]
@@ -187,7 +188,7 @@ def _start(control: socket.socket, workers: dict[int, int], worker: int, fds: li
             pid = os.fork()
     except OSError as error:
         logger.error("Could not start a worker process: %s.", error)
-        control.sendall(REPORT.pack(worker, 0, NOT_STARTED))
+        control.sendall(NEWS.pack(worker, 0, NOT_STARTED))
     else:
         if pid == 0:
             try:
@@ -200,7 +201,7 @@ def _start(control: socket.socket, workers: dict[int, int], worker: int, fds: li
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # in both, so that it is done when either needs it
         workers[pid] = worker
-        control.sendall(REPORT.pack(worker, pid, STARTED))
+        control.sendall(NEWS.pack(worker, pid, STARTED))
     for fd in fds:
         os.close(fd)
 
@@ -214,7 +215,7 @@ def _report_dead(control: socket.socket, workers: dict[int, int], cut_off: set[i
         if worker is not None:
             _kill_group(pid)  # what the job had started goes with it
             status = WAS_CUT_OFF if pid in cut_off else status
-            control.sendall(REPORT.pack(worker, pid, status))
+            control.sendall(NEWS.pack(worker, pid, status))
             cut_off.discard(pid)
 
 
@@ -230,7 +231,7 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_be_an_ordinary_process)
-    die_with_parent(server)
+    _die_with_parent(server)
     if sys.platform != "linux":
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
     try:
@@ -350,6 +351,15 @@ def _be_an_ordinary_process() -> None:
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     _release_signals()
+
+
+def _die_with_parent(parent: int, by: int = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when its parent dies. Returns normally only while `parent` lives."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
 
 
 def _watch_parent(server: int) -> None:

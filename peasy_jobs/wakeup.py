@@ -200,7 +200,10 @@ class Listen:
 
 
 class Look:
-    """MariaDB, MySQL: nothing to hear, so the queue itself is looked at ten times a second."""
+    """MariaDB, MySQL, and PostgreSQL with psycopg2: nothing to hear, so the queue is looked at ten times a second.
+
+    A runner that is not connected holds one too.
+    """
 
     description = "by a look every 0.1 s"
     looks = True
