@@ -27,6 +27,11 @@ class Cell:
     def __str__(self) -> str:
         return " · ".join(filter(None, (self.part, self.system.title, self.database, self.setting)))
 
+    @property
+    def trouble(self) -> str:
+        """What went wrong, each thing once, as a cell of a table can hold it."""
+        return " ".join("; ".join(dict.fromkeys(self.failures)).replace("|", "/").split())
+
     def measure(self) -> Figures:
         """Once more. What goes wrong is kept for the table. Returns the last of each figure."""
         measured: Figures = {}

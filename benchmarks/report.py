@@ -93,9 +93,9 @@ def _table(cells: list[Cell], part: list[Cell]) -> Iterator[str]:
     for cell in cells:
         values = [spread(cell.figures[figure]) if figure in cell.figures else "–" for figure in figures] or ["–"]
         if not cell.figures:
-            values[0] = "not measured: " + "; ".join(dict.fromkeys(cell.failures)).replace("|", "/")
+            values[0] = f"not measured: {cell.trouble}"
         elif cell.failures:
-            values[0] += f" ({len(cell.failures)} failed: {'; '.join(dict.fromkeys(cell.failures))})"
+            values[0] += f" ({len(cell.failures)} failed: {cell.trouble})"
         ratios = [_ratio(cell, figure, ours[figure]) for figure in ours]
         yield f"| {cell.system.title} | {cell.setting} | {' | '.join([*values, *ratios])} |"
 
@@ -108,8 +108,7 @@ def _own(cells: list[Cell]) -> Iterator[str]:
         values = [spread(cell.figures[figure]) if figure in cell.figures else "–" for cell in cells]
         yield f"| {figure} | {' | '.join(values)} |"
     if any(cell.failures for cell in cells):
-        failures = ["; ".join(dict.fromkeys(cell.failures)).replace("|", "/") or "–" for cell in cells]
-        yield f"| not measured | {' | '.join(failures)} |"
+        yield f"| not measured | {' | '.join(cell.trouble or '–' for cell in cells)} |"
 
 
 def _ratio(cell: Cell, figure: str, ours: Cell | None) -> str:

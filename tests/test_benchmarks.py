@@ -74,6 +74,18 @@ def test_a_peer_that_cannot_be_measured_is_in_the_table_with_the_reason() -> Non
     assert "| peasy-jobs 0.4.1 | 1 process | not measured: stalled: 3 of 40 jobs began |" in table
 
 
+def test_what_went_wrong_does_not_break_the_row_of_the_table() -> None:
+    odd = "a | b\nc"
+    partly, never = measured("huey", [400]), measured("celery", [])
+    own = Cell("work", SYSTEMS[OURS], "sqlite", "", lambda: {}, failures=[odd])
+    for cell in (partly, never):
+        cell.failures += [odd, odd]
+    table = report.markdown([partly, never, own], {})
+    assert "| huey 3.5.4 | 1 process | **400** (2 failed: a / b c) |" in table
+    assert "| celery 5.7.0 | 1 process | not measured: a / b c |" in table
+    assert "| not measured | a / b c |" in table
+
+
 def test_what_takes_turns_by_itself_gives_a_figure_for_each_and_keeps_them_when_it_breaks_off() -> None:
     def turns() -> Iterator[measure.Figures]:
         yield {"jobs/s": 900.0}
