@@ -8,7 +8,9 @@ import hypothesis
 import psutil
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import Permission, User
 from django.db import connection
+from django.test import Client
 
 from tests import processes, waiting
 
@@ -34,11 +36,6 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def wait_until() -> Callable[..., Any]:
-    return waiting.wait_until
-
-
-@pytest.fixture
 def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., processes.Command]]:
     """Starts `run_peasy *args` and waits until it says what it serves (unless `ready=False`)."""
 
@@ -60,6 +57,20 @@ def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., 
 
     with ExitStack() as commands:
         yield start
+
+
+def user(*names: str, staff: bool = True) -> User:
+    person = User.objects.create(username=f"user-{User.objects.count()}", is_staff=staff)
+    wanted = [f"{name}_peasyjobqueue" for name in names]
+    person.user_permissions.set(Permission.objects.filter(codename__in=wanted))
+    return person
+
+
+@pytest.fixture
+def staff(client: Client) -> Client:
+    """The browser of somebody who may see, change and delete jobs."""
+    client.force_login(user("view", "change", "delete"))
+    return client
 
 
 @pytest.fixture(autouse=True)

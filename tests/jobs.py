@@ -76,8 +76,8 @@ def leave(code: int = 3) -> None:
 
 
 @peasy.job("die")
-def die(signum: int = signal.SIGKILL) -> None:
-    os.kill(os.getpid(), signum)
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @peasy.job("die once")
@@ -108,13 +108,6 @@ def wait_for(path: str, record: str | None = None) -> str:
     if record:
         note(record, "ended")
     return "waited"
-
-
-@peasy.job("start a program and wait")
-def start_program(record: str, seconds: float = 600) -> None:
-    program = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
-    note(record, program.pid)
-    program.wait()
 
 
 @peasy.job("show progress and wait")
@@ -667,10 +660,3 @@ async def clean_up_later(path: str, record: str) -> str:
 @peasy.job("async, over the limit", timeout=0.5)
 async def limited_later(path: str, record: str) -> str:
     return await clean_up_later.call(path, record)
-
-
-@peasy.job("come back after what was changed later")
-def come_back_changed(after: Any) -> None:
-    error = peasy.Retry(after=1)
-    error.after = after
-    raise error

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.waiting import DEADLINE, wait_until
 
 REPOSITORY = Path(__file__).parent.parent
 # Inherited by all that a command starts, so that what has lost its parent is found too.
 TOKEN = "PEASY_TEST_PROCESS"
+
+both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 
 
 class Command:

@@ -18,19 +18,14 @@ from peasy_jobs import actions, database, listing
 from peasy_jobs.admin import JobAdmin
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
-from tests.test_dashboard import XSS, add, add_runner, user
+from tests.conftest import user
+from tests.test_dashboard import XSS, add, add_runner
 
 pytestmark = pytest.mark.django_db
 
 # Of `XSS`; the pages have pictures and comments of their own.
 AS_MARKUP = re.compile("""<script>|<img src=x|<svg/|<!--<|' onmouseover='|href=.javascript:""")
 JOBS, RUNNERS = "/admin/peasy_jobs/peasyjobqueue/", "/admin/peasy_jobs/peasyrunner/"
-
-
-@pytest.fixture
-def staff(client: Client) -> Client:
-    client.force_login(user("view", "change", "delete"))
-    return client
 
 
 def page_of(job: PeasyJobQueue) -> str:

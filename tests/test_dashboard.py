@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.db import connection
 from django.http import HttpRequest
 from django.test import Client
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from peasy_jobs import access, conf, database, display, listing, overview, payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute, PeasyRunner
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from tests.conftest import user
 
 pytestmark = pytest.mark.django_db
 
@@ -58,19 +59,6 @@ def add_runner(host: str = "web-1", lease: float = 60, **columns: Any) -> PeasyR
     return PeasyRunner.objects.create(
         host=host, started=moment, heartbeat=moment, lease_until=now.timestamp() + lease, **columns
     )
-
-
-def user(*names: str, staff: bool = True) -> User:
-    person = User.objects.create(username=f"user-{User.objects.count()}", is_staff=staff)
-    wanted = [f"{name}_peasyjobqueue" for name in names]
-    person.user_permissions.set(Permission.objects.filter(codename__in=wanted))
-    return person
-
-
-@pytest.fixture
-def staff(client: Client) -> Client:
-    client.force_login(user("view", "change", "delete"))
-    return client
 
 
 def titles(response: Any) -> list[str]:

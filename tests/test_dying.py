@@ -24,6 +24,7 @@ from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING
 from peasy_jobs.server import TICKET
 from tests import jobs
 from tests.jobs import notes
+from tests.processes import both_worker_types
 from tests.rows import finished, heartbeats, is_gone, row, runner, running, server_of, with_app, workers_of
 from tests.waiting import wait_until
 
@@ -366,7 +367,7 @@ def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_i
 # The runner is suspended for longer than its lease
 
 
-@pytest.mark.parametrize("worker_type", ["process", "thread"])
+@both_worker_types
 def test_a_suspended_runner_writes_nothing_over_the_new_life_of_its_job(run_peasy, tmp_path, worker_type):
     record = tmp_path / "record"
     straggler = run_peasy("--worker-type", worker_type, settings={"PEASY_LEASE": 2})

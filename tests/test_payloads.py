@@ -226,8 +226,8 @@ def test_a_pickle_is_refused_where_the_serializer_is_json() -> None:
         loads(dumps(Bomb()), serializer="json")
 
 
-def signed(pickled: bytes, key: str, column: str = RESULT, name: str = NAME) -> bytes:
-    signer = Signer(key=key, salt=f"peasy_jobs.payloads:{column}:{name}")
+def signed(pickled: bytes, key: str) -> bytes:
+    signer = Signer(key=key, salt=f"peasy_jobs.payloads:{RESULT}:{NAME}")
     return b"P" + signer.signature(pickled).encode() + b":" + pickled
 
 

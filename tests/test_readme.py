@@ -418,10 +418,3 @@ def test_all_that_sites_may_use_is_documented():
             assert f"`{name}`" in REFERENCE, name
     public = {name for name in vars(PeasyJobQueue) if isinstance(vars(PeasyJobQueue)[name], property)} - {"pk"}
     assert all(f"`{name}`" in REFERENCE for name in {*public, *PeasyJobQueue.USER_FIELDS})
-
-
-def test_every_signal_is_documented():
-    for path in ROOT.glob("peasy_jobs/*.py"):
-        assert all(
-            f"`{name}`" in REFERENCE for name in re.findall(r"^(\w+) = Signal\(", path.read_text(), re.MULTILINE)
-        )

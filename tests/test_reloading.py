@@ -14,7 +14,7 @@ from peasy_jobs import reloading, runner
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.queue import COMPLETED, ENQUEUED
 from tests.jobs import notes
-from tests.processes import REPOSITORY, Command
+from tests.processes import REPOSITORY, Command, both_worker_types
 from tests.rows import assert_gone, finished, row, with_app
 from tests.waiting import wait_until
 
@@ -38,7 +38,6 @@ PROGRAMS = {
     "python -m django": ("-m", "django"),
     "django-admin": (str(Path(sys.executable).with_name("django-admin")),),
 }
-both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 
 
 class Project:

@@ -22,7 +22,7 @@ from peasy_jobs.queue import BATCH, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDU
 from peasy_jobs.runner import Runner
 from tests import jobs
 from tests.jobs import notes
-from tests.processes import Command
+from tests.processes import Command, both_worker_types
 from tests.rows import finished, heartbeats, row, runner, running, with_app
 from tests.waiting import wait_until
 
@@ -30,8 +30,6 @@ PACKAGE = str(Path(peasy_jobs.__file__).parent)
 WOKEN = {"sqlite": "by every commit", "postgresql": "by NOTIFY", "mysql": "by a look every 0.1 s"}
 LONG_POLL = {"PEASY_POLLING_INTERVAL": 60, "PEASY_LEASE": 2}
 SOON = timedelta(seconds=10)  # far below the interval, far above what a busy machine needs
-
-both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 
 
 def stop(command: Command) -> str:

@@ -53,8 +53,8 @@ def since(seconds: float) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
-def ended(status: str = COMPLETED, waited: float | None = None, run: float | None = None, pk: int = 1) -> Ending:
-    claim = Claim(pk, 1, "", "", None, None, 1, 0, None, None, None if waited is None else since(-waited))
+def ended(status: str = COMPLETED, waited: float | None = None, run: float | None = None) -> Ending:
+    claim = Claim(1, 1, "", "", None, None, 1, 0, None, None, None if waited is None else since(-waited))
     times = {} if run is None else {"started": at(0), "completed": at(run)}
     return Ending(claim=claim, status=status, **times)
 

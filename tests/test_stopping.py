@@ -11,7 +11,7 @@ from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import COMPLETED, ENQUEUED, ONGOING
 from tests import jobs
 from tests.jobs import notes
-from tests.processes import REPOSITORY
+from tests.processes import REPOSITORY, both_worker_types
 from tests.rows import assert_gone, finished, heartbeats, is_gone, row, with_app, workers_of
 from tests.waiting import wait_until
 
@@ -19,7 +19,6 @@ PROMPT = 5  # seconds: on an idle machine it is a tenth of one
 LONG_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 600}
 SHORT_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 0.3}
 
-both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 both_signals = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 
 

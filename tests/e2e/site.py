@@ -17,6 +17,10 @@ def add(title: str, status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
     return PeasyJobQueue.objects.create(title=title, job_name="tests.jobs.nothing", status=status, **columns)
 
 
+def change(job: PeasyJobQueue, **columns: Any) -> None:
+    PeasyJobQueue.objects.filter(pk=job.pk).update(**columns)
+
+
 def a_busy_site() -> dict[str, PeasyJobQueue]:
     """A job in every state, a runner that lives and one that is dead."""
     now = database.database_now(connection)

@@ -1,20 +1,13 @@
 """The pages of the dashboard as they are read: by a screen reader, in the dark, without motion, with odd texts."""
 
-from typing import Any
-
 import pytest
 from playwright.sync_api import Page, expect
 
-from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import COMPLETED, FAILED, ONGOING
-from tests.e2e.site import a_busy_site, add, row
+from tests.e2e.site import a_busy_site, add, change, row
 from tests.e2e.test_widget import PAYLOADS
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def change(job: PeasyJobQueue, **columns: Any) -> None:
-    PeasyJobQueue.objects.filter(pk=job.pk).update(**columns)
 
 
 # What a screen reader meets

@@ -17,6 +17,7 @@ from peasy_jobs import conf, widget
 from peasy_jobs.models import PeasyJobQueue
 from tests import jobs
 from tests.e2e import urls
+from tests.e2e.site import change
 from tests.manual import blocks
 from tests.rows import finished, row, running
 from tests.waiting import DEADLINE
@@ -37,10 +38,6 @@ STATES: dict[str, dict[str, Any]] = {
 
 def make(**columns: Any) -> PeasyJobQueue:
     return PeasyJobQueue.objects.create(**{"title": "Export 17", "job_name": "shop.jobs.export", **columns})
-
-
-def change(job: PeasyJobQueue, **columns: Any) -> None:
-    PeasyJobQueue.objects.filter(pk=job.pk).update(**columns)
 
 
 def address(name: str, *jobs: PeasyJobQueue) -> str:

@@ -5,7 +5,6 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 from django.db import transaction
 
@@ -14,7 +13,8 @@ from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, ONGOING
 from tests import jobs
 from tests.jobs import notes
-from tests.rows import finished, row, running, workers_of
+from tests.processes import both_worker_types
+from tests.rows import finished, is_gone, row, running, workers_of
 from tests.waiting import wait_until
 
 ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_CANCELLED": None}
@@ -36,14 +36,6 @@ def by_row(job: PeasyJobQueue) -> None:
 
 
 every_way = pytest.mark.parametrize("cancel", [by_status, by_key, by_row])
-both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def stopped(job: PeasyJobQueue) -> PeasyJobQueue:

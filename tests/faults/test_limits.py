@@ -5,7 +5,6 @@ import socket
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 from django.db import connection, transaction
 
@@ -15,21 +14,12 @@ from peasy_jobs.processes import BEGIN_TIMEOUT
 from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING
 from tests import jobs
 from tests.jobs import notes
-from tests.rows import finished, heartbeats, row, running, with_app, workers_of
+from tests.rows import finished, heartbeats, is_gone, row, running, with_app, workers_of
 from tests.waiting import wait_until
 
 LATE = 40  # seconds: for what takes two or three on an idle machine
 ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
 OWN_LIMIT = "The job took longer than its time limit of 0.5 s (timeout of @peasy.job)."
-
-both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 # In a process

@@ -9,10 +9,10 @@ from django.db import connection
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.queue import COMPLETED, FAILED
 from tests import jobs
+from tests.processes import both_worker_types
 from tests.rows import finished, row, running, with_app
 from tests.waiting import wait_until
 
-both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 only_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="only its driver has a pool")
 
 

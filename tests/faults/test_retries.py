@@ -16,12 +16,11 @@ from peasy_jobs.policy import FIRST_DELAY, LONGEST_DELAY, Policy
 from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, SCHEDULED, Claim
 from tests import jobs
 from tests.jobs import notes
+from tests.processes import both_worker_types
 from tests.rows import finished, row
 from tests.waiting import wait_until
 
 LATE = 40
-
-both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 
 
 def starts(record) -> list[float]:
