@@ -5,6 +5,7 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from benchmarks import databases, machine, plot, report
 from benchmarks.cells import PARTS, Cell, Plan
@@ -32,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="Times the usual number of jobs (default: 1).")
     parser.add_argument("--quick", action="store_true", help="One repetition at scale 0.01: whether it works at all.")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="The folder to write to (default: docs).")
+    parser.add_argument("--draw", action="store_true", help="Measure nothing: draw anew what benchmark.json says.")
     options = parser.parse_args()
     if options.quick:
         options.repetitions, options.scale = 1, 0.01
@@ -60,17 +62,23 @@ def install(cells: list[Cell]) -> list[Cell]:
 
 def write(cells: list[Cell], options: argparse.Namespace, facts: dict[str, str]) -> str:
     options.out.mkdir(parents=True, exist_ok=True)
-    tables = report.markdown(cells, facts)
     found = report.raw(cells, facts)
-    (options.out / "benchmark.md").write_text(tables)
     (options.out / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
-    if panels := plot.panels(cells):
-        (options.out / "benchmark.svg").write_text(plot.svg(panels))
+    return draw(found, options.out)
+
+
+def draw(found: dict[str, Any], out: Path) -> str:
+    (out / "benchmark.md").write_text(report.markdown(found))
+    if panels := plot.panels(report.read(found)):
+        (out / "benchmark.svg").write_text(plot.svg(panels))
     return report.summary(found)
 
 
 def main() -> None:
     options = arguments()
+    if options.draw:
+        print(draw(json.loads((options.out / "benchmark.json").read_text()), options.out))
+        return
     facts = machine.describe(options.databases)
     cells = list(Plan(options.only, options.systems, options.databases, options.scale).cells())
     able = install(cells)

@@ -9,12 +9,15 @@ from benchmarks.cells import RAW, Cell
 from benchmarks.report import best, number
 from benchmarks.systems import OURS
 
-WIDTH, LABEL, FIGURE, BAR, LINE, GAP = 760, 170, 190, 14, 22, 46  # pixels
+WIDTH, LABEL, FIGURE, BAR, LINE, GAP, EDGE = 760, 170, 190, 14, 22, 46, 16  # pixels
+# A ground of its own: the page may be light where the reader's system is dark.
 STYLE = """
+.ground { fill: #ffffff }
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .head { font-weight: 600 } .unit, .setting { fill: #59636e } .setting { font-size: 11px }
 .bar { fill: #8c959f } .ours { fill: #0969da } .range { stroke: #1f2328; stroke-width: 1.5 }
 @media (prefers-color-scheme: dark) {
+  .ground { fill: #0d1117 }
   text { fill: #f0f6fc } .unit, .setting { fill: #9198a1 }
   .bar { fill: #656c76 } .ours { fill: #4493f8 } .range { stroke: #f0f6fc }
 }
@@ -33,7 +36,7 @@ def panels(cells: list[Cell]) -> list[Panel]:
     found = []
     for part, figure, unit in (
         ("throughput", "jobs/s", "no-op jobs per second, more is better"),
-        ("latency", "p50 ms", "milliseconds until a lone job begins, half of them; less is better"),
+        ("latency", "p50 ms", "median wait of a lone job in milliseconds, less is better"),
     ):
         for database in dict.fromkeys(cell.database for cell in cells):
             mine = [cell for cell in cells if (cell.part, cell.database) == (part, database) and cell.system is not RAW]
@@ -53,10 +56,11 @@ def svg(drawn: list[Panel]) -> str:
         like = [cell for other in drawn if other.figure == panel.figure for cell in other.cells]
         lines += _panel(panel, top, max(max(cell.figures[panel.figure]) for cell in like) or 1)
         top += GAP + LINE * len(panel.cells)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + 8}" width="{WIDTH}" role="img"'
-    return (
-        "\n".join([f'{head} aria-label="{escape(_told(drawn))}">', f"<style>{STYLE}</style>", *lines, "</svg>"]) + "\n"
-    )
+    width, height = WIDTH + 2 * EDGE, top + 8 + EDGE
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-EDGE} 0 {width} {height}" width="{width}" role="img"'
+    ground = f'<rect class="ground" x="{-EDGE}" width="{width}" height="{height}" rx="6"/>'
+    parts = [f'{head} aria-label="{escape(_told(drawn))}">', f"<style>{STYLE}</style>", ground, *lines, "</svg>"]
+    return "\n".join(parts) + "\n"
 
 
 def _told(drawn: list[Panel]) -> str:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks import databases
-from benchmarks.cells import RAW, Cell
-from benchmarks.systems import OURS
+from benchmarks.cells import PARTS, RAW, Cell, Plan
+from benchmarks.systems import OURS, SYSTEMS
 
 TITLES = {
     "throughput": "Throughput: no-op jobs that wait when the runner starts, from the first start to the last finish",
@@ -19,10 +19,17 @@ TITLES = {
     "growth": "A full table beside an empty one, 1 process, by turns",
     "dashboard": "The dashboard at 1,000,000 finished and 200,000 waiting jobs, one round",
 }
-SHORT = {  # part: its figure, and what it is called in the summary
-    "throughput": ("jobs/s", "no-op jobs a second, outcomes kept"),
-    "latency": ("p50 ms", "ms until an idle runner begins a job, half of them"),
+NOTES = {
+    "work": "Times the ideal: the ideal is 5 ms for each job on four threads without a pause; 1.08 took 8 % longer.",
+    "idle": "PSS is the memory of all its processes; what several share is divided among them. data_version: how often "
+    "SQLite was asked whether anybody has committed, which reads no table.",
 }
+SHORT = (  # part, figure, and what it is called in the summary
+    ("throughput", "jobs/s", "no-op jobs a second, outcomes kept"),
+    ("latency", "p50 ms", "median wait of a lone job, ms"),
+    ("enqueue", "one at a time, jobs/s", "jobs enqueued a second, one at a time"),
+    ("enqueue", "in bulk, jobs/s", "jobs enqueued a second, in bulk (`map()`)"),
+)
 OWN = ("orm", "work", "growth", "dashboard")  # of peasy_jobs alone, many figures each
 
 
@@ -45,28 +52,35 @@ def best(cells: list[Cell], figure: str) -> Cell | None:
 
 
 def rounds(cells: list[Cell]) -> str:
-    """How often each figure was measured, which differs when Ctrl-C has ended a round."""
-    counts = {len(values) for cell in cells if not cell.once for values in cell.figures.values()} or {1}
+    """How often each figure was measured, or failed to be, which differs when Ctrl-C has ended a round."""
+    repeated = [cell for cell in cells if not cell.once]
+    counts = {len(values) + len(cell.failures) for cell in repeated for values in cell.figures.values()} or {1}
     least, most = min(counts), max(counts)
     return f"{most} round{'s' * (most > 1)}" if least == most else f"{least} to {most} rounds"
 
 
-def markdown(cells: list[Cell], facts: dict[str, str]) -> str:
+def markdown(found: dict[str, Any]) -> str:
+    """The tables of what `raw` returns."""
+    cells, facts = read(found), found["machine"]
     lines = [
         "# How fast",
         "",
         "What peasy_jobs and other queues have done on one machine, as `make bench` measures it.",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {', '.join(f'{name} {value}' for name, value in facts.items())}.",
+        "Of jobs that take 50 ms a worker runs 20 a second: for those, whatever does a few hundred no-op jobs a second "
+        "is fast enough.",
+        "",
+        f"{found['at'][:10]}, {', '.join(f'{name} {value}' for name, value in facts.items())}.",
         "",
         f"All systems by turns, {rounds(cells)}; each figure is minimum / **median** / maximum.",
-        "The last column says how many times better the best figure of peasy_jobs on the same database is; for Redis, "
-        "on SQLite. Below 1 it is worse.",
+        "A last column, such as `peasy_jobs, jobs/s`, says how many times better the best of peasy_jobs on the same "
+        "database is in that figure; for Redis, on SQLite. Below 1 it is worse.",
         "",
     ]
     for part in dict.fromkeys(cell.part for cell in cells):
         mine = [cell for cell in cells if cell.part == part]
         lines += [f"## {TITLES.get(part, part)}", ""]
+        lines += [NOTES[part], ""] if part in NOTES else []
         if part in OWN:
             lines += [*_own(mine), ""]
             continue
@@ -85,9 +99,11 @@ def _table(cells: list[Cell], part: list[Cell]) -> Iterator[str]:
     figures = list(dict.fromkeys(name for cell in cells for name in cell.figures))
     database = cells[0].database
     like = [cell for cell in part if cell.database == ("sqlite" if database == "redis" else database)]
-    compared = figures[:1] if len({cell.system.name for cell in [*cells, *like]}) > 1 else []
+    theirs = {name for cell in cells if cell.system.name != OURS for name in cell.figures}
+    compared = [name for name in figures if name in theirs and (name == figures[0] or name.endswith("/s"))]
     ours = {figure: best([cell for cell in like if cell.system.name == OURS], figure) for figure in compared}
-    heads = [databases.NAMES[database], "setting", *(figures or ["figures"]), *["peasy_jobs"] * len(ours)]
+    names = [f"peasy_jobs, {figure.removesuffix(', jobs/s')}" for figure in ours]
+    heads = [databases.NAMES[database], "setting", *(figures or ["figures"]), *names]
     yield f"| {' | '.join(heads)} |"
     yield f"|---|---|{'---:|' * (max(1, len(figures)) + len(ours))}"
     for cell in cells:
@@ -137,28 +153,42 @@ def raw(cells: list[Cell], facts: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def read(found: dict[str, Any]) -> list[Cell]:
+    """The cells of which `raw` has made this."""
+    planned = Plan(PARTS, SYSTEMS, databases.NAMES, 1).cells()
+    known = {(cell.part, cell.system.title, cell.database, cell.setting): cell for cell in planned}
+    cells = []
+    for kept in found["cells"]:
+        cell = known[kept["part"], kept["system"], kept["database"], kept["setting"]]
+        cell.figures, cell.failures = kept["figures"], kept["failures"]
+        cells.append(cell)
+    return cells
+
+
 def summary(found: dict[str, Any]) -> str:
     """The best of ours and of the fastest peer on each database, of what `raw` returns."""
-    parts = [part for part in SHORT if any(cell["part"] == part for cell in found["cells"])]
-    names = [name for name in databases.NAMES if any(cell["database"] == name for cell in found["cells"])]
+    parts = [part for part, _, _ in SHORT]
+    cells = [cell for cell in read(found) if cell.part in parts and cell.system is not RAW]
+    names = [name for name in databases.NAMES if any(cell.database == name for cell in cells)]
     lines = [f"| | {' | '.join(databases.NAMES[name] for name in names)} |", f"|---|{'---|' * len(names)}"]
-    for part in parts:
-        figure, words = SHORT[part]
-        measured = [cell for cell in found["cells"] if cell["part"] == part and figure in cell["figures"]]
-        choose = max if figure.endswith("/s") else min
-        for title, is_ours in ((f"**peasy_jobs**: {words}", True), ("the fastest other there", False)):
-            row = []
-            for name in names:
-                here = [cell for cell in measured if cell["database"] == name and cell["system"] != RAW.title]
-                able = [cell for cell in here if (cell["system"] == OURS) == is_ours]
-                top = choose(able, key=lambda cell: statistics.median(cell["figures"][figure]), default=None)
-                row.append(_short(top, figure, is_ours))
-            lines.append(f"| {title} | {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
+    for part, figure, words in SHORT:
+        measured = [cell for cell in cells if cell.part == part]
+        if not any(figure in cell.figures for cell in measured):
+            continue
+        ours, others = [], []
+        for name in names:
+            here = [cell for cell in measured if cell.database == name]
+            theirs = [cell for cell in here if cell.system.name != OURS]
+            ours.append(_short(best([cell for cell in here if cell.system.name == OURS], figure), figure))
+            others.append(_short(best(theirs, figure), figure) if theirs else "not measured")
+        lines += [f"| **peasy_jobs**: {words} | {' | '.join(ours)} |"]
+        lines += [f"| the fastest other there | {' | '.join(others)} |"]
+    return "\n".join([*lines, "", f"Each figure is the median of {rounds(cells)}."]) + "\n"
 
 
-def _short(cell: dict[str, Any] | None, figure: str, is_ours: bool) -> str:
+def _short(cell: Cell | None, figure: str) -> str:
     if cell is None:
         return "–"
-    who = [cell["setting"]] if is_ours else [cell["system"], cell["setting"]]
-    return f"{number(statistics.median(cell['figures'][figure]))} ({', '.join(filter(None, who))})".replace(" ()", "")
+    median = float(f"{statistics.median(cell.figures[figure]):.3g}")
+    who = [cell.setting] if cell.system.name == OURS else [cell.system.title, cell.setting]
+    return f"{number(median)} ({', '.join(filter(None, who))})".replace(" ()", "")

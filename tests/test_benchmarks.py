@@ -47,13 +47,17 @@ def test_a_quick_run_measures_ours_and_writes_a_table_and_a_picture(tmp_path: Pa
     ElementTree.parse(tmp_path / "benchmark.svg")
 
 
+def tables(cells: list[Cell], facts: dict[str, str] | None = None) -> str:
+    return report.markdown(report.raw(cells, facts or {}))
+
+
 def test_the_table_shows_the_spread_and_how_far_ahead_the_best_of_ours_is() -> None:
     cells = [
         measured(OURS, [900, 1000, 2000]),
         measured(OURS, [10, 10, 10], "1 thread"),
         measured("huey", [400, 500, 600]),
     ]
-    table = report.markdown(cells, {"cpu": "one"})
+    table = tables(cells, {"cpu": "one"})
     assert "All systems by turns, 3 rounds;" in table
     assert "| peasy_jobs | 1 process | 900 / **1,000** / 2,000 |  |" in table
     assert "| huey 3.5.4 | 1 process | 400 / **500** / 600 | 2.00 × |" in table
@@ -61,7 +65,36 @@ def test_the_table_shows_the_spread_and_how_far_ahead_the_best_of_ours_is() -> N
 
 def test_the_table_says_so_when_not_all_was_measured_in_the_last_round() -> None:
     cells = [measured(OURS, [900, 1000]), measured("huey", [400])]
-    assert "All systems by turns, 1 to 2 rounds;" in report.markdown(cells, {})
+    assert "All systems by turns, 1 to 2 rounds;" in tables(cells)
+
+
+def test_a_round_in_which_a_peer_failed_is_one_that_was_measured() -> None:
+    broken = measured("huey", [400])
+    broken.failures.append("stalled")
+    assert "All systems by turns, 2 rounds;" in tables([measured(OURS, [900, 1000]), broken])
+
+
+def test_each_way_to_enqueue_has_a_ratio_where_others_have_that_way_too() -> None:
+    def cell(system: str, database: str, *rates: float) -> Cell:
+        names = ("one at a time, jobs/s", "in bulk, jobs/s")
+        found = Cell("enqueue", SYSTEMS[system], database, "", lambda: dict(zip(names, rates, strict=False)))
+        found.measure()
+        return found
+
+    lines = tables(
+        [
+            cell(OURS, "postgres", 100, 500),
+            cell("pgqueuer", "postgres", 200, 5000),
+            cell(OURS, "sqlite", 100, 500),
+            cell("huey", "sqlite", 400),
+        ]
+    ).splitlines()
+    figures = "setting | one at a time, jobs/s | in bulk, jobs/s"
+    one, bulk = "peasy_jobs, one at a time", "peasy_jobs, in bulk"
+    assert f"| PostgreSQL | {figures} | {one} | {bulk} |" in lines
+    assert "| pgqueuer 1.6.0 |  | **200** | **5,000** | 0.50 × | 0.10 × |" in lines
+    assert f"| SQLite | {figures} | {one} |" in lines
+    assert "| huey 3.5.4 |  | **400** | – | 0.25 × |" in lines
 
 
 def test_a_peer_that_cannot_be_measured_is_in_the_table_with_the_reason() -> None:
@@ -70,19 +103,19 @@ def test_a_peer_that_cannot_be_measured_is_in_the_table_with_the_reason() -> Non
 
     stalled = Cell("throughput", SYSTEMS["peasy-jobs-0_4_1"], "sqlite", "1 process", stall)
     assert stalled.measure() == {}
-    table = report.markdown([measured(OURS, [1000]), stalled], {})
+    table = tables([measured(OURS, [1000]), stalled])
     assert "| peasy-jobs 0.4.1 | 1 process | not measured: stalled: 3 of 40 jobs began |" in table
 
 
 def test_what_went_wrong_does_not_break_the_row_of_the_table() -> None:
     odd = "a | b\nc"
-    partly, never = measured("huey", [400]), measured("celery", [])
+    partly, never = measured("huey", [400]), measured("django-tasks-db", [])
     own = Cell("work", SYSTEMS[OURS], "sqlite", "", lambda: {}, failures=[odd])
     for cell in (partly, never):
         cell.failures += [odd, odd]
-    table = report.markdown([partly, never, own], {})
+    table = tables([partly, never, own])
     assert "| huey 3.5.4 | 1 process | **400** (2 failed: a / b c) |" in table
-    assert "| celery 5.7.0 | 1 process | not measured: a / b c |" in table
+    assert "| django-tasks-db 0.13.0 | 1 process | not measured: a / b c |" in table
     assert "| not measured | a / b c |" in table
 
 
@@ -112,20 +145,25 @@ def test_a_job_that_ran_twice_or_is_not_stored_is_a_failure(tmp_path: Path, monk
 def test_the_picture_has_a_bar_for_the_best_setting_of_each_system() -> None:
     cells = [measured(OURS, [900, 1000]), measured(OURS, [2000], "4 threads"), measured("huey", [500])]
     picture = plot.svg(plot.panels(cells))
-    assert picture.count("<rect") == 2
+    assert picture.count('<rect class="bar') == 2
     assert "4 threads" in picture
     assert ElementTree.fromstring(picture).get("aria-label", "").endswith("peasy_jobs 2,000, huey 3.5.4 500.")
 
 
+def test_the_picture_has_a_ground_of_its_own_in_light_and_in_dark() -> None:
+    picture = plot.svg(plot.panels([measured(OURS, [900])]))
+    assert picture.count(".ground { fill:") == 2 and picture.index('class="ground"') < picture.index("<text")
+
+
 def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database() -> None:
     cells = [
-        measured(OURS, [900, 1000]),
-        measured(OURS, [2000], "4 threads"),
+        measured(OURS, [900]),
+        measured(OURS, [28_691], "4 threads"),
         measured("huey", [500]),
-        measured("huey", [400], "x"),
+        measured("huey", [400], "1 thread"),
     ]
     cells += [
-        Cell("throughput", RAW, "sqlite", "", lambda: {"jobs/s": 9999}),
+        Cell("throughput", RAW, "sqlite", "batches of 100", lambda: {"jobs/s": 99_999}),
         Cell("latency", SYSTEMS[OURS], "mariadb", "", lambda: {"p50 ms": 61.0}),
     ]
     for cell in cells[-2:]:
@@ -133,13 +171,19 @@ def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database
     assert report.summary(report.raw(cells, {})).splitlines() == [
         "| | SQLite | MariaDB |",
         "|---|---|---|",
-        "| **peasy_jobs**: no-op jobs a second, outcomes kept | 2,000 (4 threads) | – |",
-        "| the fastest other there | 500 (huey 3.5.4, 1 process) | – |",
-        "| **peasy_jobs**: ms until an idle runner begins a job, half of them | – | 61.0 |",
-        "| the fastest other there | – | – |",
+        "| **peasy_jobs**: no-op jobs a second, outcomes kept | 28,700 (4 threads) | – |",
+        "| the fastest other there | 500 (huey 3.5.4, 1 process) | not measured |",
+        "| **peasy_jobs**: median wait of a lone job, ms | – | 61.0 |",
+        "| the fastest other there | not measured | not measured |",
+        "",
+        "Each figure is the median of 1 round.",
     ]
 
 
-def test_the_readme_shows_what_the_benchmark_has_found() -> None:
-    found = json.loads((REPOSITORY / "docs" / "benchmark.json").read_text())
+def test_the_manual_shows_what_the_benchmark_has_found() -> None:
+    # `python -m benchmarks --draw` makes the page and the picture anew, and prints what the README has.
+    docs = REPOSITORY / "docs"
+    found = json.loads((docs / "benchmark.json").read_text())
     assert report.summary(found) in (REPOSITORY / "README.md").read_text()
+    assert report.markdown(found) == (docs / "benchmark.md").read_text()
+    assert plot.svg(plot.panels(report.read(found))) == (docs / "benchmark.svg").read_text()
