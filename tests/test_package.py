@@ -108,7 +108,7 @@ class Newcomer:
             for part in re.findall(r"python manage\.py \w+", line):
                 self.type(part)
             return
-        words = shlex.split(line.replace("pip install peasy-jobs", f"pip install -q {shlex.quote(str(self.wheel))}"))
+        words = shlex.split(line.replace("path/to/the/clone", f"-q {shlex.quote(str(self.wheel))}"))
         words[0] = {"python3": sys.executable}.get(words[0], words[0])
         if "createsuperuser" in words:
             words.append("--noinput")
