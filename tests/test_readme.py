@@ -23,7 +23,7 @@ from django.db import connection, connections
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.db.utils import load_backend
 from django.template import engines
-from django.test import RequestFactory, SimpleTestCase
+from django.test import RequestFactory
 from django.utils import timezone
 
 from peasy_jobs import conf, execution, status, status_urls, urls
@@ -34,6 +34,7 @@ from peasy_jobs.templatetags.peasy_jobs import register
 from tests.manual import BLOCKS, MANUAL, PAGES, README, ROOT, block, blocks
 
 REFERENCE = PAGES[ROOT / "docs" / "settings.md"]
+HOOKS = dict(re.findall(r'settings\.py: (\w+) = "([\w.]+)"', MANUAL))
 GRACE = int(conf.Conf().shutdown_timeout) + 10  # seconds that whatever stops a runner should give it
 
 
@@ -92,12 +93,24 @@ def test_the_ways_to_call_work(shop):
 
 
 @pytest.mark.django_db
-def test_a_site_can_test_what_it_enqueues(shop):
-    names = {"PeasyJobQueue": PeasyJobQueue, "export_data": shop.export_data}
-    names["place_order"] = lambda shop_pk: shop.export_data(shop_pk)
-    exec(snippet("test_an_order_is_exported"), names)
-    names["test_an_order_is_exported"](SimpleTestCase())
-    names["test_the_export"](SimpleTestCase())
+def test_a_site_can_test_what_it_enqueues(shop, monkeypatch):
+    ran, names = [], {"__name__": "shop.tests"}
+    monkeypatch.setattr(shop.export_data, "function", lambda pk, job_pk: ran.append(pk) or {"exported": pk})
+    exec(snippet("class ExportTests"), names)
+    tests = names["ExportTests"]()
+    tests.client = SimpleNamespace(post=lambda path: shop.export_data(17))
+    tests.test_the_button_enqueues()
+    assert ran == [17]
+    tests.test_the_export()
+    shop.export_data(shop_pk=17)
+    job = PeasyJobQueue.objects.latest("pk")
+    assert (job.args, job.kwargs) == ((), {"shop_pk": 17})
+
+
+@pytest.mark.django_db
+def test_cron_can_enqueue(shop):
+    exec(re.search(r'shell -v 0 -c "(.+)"', block("text", "crontab"))[1], {})
+    assert PeasyJobQueue.objects.get().args == (17,)
 
 
 @pytest.mark.django_db
@@ -154,7 +167,7 @@ def test_the_hook_of_the_dashboard_lets_operators_in(client, settings, monkeypat
     monkeypatch.setitem(sys.modules, "shop", types.ModuleType("shop"))
     monkeypatch.setitem(sys.modules, "shop.access", module)
     exec(snippet("def may(request"), vars(module))
-    settings.PEASY_DASHBOARD_PERMISSION = "shop.access.may"
+    settings.PEASY_DASHBOARD_PERMISSION = HOOKS["PEASY_DASHBOARD_PERMISSION"]
     operator = User.objects.create(username="anna")
     client.force_login(operator)
     assert client.get("/peasy/").status_code == 403
@@ -177,11 +190,18 @@ def test_the_other_hooks_do_what_their_names_say(rf):
     assert names["masked"]("iban") and not names["masked"]("name")
 
 
+def test_each_hook_is_shown_with_the_setting_that_names_it():
+    assert set(HOOKS) == {f"PEASY_{name.upper()}" for name, rule in conf.RULES.items() if rule.hint == conf.HOOK}
+    for path in HOOKS.values():
+        module, _, name = path.rpartition(".")
+        assert snippet(f"def {name}(").startswith(f"# {module.replace('.', '/')}.py; ")
+
+
 @pytest.mark.django_db
 def test_a_page_of_its_own_may_start_a_job(shop, rf):
-    names = {"export_data": shop.export_data}
+    names = {}
     exec(snippet("def start_export("), names)
-    response = names["start_export"](rf.get("/"), 17)
+    response = names["start_export"](rf.post("/"), 17)
     assert (response.status_code, list(json.loads(response.content))) == (202, ["status"])
 
 
