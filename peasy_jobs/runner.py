@@ -394,6 +394,5 @@ class Runner:
         where = f"{self.connection.vendor} database {self.connection.settings_dict['NAME']}"
         self.say(f"run_peasy serves {queues} of {where} as runner {self.presence.id}.")
         workers = f"{self.conf.concurrency} {self.conf.worker_type} worker{'s' * (self.conf.concurrency > 1)}"
-        self.say(
-            f"{workers}, woken {self.wakeup.description} and every {self.conf.polling_interval:g} s. Ctrl-C stops it."
-        )
+        every = "" if self.wakeup.looks else f" and every {self.conf.polling_interval:g} s"
+        self.say(f"{workers}, woken {self.wakeup.description}{every}. Ctrl-C stops it.")
