@@ -172,7 +172,8 @@ def refuse_too_large(connection: BaseDatabaseWrapper, rows: Sequence[Sequence[An
     """
     if connection.vendor != "mysql":
         return
-    if large := [size for row in rows if (size := _sent(row)) > SURELY_ACCEPTED]:
+    in_hex = connection.Database.__name__ == "pymysql"  # type: ignore[attr-defined]  # that is how it writes bytes
+    if large := [size for row in rows if (size := _sent(row, in_hex)) > SURELY_ACCEPTED]:
         with connection.cursor() as cursor:
             cursor.execute("SELECT @@max_allowed_packet")
             limit = cursor.fetchone()[0]
@@ -254,10 +255,13 @@ def portions(rows: list[T], sizes: list[int]) -> Iterator[list[T]]:
     yield rows[start:]
 
 
-def _sent(row: Sequence[Any]) -> int:
+def _sent(row: Sequence[Any], in_hex: bool) -> int:
     """How many bytes a row of values takes in a statement, at the most; exactly when they are many."""
-    values = [value.encode() if isinstance(value, str) else value for value in row if isinstance(value, str | bytes)]
-    size = 2 * sum(map(len, values)) + STATEMENT
+    texts = [value.encode() for value in row if isinstance(value, str)]
+    blobs = [value for value in row if isinstance(value, bytes)]
+    size = 2 * sum(map(len, texts + blobs)) + STATEMENT
     if size > SURELY_ACCEPTED:
-        size = sum(len(value) + sum(map(value.count, ESCAPED)) for value in values) + STATEMENT
+        doubled, escaped = (blobs, texts) if in_hex else ([], texts + blobs)
+        size = 2 * sum(map(len, doubled)) + STATEMENT
+        size += sum(len(value) + sum(map(value.count, ESCAPED)) for value in escaped)
     return size

@@ -48,16 +48,16 @@ class Housekeeping:
             self.tally.write()
 
     def prune(self, grace: float) -> int:
-        """Delete finished jobs beyond the maxima, none that finished less than `grace` seconds ago. Returns how many.
+        """Delete finished jobs beyond the maxima, none that finished less than `grace` seconds ago.
 
-        In batches: call it again until there are none.
+        Returns how many jobs it has deleted, or finished for a site. In batches: call it again until there are none.
         """
         maxima = (self.conf.max_completed, self.conf.max_failed, self.conf.max_cancelled)
         before = self.clock.at(monotonic() - grace)
-        self.jobs.complete_by_hand(self.clock.at(monotonic()))
+        changed = self.jobs.complete_by_hand(self.clock.at(monotonic()))
         try:
-            kept = zip(queue.FINISHED, maxima, strict=True)
-            return sum(self.jobs.prune(status, maximum, before) for status, maximum in kept)
+            for status, maximum in zip(queue.FINISHED, maxima, strict=True):
+                changed += self.jobs.prune(status, maximum, before)
         except IntegrityError as error:  # a table of the site refers to a job
             logger.warning("Finished jobs cannot be pruned: %s", error.args[0])
-            return 0
+        return changed

@@ -94,6 +94,7 @@ class ProcessWorker:
         self.request(ASK, self)
 
     def kill(self) -> bool:
+        self.ready = False
         self.request(KILL, self)
         return True
 
@@ -106,7 +107,8 @@ class ProcessWorker:
         for kind, *values in self.channel.receive():
             if kind == "Outcome":
                 outcome = Outcome(*values)
-                self.pending.pop(outcome.pk, None)
+                if (claim := self.pending.get(outcome.pk)) and claim.claims == outcome.claims:  # not a later claim
+                    del self.pending[outcome.pk]
                 self.busy_since = self.began = monotonic()
                 self.done += 1
                 events.append(outcome)

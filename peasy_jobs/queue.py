@@ -377,18 +377,20 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         pks = list(older.reverse().values_list("pk", flat=True)[:BATCH])
         return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0
 
-    def complete_by_hand(self, now: datetime) -> None:
-        """Finish what a site has begun by writing a status itself.
+    def complete_by_hand(self, now: datetime) -> int:
+        """Finish what a site has begun by writing a status itself. Returns how many there were in this batch.
 
         Jobs that were cancelled while they waited are over: their grace counts from here. Jobs that were scheduled
         without a time may run now.
         """
+        changed = 0
         undated = self.filter(status=SCHEDULED, run_after=None)
         if pks := list(undated.order_by("run_after").values_list("pk", flat=True)[:BATCH]):
-            undated.filter(pk__in=pks).update(status=ENQUEUED)
+            changed += undated.filter(pk__in=pks).update(status=ENQUEUED)
         over = self.filter(status=CANCELLED, runner=None, completed=None)
         if pks := list(over.values_list("pk", flat=True)[:BATCH]):  # looked at first: an UPDATE takes the write lock
-            over.filter(pk__in=pks).update(completed=now)
+            changed += over.filter(pk__in=pks).update(completed=now)
+        return changed
 
     def _table(self, index: str = "") -> str:
         """For SQL, with the index to read on MariaDB and MySQL: by their statistics they take another, or none."""

@@ -210,18 +210,20 @@ class Runner:
         if not self.held or monotonic() < self.cancel_at:
             return
         self.cancel_at = monotonic() + CANCEL_EVERY
-        for pk, claims in self.jobs.cancelled_of(self.presence.id):
-            holders = [worker for worker in self.workers.workers if pk in worker.pending]
-            for worker in holders:
-                for claim in worker.recall() if next(iter(worker.pending)) != pk else []:
-                    if claim.pk == pk:
+        cancelled = dict(self.jobs.cancelled_of(self.presence.id))
+        for worker in self.workers.workers:
+            if not cancelled.keys().isdisjoint(list(worker.pending)[1:]):
+                recalled = worker.recall()
+                for claim in recalled:
+                    if claim.pk in cancelled:
                         self._give_back(claim)  # which the queue refuses: it is closed
-                    else:
-                        self._hand_out([claim])
-                if pk in worker.pending:
-                    self.stopper.ask(worker, worker.pending[pk], CANCEL, "It was cancelled.")
-            if not holders and all(ending.claim.pk != pk for ending in self.recorder.unwritten):
-                self.jobs.close_cancelled(self.presence.id, pk, claims, self.clock.at(monotonic()))
+                self._hand_out([claim for claim in recalled if claim.pk not in cancelled])
+            if (first := next(iter(worker.pending.values()), None)) and first.pk in cancelled:
+                self.stopper.ask(worker, first, CANCEL, "It was cancelled.")
+        known = {ending.claim.pk for ending in self.recorder.unwritten}
+        known.update(*(worker.pending for worker in self.workers.workers))
+        for pk in cancelled.keys() - known:
+            self.jobs.close_cancelled(self.presence.id, pk, cancelled[pk], self.clock.at(monotonic()))
 
     def _wait_out(self, error: Exception) -> None:
         locked = database.is_locked(error)
@@ -243,7 +245,7 @@ class Runner:
     def _recall(self) -> None:
         """Take from a worker that is held up what it has not begun."""
         for worker in self.workers.workers:
-            if len(worker.pending) > 1 and monotonic() - worker.busy_since > LOOK_AHEAD:
+            if len(worker.pending) > 1 and self.absorbed_at - worker.busy_since > LOOK_AHEAD:
                 self._hand_out(worker.recall())
 
     def _claim(self) -> None:
@@ -253,7 +255,8 @@ class Runner:
         if not self.presence.holds_lease():  # looking took so long
             self.hint = True
             return
-        limit = sum(room.values())
+        # In small portions: while they are claimed no outcome is written, and who has nothing left to do waits.
+        limit = min(sum(room.values()), max(LOOK_AHEAD_JOBS, len(room)))
         ahead = limit - sum(not worker.pending for worker in room)
         now = self.clock.at(monotonic())
         claims = self.jobs.claim(self.presence.id, limit, self.queues, now, ahead, LOOK_AHEAD_BYTES)
@@ -270,7 +273,7 @@ class Runner:
 
     def _room(self) -> dict[Worker, int]:
         """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
-        depth, now = 1, monotonic()
+        depth, now = 1, self.absorbed_at  # nothing is known of what workers did since
         if self.pace is not None and self.pace < LOOK_AHEAD / 2 and not self.suspects:
             depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)), LOOK_AHEAD_BYTES // self.weight + 1)
         # Filled up when half of it is done, so that jobs travel in batches.

@@ -21,7 +21,7 @@ from peasy_jobs.execution import Outcome
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.processes import ProcessWorker
 from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING
-from peasy_jobs.server import TICKET
+from peasy_jobs.server import KILL, TICKET
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types
@@ -129,6 +129,30 @@ def test_tickets_that_find_no_room_in_the_pipe_of_a_worker_follow_or_are_recalle
     finally:
         worker.close()
         worker.theirs.close()
+
+
+def test_an_outcome_of_a_claim_that_was_lost_leaves_the_new_claim_of_that_job_alone():
+    worker = ProcessWorker(1, lambda what, worker: None, None)
+    later = Claim(7, 2, "", "", None, None, 1, 0, None, None)
+    try:
+        worker.hand_out([later])
+        outcome = marshal.dumps(("Outcome", *Outcome(7, 1, 0.0, 0.0, COMPLETED, None, None, 0.0)))
+        worker.theirs.sendall(LENGTH.pack(len(outcome)) + outcome)
+        assert [(event.pk, event.claims) for event in worker.receive()] == [(7, 1)]
+        assert worker.recall() == [later]
+    finally:
+        worker.close()
+        worker.theirs.close()
+
+
+def test_a_worker_that_is_being_killed_gets_no_job():
+    requests = []
+    worker = ProcessWorker(1, lambda what, worker: requests.append(what), None)
+    worker.ready = True
+    worker.kill()
+    assert (requests, worker.ready) == ([KILL], False)
+    worker.close()
+    worker.theirs.close()
 
 
 def test_a_worker_that_dies_while_it_is_idle_is_replaced(run_peasy):

@@ -16,6 +16,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import CaptureQueriesContext, override_settings
 
 from peasy_jobs import conf, database, listing, queue
+from peasy_jobs.conf import Conf
+from peasy_jobs.housekeeping import Housekeeping
 from peasy_jobs.listing import Filters
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.presence import Presence
@@ -909,6 +911,17 @@ def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_house
         jobs.complete_by_hand(at())
 
     assert column("status", [*undated, dated, over]) == [ENQUEUED, ENQUEUED, SCHEDULED, COMPLETED]
+
+
+def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monkeypatch):
+    monkeypatch.setattr(queue, "BATCH", 2)
+    over = insert(7, status=CANCELLED)
+    house = Housekeeping(jobs.all(), database.Clock(connection), Conf())
+
+    for _ in range(4):
+        house.keep(backlog=False)
+
+    assert None not in column("completed", over)
 
 
 @pytest.mark.django_db(transaction=True)

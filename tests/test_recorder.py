@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 jobs = PeasyJobQueue.objects
 ME, ANOTHER = 1, 2
 SQLITE, MARIADB = (settings.TEST_DATABASE == name for name in ("sqlite", "mariadb"))
+PYMYSQL = MARIADB and os.environ.get("PEASY_TEST_MARIADB_DRIVER", "pymysql") == "pymysql"
 servers_only = pytest.mark.skipif(SQLITE, reason="SQLite locks the whole file")
 
 
@@ -281,6 +283,7 @@ UNSTORABLE = {
     **({} if SQLITE or MARIADB else {"NUL": {"status_msg": "a\0b"}}),
     **({"extra nested too deep": {"extra": "[" * 40 + "]" * 40}} if MARIADB else {}),
     **({"a result of more than max_allowed_packet": {"result": b"J" + b"0" * 17 * 2**20}} if MARIADB else {}),
+    **({"a result that is more in hexadecimal": {"result": b"J" + b"0" * 9 * 2**20}} if PYMYSQL else {}),
 }
 
 

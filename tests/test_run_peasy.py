@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 
 import psutil
 import pytest
@@ -586,23 +587,60 @@ def test_a_fork_that_comes_back_from_the_job_runs_nothing_and_reports_nothing(ru
 # How little there is to it
 
 
-def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, monkeypatch):
-    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD_BYTES", 10_000)
-    todo = jobs.echo.map(["x" * 3000] * 40)
-    limits, claim = [], JobQuerySet.claim
+@pytest.fixture
+def claimed(monkeypatch):
+    """Of each claim its limit, and how many jobs are claimed and not written then."""
+    claims, claim = [], JobQuerySet.claim
 
     def counted(self, runner_id, limit, *args):
-        limits.append(limit)
-        return claim(self, runner_id, limit, *args)
+        found = claim(self, runner_id, limit, *args)
+        claims.append((limit, PeasyJobQueue.objects.filter(status=ONGOING).count()))
+        return found
 
     monkeypatch.setattr(JobQuerySet, "claim", counted)
-    settings = replace(conf.get(), worker_type="thread", max_completed=None)
+    return claims
+
+
+def run_all(todo, **settings):
+    settings = replace(conf.get(), worker_type="thread", max_completed=None, **settings)
     try:
         assert Runner(settings, lambda text: None, exit_on_empty=True).run()
     finally:
         connection.close()  # set up as a runner's own
     assert {job.status for job in finished(*todo)} == {COMPLETED}
-    assert 1 < max(limits) <= 4
+
+
+def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, monkeypatch, claimed):
+    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD_BYTES", 10_000)
+    run_all(jobs.echo.map(["x" * 3000] * 40))
+    assert 1 < max(limit for limit, _ in claimed) <= 4
+
+
+def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_are_written(
+    transactional_db, monkeypatch, claimed
+):
+    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD_JOBS", 10)
+    monkeypatch.setattr("peasy_jobs.recorder.WRITE_AT_ONCE", 10)
+    workers = 4
+    run_all(jobs.nothing.map([()] * 400), concurrency=workers)
+    assert 1 < max(limit for limit, _ in claimed) <= 10
+    assert max(ongoing for _, ongoing in claimed) <= 10 * (workers + 2)
+
+
+def test_a_claim_that_takes_long_does_not_make_workers_look_held_up(transactional_db, monkeypatch):
+    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD", 0.02)
+    claim = JobQuerySet.claim
+
+    def slow(self, *args):
+        found = claim(self, *args)
+        until = monotonic() + 0.05
+        wait_until(lambda: monotonic() > until)
+        return found
+
+    monkeypatch.setattr(JobQuerySet, "claim", slow)
+    todo = jobs.nothing.map([()] * 5000)
+    run_all(todo)
+    assert set(PeasyJobQueue.objects.values_list("claims", flat=True)) == {1}
 
 
 def test_a_no_op_job_enters_about_twenty_functions_of_ours(transactional_db, capsys):

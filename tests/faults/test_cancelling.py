@@ -2,15 +2,22 @@
 
 import os
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from django.db import transaction
 
+from peasy_jobs import conf
+from peasy_jobs.claims import Claim
 from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.outcomes import given_back
 from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, ONGOING
+from peasy_jobs.recorder import Recorder
+from peasy_jobs.runner import Runner
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types
@@ -267,3 +274,27 @@ def test_cancelled_jobs_of_a_runner_that_died_are_closed_by_the_next(run_peasy, 
     run_peasy()
     job = stopped(job)
     assert (job.status, job.crashes, len(notes(record))) == (CANCELLED, 0, 1)
+
+
+def test_of_many_cancelled_jobs_each_is_compared_once_with_what_is_not_written(transactional_db, monkeypatch):
+    reads, unwritten = [], Recorder.unwritten
+
+    def counted(self):
+        reads.append(1)
+        return unwritten.fget(self)
+
+    monkeypatch.setattr(Recorder, "unwritten", property(counted))
+    runner = Runner(replace(conf.get(), worker_type="thread"), lambda text: None)
+    runner.workers = SimpleNamespace(workers=[])
+    runner.presence.id = 1
+    pks = [job.pk for job in jobs.nothing.map([()] * 20)]
+    PeasyJobQueue.objects.update(status=CANCELLED, runner=1, claims=1)
+    claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
+    runner.held = {claim.pk: claim for claim in claims}
+    for claim in claims[:10]:
+        runner.recorder.end(given_back(claim))
+
+    runner._stop_cancelled()
+
+    named = PeasyJobQueue.objects.filter(runner=1).values_list("pk", flat=True)
+    assert (sorted(named), len(reads)) == (pks[:10], 1)
