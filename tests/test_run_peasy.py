@@ -621,6 +621,7 @@ def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_a
 ):
     monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD_JOBS", 10)
     monkeypatch.setattr("peasy_jobs.recorder.WRITE_AT_ONCE", 10)
+    monkeypatch.setattr("peasy_jobs.recorder.WRITE_EVERY", 0.0)
     workers = 4
     run_all(jobs.nothing.map([()] * 400), concurrency=workers)
     assert 1 < max(limit for limit, _ in claimed) <= 10
