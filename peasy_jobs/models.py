@@ -223,6 +223,8 @@ class PeasyMinute(models.Model):
     # How many jobs waited and ran for how long: `statistics.EDGES`. Columns, because only those can be added to.
     w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11 = (models.IntegerField(default=0) for _ in range(12))
     r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11 = (models.IntegerField(default=0) for _ in range(12))
+    # The longest time that any of them waited and ran, in seconds. None where none did, or where nobody kept it.
+    waited_max, run_max = (models.FloatField(null=True) for _ in range(2))
 
     def __str__(self) -> str:
         return f"minute {self.minute}"

@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import cycle
 from time import monotonic
 from typing import Any
 
@@ -171,11 +172,11 @@ def ender(dead: list[int]) -> list[int]:
     return written
 
 
-def teller(minutes: list[int]) -> None:
-    """Adds a job to each of these minutes, in turn."""
+def teller(minutes: list[int], seconds: list[float]) -> None:
+    """Adds a job to each of these minutes, in turn, that ran for each of these seconds, over and over again."""
     tally = Tally("default", database.Clock(connection))
-    for minute in minutes:
-        tally.counts = {minute: Counter(completed=1, w0=1)}
+    for minute, run in zip(minutes, cycle(seconds), strict=False):
+        tally.counts, tally.longest = {minute: Counter(completed=1, r0=1)}, {minute: {"run_max": run}}
         while tally.counts:
             tally.write()
         step(meet=True)

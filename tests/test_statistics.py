@@ -21,7 +21,7 @@ from peasy_jobs.housekeeping import TALLY_EVERY, Housekeeping
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute
 from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.recorder import Recorder
-from peasy_jobs.statistics import BATCH, BOUNDS, COLUMNS, EDGES, KEPT, Point, Tally, bucket, quantile
+from peasy_jobs.statistics import AGES, BATCH, BOUNDS, COLUMNS, EDGES, KEPT, Point, Tally, bucket, quantile
 from tests import jobs
 from tests.rivals import Rival, compete, second_connection
 from tests.rows import row
@@ -65,6 +65,11 @@ def stored() -> dict[int, dict[str, int]]:
     return {columns.pop("minute"): {name: count for name, count in columns.items() if count} for columns in rows}
 
 
+def longest() -> list[tuple[float | None, float | None]]:
+    """The longest time waited and run of each row."""
+    return list(PeasyMinute.objects.order_by("minute").values_list("waited_max", "run_max"))
+
+
 def hour() -> list[Point]:
     return statistics.last_hour(database.database_now(connection))
 
@@ -93,6 +98,19 @@ def test_a_quantile_is_inside_the_bucket_where_the_share_of_jobs_is_reached():
     assert quantile([0] * 11 + [7], 0.95) < EDGES[-1]
 
 
+def test_a_quantile_is_never_above_the_longest_time():
+    counts = [0, 0, 0, 90, 0, 0, 0, 10, 0, 0, 0, 0]
+    assert quantile(counts, 0.9, 12.0) == pytest.approx(0.1), "another bucket"
+    assert quantile(counts, 0.95, 12.0) == pytest.approx((10 * 12) ** 0.5)
+    assert quantile(counts, 1.0, 12.0) == pytest.approx(12)
+    assert quantile([0] * 11 + [7], 1.0, 36_000.0) == pytest.approx(36_000), "the last bucket has no end of its own"
+
+
+@pytest.mark.parametrize("time", [-5.0, 0.0, 0.0001])
+def test_clocks_that_disagree_break_no_quantile(time):
+    assert quantile([7] + [0] * 11, 0.95, time) == EDGES[0]
+
+
 # Counting
 
 
@@ -102,8 +120,54 @@ def test_each_end_is_counted_with_the_time_it_waited_and_ran(tally):
 
     counts = {"completed": 2, "failed": 1, "cancelled": 1, "w4": 2, "w8": 1, "r6": 1, "r7": 1, "r0": 1}
     assert stored() == {MINUTE: counts}
+    assert longest() == [(pytest.approx(70), 30)]
     tally.write()
     assert stored() == {MINUTE: counts}, "once"
+
+
+def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(tally):
+    tally.count([ended(waited=60, run=10)] * 8)
+    tally.write()
+
+    assert statistics.last_hour(NOW)[-1][-4:] == statistics.last_day(NOW)[-1][-4:] == (60, 60, 10, 10)
+    words = charts.seconds(statistics.last_hour(NOW))
+    assert "half of the jobs waited up to 1 min, 95% up to 1 min." in words
+    assert "half of the jobs ran up to 10 s, 95% up to 10 s." in words
+
+
+def test_short_jobs_and_a_few_long_ones_read_as_both(tally):
+    tally.count([*[ended(run=0.05)] * 90, *[ended(run=70)] * 10])
+    tally.write()
+
+    *_, median, p95 = statistics.last_hour(NOW)[-1]
+    assert 0.02 < median < 0.1
+    assert 60 < p95 < 70
+
+
+def test_a_job_that_waited_since_the_beginning_of_time_breaks_no_chart(tally):
+    ending = ended(run=1)
+    ending.claim = ending.claim._replace(since=float("-inf"))
+    tally.count([ending])
+    tally.write()
+
+    assert longest() == [(AGES, 1)]
+    assert " h" in charts.seconds(statistics.last_hour(NOW))
+
+
+def test_the_longest_time_of_a_minute_only_ever_grows(tally):
+    known = []
+    for waited, run in [(None, None), (None, 3), (2, 1), (1, None), (1, 4), (-1, 0)]:
+        tally.count([ended(waited=waited, run=run)])
+        tally.count([ended(FAILED)])
+        tally.write()
+        known += longest()
+
+    assert known == [(None, None), (None, 3), (2, 3), (2, 3), (2, 4), (2, 4)]
+    tally.count([ended(waited=3, run=7), ended(waited=7, run=3)])
+    tally.count([ended(waited=5, run=5)])
+    tally.write()
+    assert longest() == [(7, 7)]
+    assert not tally.longest
 
 
 @pytest.mark.parametrize("status", [ENQUEUED, SCHEDULED])
@@ -200,9 +264,10 @@ def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(tal
 
 def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
     minutes = [MINUTE + n // 4 for n in range(200)]
-    compete(*(Rival("teller", minutes=minutes) for _ in range(2)))
+    compete(*(Rival("teller", minutes=minutes, seconds=seconds) for seconds in ([1, 2, 3, 2], [1, 5, 4, 1])))
 
-    assert stored() == {minute: {"completed": 8, "w0": 8} for minute in set(minutes)}
+    assert stored() == {minute: {"completed": 8, "r0": 8} for minute in set(minutes)}
+    assert longest() == [(None, 5)] * 50
 
 
 def test_what_is_older_than_two_days_is_deleted_in_small_batches(tally):
@@ -246,22 +311,24 @@ def test_a_lock_is_not_waited_for_and_nothing_is_lost(tally):
 
 
 def test_an_outage_is_raised_and_nothing_is_lost(tally, monkeypatch):
-    tally.count([ended()])
+    tally.count([ended(run=1)])
     with monkeypatch.context() as patch, pytest.raises(OperationalError):
         patch.setattr(tally, "_add", raises(OperationalError("server closed the connection unexpectedly")))
         tally.write()
     tally.write()
 
-    assert stored() == {MINUTE: {"completed": 1}}
+    assert stored() == {MINUTE: {"completed": 1, "r5": 1}}
+    assert longest() == [(None, 1)]
 
 
 def test_what_cannot_be_stored_is_dropped_and_said_once(tally, monkeypatch, caplog):
     monkeypatch.setattr(tally, "_add", raises(DataError("integer out of range")))
     for _ in range(2):
-        tally.count([ended()])
+        tally.count([ended(run=1)])
         tally.write()
 
     assert not tally.counts
+    assert not tally.longest
     assert caplog.messages == ["Statistics cannot be written: integer out of range"]
 
 
@@ -305,6 +372,26 @@ def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
     assert {point.minutes for point in points} == {15}
 
 
+def test_a_point_of_several_minutes_has_the_longest_time_of_them():
+    for minute, run_max in ((MINUTE, 11), (MINUTE - 1, 12), (MINUTE - 2, None)):  # in the last nothing ran
+        PeasyMinute.objects.create(minute=minute, failed=1, r7=0 if run_max is None else 1, run_max=run_max)
+    assert statistics.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 1.2**0.95)
+
+
+def test_a_minute_of_which_the_longest_time_is_not_known_may_have_had_any_of_its_last_bucket():
+    PeasyMinute.objects.create(minute=MINUTE, completed=1, r7=1, run_max=12)
+    PeasyMinute.objects.create(minute=MINUTE - 1, completed=1, r7=1)
+    assert statistics.last_hour(NOW)[-2].run_p95 == pytest.approx(10 * 6**0.95)
+    assert statistics.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 6**0.95)
+
+
+def test_a_longest_time_is_added_to_a_row_that_has_none(tally):
+    PeasyMinute.objects.create(minute=MINUTE, completed=1, r3=1)
+    tally.count([ended(run=3)])
+    tally.write()
+    assert longest() == [(None, 3)]
+
+
 def test_the_jobs_of_a_runner_appear_when_it_ends(run_peasy, tmp_path):
     was_due = jobs.nothing.using(run_after=timedelta(seconds=-30))()
     all_of_them = [was_due, *(jobs.nothing() for _ in range(3)), jobs.boom(), jobs.call_off(str(tmp_path / "record"))]
@@ -320,6 +407,9 @@ def test_the_jobs_of_a_runner_appear_when_it_ends(run_peasy, tmp_path):
     assert sum(total[name] for name in statistics.RUN) == sum(total[name] for name in statistics.WAITED) == 6
     assert total["w7"] == 1, "it waited since it was due"
     assert sum(total[name] for name in statistics.RUN[:6]) == 6, "each ran for less than two seconds"
+    waited, run = zip(*longest(), strict=True)
+    assert 30 <= max(waited) < 60
+    assert 0 < max(run) < 2
 
 
 # Charts
