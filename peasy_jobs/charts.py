@@ -95,11 +95,12 @@ def _bars(points: Sequence[Point], top: float) -> Iterator[tuple[str, ...]]:
 
 def _path(points: Sequence[Point], name: str, low: float, high: float) -> str:
     path, pen = "", "M"
-    for place, point in enumerate(points):
-        time = getattr(point, name)
-        if time is not None:  # h1 draws a dot where both neighbours are missing
-            here = f"{_number(_x(points, place + 0.5))},{_number(_height(time, low, high))}"
-            path += pen + here + "h1" * (pen == "M")
+    times = [getattr(point, name) for point in points]
+    for place, (time, after) in enumerate(zip(times, [*times[1:], None], strict=True)):
+        if time is not None:
+            alone = pen == "M" and after is None  # then h5 draws a stroke, or two dots of the dashed line
+            x, y = _x(points, place + 0.5) - 2.5 * alone, _height(time, low, high)
+            path += f"{pen}{_number(x)},{_number(y)}" + "h5" * alone
         pen = "M" if time is None else "L"
     return path
 

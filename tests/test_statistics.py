@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from time import monotonic
 from typing import Any
 from xml.etree import ElementTree
@@ -471,6 +472,15 @@ def test_one_failure_among_a_thousand_jobs_is_to_be_seen():
     svg, _ = drawn(charts.jobs_per_minute, points(**BUSY))
     bars = {bar.get("class"): bar for bar in svg.findall("rect") if bar.get("y") not in ("4", "16", "30")}
     assert float(bars["peasy-chart-bar peasy-chart-failed"].get("height")) >= 1.5
+
+
+def test_a_point_without_neighbours_is_long_enough_to_show_whether_it_is_dashed():
+    css = Path(charts.__file__).with_name("static").joinpath("peasy_jobs", "charts.css").read_text()
+    dash, gap = map(int, re.search(r"stroke-dasharray: (\d) (\d)", css).groups())
+    svg, _ = drawn(charts.seconds, points(**BUSY))
+    lengths = {path.get("d").partition("h")[2] for path in svg.findall("path") if "," in path.get("d")[2:]}
+    assert {"14"} < lengths, "that is the legend"
+    assert all(int(length) > dash + gap for length in lengths)
 
 
 @pytest.mark.parametrize(
