@@ -273,7 +273,8 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
     inbox = bytearray()
     jobs: dict[tuple[int, int], Run] = {}
     first: tuple[int, int] | None = None  # the job that the runner waits to hear the beginning of
-    pid, prints, clean = os.getpid(), _flush(), Context()
+    pid, prints = os.getpid(), _flush()
+    clean = execution.tidy(Context())  # an app may have chosen a language while it loaded
     _take_signals_back(read_asked)
     while (ticket := _next_ticket(ticket_fd)) is not None:
         while ticket not in jobs:

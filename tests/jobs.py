@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from django.db import connection, transaction
+from django.utils import timezone, translation
 
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
@@ -48,6 +49,11 @@ def give_back(*args: Any, **kwargs: Any) -> Any:
 @peasy.job("return a value")
 def echo(value: Any) -> Any:
     return value
+
+
+@peasy.job("say which language and time zone are in force")
+def language_and_zone() -> list[str]:
+    return [translation.get_language(), timezone.get_current_timezone_name()]
 
 
 @peasy.job("sign in")

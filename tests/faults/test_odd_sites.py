@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.db import connection
 
 from peasy_jobs.models import PeasyJobQueue
@@ -63,6 +64,18 @@ def test_without_autocommit_what_the_runner_writes_is_seen_at_once(run_peasy, tm
     Path(tmp_path, "go").touch()
     done = finished(job, *[jobs.echo(number) for number in range(3)])
     assert {(job.status, job.attempts, job.crashes) for job in done} == {(COMPLETED, 1, 0)}
+
+
+# What an app does while it loads
+
+
+@both_worker_types
+def test_no_job_finds_the_language_or_the_time_zone_of_an_app_that_loads(run_peasy, tmp_path, worker_type):
+    code = "from django.utils import timezone, translation as language\n"
+    code += "language.activate('de')\ntimezone.activate('Asia/Tokyo')\n"
+    run_peasy("--worker-type", worker_type, settings=app(tmp_path, "speaking", code))
+    done = finished(jobs.language_and_zone(), jobs.language_and_zone())
+    assert [job.result for job in done] == [[settings.LANGUAGE_CODE, settings.TIME_ZONE]] * 2
 
 
 # How Python was started
