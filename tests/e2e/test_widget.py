@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -372,6 +373,24 @@ def test_it_is_light_or_dark_as_the_page_is(page):
     expect(page.locator(".peasy-job")).to_have_css("background-color", "rgb(255, 255, 255)")
     page.evaluate("document.documentElement.style.setProperty('--peasy-surface', 'rgb(1, 2, 3)')")
     expect(page.locator(".peasy-job")).to_have_css("background-color", "rgb(1, 2, 3)")
+
+
+def test_it_touches_nothing_around_it_unless_a_site_wants_that(page):
+    page.goto(address("plain", make(), make()))
+    page.evaluate(
+        "for (const where of ['prepend', 'append'])"
+        " document.querySelector('main')[where](Object.assign(document.createElement('div'), {textContent: 'text'}))"
+    )
+    page.locator("h1").evaluate("node => node.remove()")
+    boxes = "nodes => nodes.map(node => node.getBoundingClientRect()).map(({ top, bottom }) => [top, bottom])"
+
+    def gaps() -> list[float]:
+        parts = page.locator("main > *").evaluate_all(boxes)
+        return [after[0] - before[1] for before, after in pairwise(parts)]
+
+    assert gaps() == [16, 16, 16]
+    page.locator("head").evaluate("node => node.insertAdjacentHTML('afterbegin', '<style>div { margin: 0 }</style>')")
+    assert gaps() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("colours", ["none", "active"])
