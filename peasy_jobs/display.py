@@ -12,6 +12,7 @@ from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.utils import timezone
+from django.utils.formats import date_format, get_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -120,6 +121,12 @@ def moment(value: datetime | None) -> datetime | None:
         return timezone.localtime(value) if value is not None and timezone.is_aware(value) else value
     except OverflowError:
         return None
+
+
+def clock(value: datetime) -> str:
+    """A time of day to the second, in the way of the language: Django's own format for it ends with the minutes."""
+    pattern = str(get_format("TIME_FORMAT")).replace("P", "g:i:s a")
+    return date_format(value, pattern if "s" in pattern else re.sub(r"(\W)i", r"\1i\1s", pattern))
 
 
 def failures(job: PeasyJobQueue) -> list[dict[str, Any]]:

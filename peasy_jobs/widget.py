@@ -6,17 +6,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from time import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from django.urls import NoReverseMatch
+from django.utils import timezone
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
 from peasy_jobs import display, status
 from peasy_jobs.addresses import address
-from peasy_jobs.queue import ONGOING
+from peasy_jobs.queue import ONGOING, SCHEDULED
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -29,6 +31,7 @@ COLUMNS = (
 )
 # Seconds since something changed that could be seen, and seconds between two looks from then on.
 LADDER = ((60, 2), (600, 5), (3600, 15), (float("inf"), 60))
+NEAR = timedelta(hours=1)  # before and after: within it a time of day needs no date
 MILESTONE = 25  # percent that a screen reader is told of
 PREFIX = re.compile(r"[A-Za-z0-9_-]{0,32}")
 
@@ -41,7 +44,9 @@ def shown(
     word, percent = status.word(job), status.percent(job)
     # Rounded down: nothing is at 100 % before it has ended.
     percent = None if percent is None else int(percent)
-    content = _hash(job.title, word, job.is_over, job.status_msg, percent, job.extra, job.run_after, get_language())
+    clock = _clock(job)
+    seen = (job.title, word, job.is_over, job.status_msg, percent, job.extra, job.run_after, clock, get_language())
+    content = _hash(*seen)
     now = int(time())
     since = _number(asked.get("s", "")) if asked.get("v", "").startswith(content) else now
     every = _interval(now - since)
@@ -53,6 +58,7 @@ def shown(
         "word": word,
         "percent": percent,
         "run_after": display.moment(job.run_after),
+        "clock": clock,
         "over": job.is_over,
         "version": version,
         "interval": str(every),
@@ -88,6 +94,15 @@ def interval(job: PeasyJobQueue) -> float:
     """Seconds until it is worth asking again, when nothing is known of the last answer."""
     begun = job.started or job.created
     return _interval(time() - begun.timestamp())
+
+
+def _clock(job: PeasyJobQueue) -> str:
+    """When a job that waits runs, while that is so near that seconds count; otherwise empty.
+
+    No "in 4 s": that would be drawn anew with each poll, and be wrong on a page that does not poll.
+    """
+    waits, moment = job.status == SCHEDULED, display.moment(job.run_after)
+    return display.clock(moment) if waits and moment and abs(moment - timezone.now()) < NEAR else ""
 
 
 def _url(job: PeasyJobQueue, query: dict[str, Any], request: HttpRequest | None) -> str | None:

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from html.parser import HTMLParser
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -21,11 +22,12 @@ from django.template import engines
 from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, include, path, reverse
-from django.utils import timezone
+from django.utils import timezone, translation
+from django.utils.formats import date_format
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis.extra.django import TestCase
 
-from peasy_jobs import conf, payloads, status, widget
+from peasy_jobs import conf, display, payloads, status, widget
 from peasy_jobs.models import PeasyJobQueue
 from tests import jobs
 from tests.manual import MANUAL, ROOT, block
@@ -850,6 +852,39 @@ def test_a_job_that_is_scheduled_for_never_is_drawn(settings):
     job = jobs.nothing.using(run_after=datetime.max.replace(tzinfo=UTC))()
     page = Client().get(job.progress_url).content.decode()
     assert "Scheduled" in page and "<time" not in page
+
+
+def when(job: PeasyJobQueue) -> str:
+    found = re.search(r"<time[^>]*>(.*?)</time>", Client().get(job.progress_url).content.decode())
+    assert found is not None
+    return unescape(found[1])
+
+
+@pytest.mark.parametrize("minutes", [-70, -50, 0, 0.1, 50, 70, 60 * 24])
+def test_seconds_are_shown_while_a_scheduled_job_is_near(minutes):
+    after = (timezone.now() + timedelta(minutes=minutes)).replace(microsecond=0)
+    local = timezone.localtime(after) if timezone.is_aware(after) else after
+    near = local.strftime("%-I:%M:%S ") + ("a.m." if local.hour < 12 else "p.m.")
+    far = date_format(local, "DATETIME_FORMAT")
+    assert when(make(status="S", run_after=after)).startswith(near if abs(minutes) < 60 else far)
+    assert "<time" not in Client().get(make(status="O", run_after=after).progress_url).content.decode()
+
+
+def test_a_scheduled_job_that_comes_near_is_drawn_once_more(monkeypatch):
+    job = make(status="S", run_after=timezone.now() + timedelta(minutes=30))
+    monkeypatch.setattr(widget, "NEAR", timedelta(minutes=20))
+    url = poll_url(Client().get(job.progress_url))
+    assert Client().get(url).status_code == 204
+    monkeypatch.setattr(widget, "NEAR", timedelta(minutes=40))
+    url = poll(url)
+    assert Client().get(url).status_code == 204
+
+
+def test_a_time_with_seconds_is_written_as_in_the_language():
+    written = {"en": "6:20:04 p.m.", "de": "18:20:04", "fi": "18.20.04", "ko": "오후 6:20:04"}
+    for language, text in written.items():
+        with translation.override(language):
+            assert display.clock(datetime(2026, 6, 1, 18, 20, 4)) == text
 
 
 def test_an_invalid_variable_is_not_drawn(settings):
