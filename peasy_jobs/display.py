@@ -104,8 +104,9 @@ def unreadable(data: bytes | memoryview) -> str:
 
 
 def duration(seconds: float) -> str:
-    """How long something took: 0.25 s, 12 s, 4 min 10 s, 2 h 5 min, 3 d 4 h."""
-    seconds = max(0.0, seconds)
+    """How long something took: < 0.01 s, 0.25 s, 12 s, 4 min 10 s, 2 h 5 min, 3 d 4 h."""
+    if seconds < 0.01:
+        return "< 0.01 s"
     if seconds < 10:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     whole = int(seconds)

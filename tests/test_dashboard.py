@@ -571,7 +571,9 @@ def test_large_and_deep_values_are_cut() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (-5, "0.00 s"),
+        (-5, "< 0.01 s"),
+        (0.009, "< 0.01 s"),
+        (0.01, "0.01 s"),
         (0.25, "0.25 s"),
         (3.21, "3.2 s"),
         (59.9, "59 s"),
