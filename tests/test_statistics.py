@@ -444,7 +444,7 @@ def test_a_chart_needs_no_style_of_its_own_and_has_a_name(chart):
     svg, markup = drawn(chart, points(**BUSY))
 
     assert "style" not in markup
-    assert (svg.get("role"), svg.get("viewBox")) == ("img", "0 0 320 152")
+    assert (svg.get("role"), svg.get("viewBox")) == ("img", "0 0 320 164")
     ids = [element.get("id") for element in svg.iter() if element.get("id")]
     assert svg.get("aria-labelledby").split() == ids[:2]
     assert len(ids) == len(set(ids))

@@ -1,13 +1,26 @@
 """The pages of the dashboard as they are read: by a screen reader, in the dark, without motion, with odd texts."""
 
 import pytest
+from django.db import connection
 from playwright.sync_api import Page, expect
 
+from peasy_jobs import database
+from peasy_jobs.models import PeasyMinute
 from peasy_jobs.queue import COMPLETED, FAILED, ONGOING
 from tests.e2e.site import a_busy_site, add, change, row
 from tests.e2e.test_widget import PAYLOADS
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+# The height of a chart's letters in pixels of the screen, and which texts it cuts off.
+LETTERS = """chart => {
+    const scale = chart.getBoundingClientRect().width / chart.viewBox.baseVal.width;
+    const texts = [...chart.querySelectorAll("text")];
+    const inside = ({ x, width }) => x >= 0 && x + width <= 320;
+    return [scale * parseFloat(getComputedStyle(texts[0]).fontSize),
+        texts.filter(text => !inside(text.getBBox())).map(text => text.textContent)];
+}"""
 
 
 # What a screen reader meets
@@ -212,6 +225,17 @@ def test_the_focus_stays_where_it_is_when_a_job_ends(staff_page: Page) -> None:
 
 
 # How it looks
+
+
+def test_the_letters_of_the_charts_are_legible_at_any_width(staff_page: Page) -> None:
+    minute = int(database.database_now(connection).timestamp()) // 60
+    PeasyMinute.objects.bulk_create([PeasyMinute(minute=minute - n, completed=5000, w0=1, r11=1) for n in range(1, 9)])
+    staff_page.goto("/peasy/statistics/")
+    for width in (320, 360, 420, 480, 560, 640, 700, 760, 1000, 1280, 1920):
+        staff_page.set_viewport_size({"width": width, "height": 800})
+        for chart in staff_page.locator(".peasy-chart").all():
+            size, outside = chart.evaluate(LETTERS)
+            assert 12 <= size <= 17 and not outside, (width, size, outside)
 
 
 def test_the_pages_are_light_or_dark_as_the_system_is(staff_page: Page) -> None:
