@@ -83,7 +83,7 @@ def test_the_list_is_a_table_with_names_and_the_filters_are_links(staff_page: Pa
                   - checkbox "Select resize, job {job.pk}"
                 - cell "Enqueued"
                 - cell:
-                  - link "resize"
+                  - 'link "resize #{job.pk}"'
                 - cell:
                   - 'link "Queue default: show only its jobs"'
                 - cell:
@@ -225,6 +225,16 @@ def test_the_focus_stays_where_it_is_when_a_job_ends(staff_page: Page) -> None:
 
 
 # How it looks
+
+
+def test_the_whole_of_a_title_with_its_number_is_the_link(staff_page: Page) -> None:
+    short, long = add("first"), add("a title that is rather long " * 9)
+    for width in (320, 1280):
+        staff_page.set_viewport_size({"width": width, "height": 800})
+        for job in (short, long):
+            staff_page.goto("/peasy/")
+            row(staff_page, job).get_by_text(f"#{job.pk}", exact=True).click()
+            expect(staff_page.get_by_role("heading", level=1)).to_contain_text(f"#{job.pk}")
 
 
 def test_the_letters_of_the_charts_are_legible_at_any_width(staff_page: Page) -> None:
