@@ -57,7 +57,7 @@ class ReadOnly:
 
 @admin.register(PeasyJobQueue)
 class JobAdmin(ReadOnly, OfJobs):
-    list_display = ("state", "name", "progress", "took", "created", "queue", "user")
+    list_display = ("state", "name", "progress", "created", "origin")
     list_display_links = ("name",)
     list_filter = (StatusFilter, QueueFilter, JobFilter, CreatedFilter)
     list_per_page = listing.PAGE
@@ -94,16 +94,14 @@ class JobAdmin(ReadOnly, OfJobs):
         icon = (
             '<span class="peasy-status" data-status="{}"><span class="peasy-icon" aria-hidden="true"></span> {}</span>'
         )
-        return format_html(icon, job.row.word, job.row.label)
+        shown = format_html(icon, job.row.word, job.row.label)
+        took = job.row.duration
+        return format_html('{}<br><span class="peasy-took">{}</span>', shown, took) if took else shown
 
     @admin.display(description=gettext_lazy("job"))
     def name(self, job: PeasyJobQueue) -> str:
         dotted = format_html_join(SafeString("<wbr>."), "{}", ((part,) for part in job.job_name.split(".")))
         return format_html("{} #{} <code>{}</code>", job.title or "–", str(job.pk), dotted)
-
-    @admin.display(description=gettext_lazy("queue"))
-    def queue(self, job: PeasyJobQueue) -> str:
-        return job.queue_name
 
     @admin.display(description=gettext_lazy("progress"))
     def progress(self, job: Any) -> str:
@@ -114,9 +112,9 @@ class JobAdmin(ReadOnly, OfJobs):
         label = _("Progress of %(title)s") % {"title": job.title}
         return format_html(bar, round(row.percent), label, row.message)
 
-    @admin.display(description=gettext_lazy("duration"))
-    def took(self, job: Any) -> str:
-        return str(job.row.duration)
+    @admin.display(description=gettext_lazy("queue, user"))
+    def origin(self, job: PeasyJobQueue) -> str:
+        return format_html("{}<br>{}", job.queue_name, job.user) if job.user else job.queue_name
 
     # What may be done
 

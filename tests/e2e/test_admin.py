@@ -87,6 +87,17 @@ def test_what_is_ours_has_no_accessibility_violation_in_light_and_dark(staff_pag
                 assert nodes == [], (address, scheme, width)
 
 
+def test_the_list_of_jobs_fits_a_small_screen_beside_navigation_and_filters(staff_page: Page, staff: User) -> None:
+    a_busy_site()
+    names = {"job_name": "shop.fulfilment.tasks.send_the_confirmation_to_the_customer", "queue_name": "confirmations"}
+    message = "SMTPServerDisconnected: Connection unexpectedly closed"
+    PeasyJobQueue.objects.update(**names, user=staff, status_msg=message)
+    staff_page.set_viewport_size({"width": 1280, "height": 800})
+    staff_page.goto(JOBS)
+    width, room = staff_page.locator(".results").evaluate("node => [node.scrollWidth, node.clientWidth]")
+    assert width <= room
+
+
 @pytest.mark.skipif(
     django.VERSION < (6, 1), reason="The admin puts nonces on its own from Django 6.1 on: goes when 5.2 and 6.0 do."
 )
