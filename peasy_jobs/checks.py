@@ -1,6 +1,7 @@
 """System checks: what is wrong with the settings, with the value found and what to do."""
 
 import sqlite3
+from difflib import get_close_matches
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -19,6 +20,19 @@ HOOKS = ("dashboard_permission", "can_view_job", "job_json", "mask_argument")
 @register("peasy_jobs")
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     return [Error(problem.message, hint=problem.hint, id=f"peasy_jobs.{problem.id}") for problem in conf.problems()]
+
+
+@register("peasy_jobs")
+def check_names(**kwargs: Any) -> list[CheckMessage]:
+    """A name that is misspelled would leave its setting at the default."""
+    known = [name.removeprefix(conf.PREFIX) for name in conf.names()]
+    messages: list[CheckMessage] = []
+    for name in conf.unknown():
+        # Without what they have in common, which makes any two alike.
+        near = get_close_matches(name.removeprefix(conf.PREFIX), known, n=1)
+        hint = f"Did you mean {conf.PREFIX}{near[0]}?" if near else f"The settings are {', '.join(conf.names())}."
+        messages.append(Warning(f"{name} is no setting of peasy_jobs.", hint=hint, id="peasy_jobs.W005"))
+    return messages
 
 
 @register("peasy_jobs")

@@ -9,6 +9,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+PREFIX = "PEASY_"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conf:
@@ -136,6 +138,16 @@ def problems() -> list[Problem]:
     ]
 
 
+def names() -> list[str]:
+    """Every setting there is."""
+    return [_setting(field.name) for field in fields(Conf)]
+
+
+def unknown() -> list[str]:
+    """What this site sets under a name of that kind that is none of them."""
+    return sorted({name for name in dir(settings) if name.startswith(PREFIX)} - set(names()))
+
+
 def uses_time_zones() -> bool:
     """Whether the site's datetimes are aware (`USE_TZ`)."""
     return bool(settings.USE_TZ)
@@ -152,7 +164,7 @@ def user_model() -> str:
 
 
 def _setting(name: str) -> str:
-    return f"PEASY_{name.upper()}"
+    return f"{PREFIX}{name.upper()}"
 
 
 def _given() -> dict[str, Any]:
@@ -162,7 +174,7 @@ def _given() -> dict[str, Any]:
 
 def _forget(*, setting: str, **kwargs: Any) -> None:
     global _loaded
-    if setting.startswith("PEASY_"):
+    if setting.startswith(PREFIX):
         _loaded = None
 
 

@@ -189,6 +189,33 @@ def test_run_peasy_says_what_to_do_about_a_wrong_value_and_exits_with_1(run_peas
     assert "run_peasy serves" not in output
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("PEASY_MAX_COMPLETE", "PEASY_MAX_COMPLETED"),
+        ("PEASY_WORKERTYPE", "PEASY_WORKER_TYPE"),
+        ("PEASY_JOBS_TIMEOUT", "PEASY_JOB_TIMEOUT"),
+    ],
+)
+def test_a_misspelled_setting_is_a_warning_that_names_the_one_that_is_meant(
+    settings: Any, name: str, meant: str
+) -> None:
+    setattr(settings, name, 5)
+    [message] = run_checks(tags=["peasy_jobs"])
+    assert (message.id, message.is_serious()) == ("peasy_jobs.W005", False)
+    assert message.msg == f"{name} is no setting of peasy_jobs."
+    assert message.hint == f"Did you mean {meant}?"
+    delattr(settings, name)
+    assert not run_checks(tags=["peasy_jobs"])
+
+
+def test_a_setting_that_is_like_none_is_a_warning_with_all_there_are(settings: Any) -> None:
+    settings.PEASY_FOO = 5
+    [message] = run_checks(tags=["peasy_jobs"])
+    assert (message.id, message.msg) == ("peasy_jobs.W005", "PEASY_FOO is no setting of peasy_jobs.")
+    assert all(name in str(message.hint) for name in DEFAULTS)
+
+
 # The database
 
 
