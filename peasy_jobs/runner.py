@@ -220,9 +220,8 @@ class Runner:
                 self._hand_out([claim for claim in recalled if claim.pk not in cancelled])
             if (first := next(iter(worker.pending.values()), None)) and first.pk in cancelled:
                 self.stopper.ask(worker, first, CANCEL, "It was cancelled.")
-        known = {ending.claim.pk for ending in self.recorder.unwritten}
-        known.update(*(worker.pending for worker in self.workers.workers))
-        for pk in cancelled.keys() - known:
+        unwritten = {ending.claim.pk for ending in self.recorder.unwritten}
+        for pk in cancelled.keys() - unwritten.union(*(worker.pending for worker in self.workers.workers)):
             self.jobs.close_cancelled(self.presence.id, pk, cancelled[pk], self.clock.at(monotonic()))
 
     def _wait_out(self, error: Exception) -> None:
