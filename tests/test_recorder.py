@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 from django.conf import settings
-from django.db import DatabaseError, OperationalError, connection
+from django.db import DatabaseError, OperationalError, connection, connections
 from django.test.utils import CaptureQueriesContext
 
 from peasy_jobs import database, queue, recorder
@@ -105,7 +105,7 @@ def zone(request, transactional_db, settings):
 def forget_zone():
     connection.close()
     for name in ("timezone", "timezone_name"):
-        vars(connection).pop(name, None)
+        vars(connections["default"]).pop(name, None)  # `connection` is a proxy, and forgets nothing
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
