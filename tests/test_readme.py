@@ -206,7 +206,7 @@ def test_a_page_of_its_own_may_start_a_job(shop, rf):
 
 
 def test_a_renamed_job_function_is_found_under_its_old_name(shop):
-    exec(snippet("# until no job waits under this name"), vars(shop))
+    exec(snippet("# until no job is waiting under this name"), vars(shop))
     assert execution.find("shop.jobs.export") is shop.export_data
 
 

@@ -22,8 +22,8 @@ function show(job) {
 // started: what start_distance answered. Calls show(job) after every look; returns the job as it ended, or null.
 async function watch(started, show) {
   for (;;) {
-    const response = await fetch(started.status).catch(() => null); // null: the network is away
-    if (response?.status === 404) return null; // the job is gone, or the link is too old
+    const response = await fetch(started.status).catch(() => null); // null: no network
+    if (response?.status === 404) return null; // the job is gone or the link has expired
     const job = response?.ok ? await response.json() : null;
     if (job) show(job);
     if (job?.done) return job;
