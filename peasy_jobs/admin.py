@@ -20,8 +20,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from peasy_jobs import access, actions, listing, overview
-from peasy_jobs.changelists import (
+from peasy_jobs.models import PeasyJobQueue, PeasyRunner
+from peasy_jobs.web import actions, filters, permissions, presenters
+from peasy_jobs.web.admin_lists import (
     CreatedFilter,
     JobFilter,
     JobList,
@@ -31,7 +32,6 @@ from peasy_jobs.changelists import (
     database_now,
     status,
 )
-from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 
 if TYPE_CHECKING:
     OfJobs = admin.ModelAdmin[PeasyJobQueue]
@@ -60,7 +60,7 @@ class JobAdmin(ReadOnly, OfJobs):
     list_display = ("state", "name", "progress", "created", "origin")
     list_display_links = ("name",)
     list_filter = (StatusFilter, QueueFilter, JobFilter, CreatedFilter)
-    list_per_page = listing.PAGE
+    list_per_page = filters.PAGE
     list_max_show_all = 0
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -77,7 +77,7 @@ class JobAdmin(ReadOnly, OfJobs):
 
     def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> Any:
         term = search_term.strip().replace("\0", "")
-        return listing.search(queryset, term, status(request)) if term else queryset, False
+        return filters.search(queryset, term, status(request)) if term else queryset, False
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> list[Any]:
         return []  # the template shows the job as the dashboard does
@@ -120,7 +120,7 @@ class JobAdmin(ReadOnly, OfJobs):
 
     def _may(self, request: HttpRequest, action: str) -> bool:
         # Not `has_change_permission`: a job is cancelled and retried by who may change jobs, though nobody edits one.
-        return bool(request.user.has_perm(f"peasy_jobs.{access.PERMISSIONS[action]}_peasyjobqueue"))
+        return bool(request.user.has_perm(f"peasy_jobs.{permissions.PERMISSIONS[action]}_peasyjobqueue"))
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return self._may(request, "cancel")
@@ -197,8 +197,8 @@ class JobAdmin(ReadOnly, OfJobs):
         return HttpResponseRedirect(reverse(f"{self.admin_site.name}:peasy_jobs_peasyjobqueue_changelist"))
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        detail = overview.detail(context["original"])
-        may = {action: self._may(request, action) for action in access.ACTIONS}
+        detail = presenters.detail(context["original"])
+        may = {action: self._may(request, action) for action in permissions.ACTIONS}
         context |= {**detail, "may": may, "show_delete": detail["can_be"]["delete"]}
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -228,7 +228,7 @@ class RunnerAdmin(ReadOnly, OfRunners):
         columns = running.only("title", "status", "started", "runner_id").order_by("runner_id", "pk")
         site = self.admin_site  # which may have been told to leave the jobs out
         may_see = site.is_registered(PeasyJobQueue) and site.get_model_admin(PeasyJobQueue).has_view_permission(request)
-        found = overview.hosts(database_now(request), runners, list(columns[: listing.RUNNING]) if may_see else [])
+        found = presenters.hosts(database_now(request), runners, list(columns[: filters.RUNNING]) if may_see else [])
         for host in found:
             setattr(host.runner, "shown", host)  # noqa: B010  no field of the model
         return [host.runner for host in found]

@@ -11,7 +11,7 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from peasy_jobs import conf
-from peasy_jobs.addresses import address
+from peasy_jobs.urlresolution import address
 
 SQLITE_NEEDED = (3, 35)
 HOOKS = ("dashboard_permission", "can_view_job", "job_json", "mask_argument")

@@ -16,8 +16,10 @@ from django.contrib.auth import get_user_model
 from django.db import connections, router
 from django.utils import timezone
 
-from peasy_jobs import conf, database, execution, payloads, queue
+from peasy_jobs import conf, payloads
 from peasy_jobs.policy import Backoff, Policy
+from peasy_jobs.store import querysets, vendors
+from peasy_jobs.workers import execution
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
@@ -158,9 +160,9 @@ class Job(Generic[P, R]):
         """The options of a call that is made now: a timedelta counts from here."""
         run_after = self.options.get("run_after")
         if isinstance(run_after, timedelta):
-            now = database.database_now(connections[router.db_for_write(_models())])
+            now = vendors.database_now(connections[router.db_for_write(_models())])
             try:
-                run_after = database.as_field(now + run_after)
+                run_after = vendors.as_field(now + run_after)
             except OverflowError:
                 raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
         return self.options if run_after is None else {**self.options, "run_after": run_after}
@@ -221,7 +223,7 @@ def _moment(run_after: datetime) -> datetime:
         raise TypeError(f"run_after is {run_after!r}. Give a datetime, or a timedelta from now.")
     if timezone.is_aware(run_after):
         try:
-            return database.as_field(run_after.astimezone(UTC))
+            return vendors.as_field(run_after.astimezone(UTC))
         except OverflowError:
             raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
     if conf.uses_time_zones():
@@ -286,7 +288,7 @@ class Peasy:
         """
         if job_pk is None:
             return
-        message = None if status_msg is None else payloads.text(status_msg, queue.STATUS_MSG_LIMIT)
+        message = None if status_msg is None else payloads.text(status_msg, querysets.STATUS_MSG_LIMIT)
         text = None if extra is None else _extra_text(extra)
         running = execution.current(job_pk)
         if running is None:
@@ -312,7 +314,7 @@ class Peasy:
         running = execution.current(job_pk)
         if running is not None:
             return bool(running.asked)
-        return _models().objects.filter(pk=job_pk, status=queue.CANCELLED).exists()
+        return _models().objects.filter(pk=job_pk, status=querysets.CANCELLED).exists()
 
     def track(self, job_pk: int | None, items: Iterable[R], message: str = "", total: int | None = None) -> Iterator[R]:
         """Go through `items` and show how far it is, a few times a second.

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from peasy_jobs import status_views
+from peasy_jobs.web import status_views
 
 app_name = "peasy_jobs"
 urlpatterns = [

@@ -2,7 +2,8 @@
 
 from django.urls import path
 
-from peasy_jobs import status_urls, views
+from peasy_jobs import status_urls
+from peasy_jobs.web import views
 
 app_name = "peasy_jobs"
 urlpatterns = [

@@ -17,11 +17,11 @@ from django.db import OperationalError, connection, transaction
 
 django.setup()
 
-from peasy_jobs import database  # noqa: E402
 from peasy_jobs.models import PeasyJobQueue  # noqa: E402
-from peasy_jobs.queue import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending  # noqa: E402
-from peasy_jobs.runner import LOCK_TIMEOUT  # noqa: E402
-from peasy_jobs.statistics import Tally  # noqa: E402
+from peasy_jobs.runner.counters import Tally  # noqa: E402
+from peasy_jobs.runner.loop import LOCK_TIMEOUT  # noqa: E402
+from peasy_jobs.store import vendors  # noqa: E402
+from peasy_jobs.store.querysets import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending  # noqa: E402
 
 jobs = PeasyJobQueue.objects
 PATIENCE = 60  # seconds
@@ -58,12 +58,12 @@ def patiently(action: Callable[[], Any]) -> Any:
         try:
             return action()
         except OperationalError as error:
-            if not database.is_locked(error) or monotonic() > deadline:
+            if not vendors.is_locked(error) or monotonic() > deadline:
                 raise
 
 
 def now() -> Any:
-    return database.as_field(database.database_now(connection))
+    return vendors.as_field(vendors.database_now(connection))
 
 
 def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]:
@@ -174,7 +174,7 @@ def ender(dead: list[int]) -> list[int]:
 
 def teller(minutes: list[int], seconds: list[float]) -> None:
     """Adds a job to each of these minutes, in turn, that ran for each of these seconds, over and over again."""
-    tally = Tally("default", database.Clock(connection))
+    tally = Tally("default", vendors.Clock(connection))
     for minute, run in zip(minutes, cycle(seconds), strict=False):
         tally.counts, tally.longest = {minute: Counter(completed=1, r0=1)}, {minute: {"run_max": run}}
         while tally.counts:
@@ -189,7 +189,7 @@ PARTS: dict[str, Callable[..., Any]] = {
 if __name__ == "__main__":
     part, options = sys.argv[1], json.loads(sys.argv[2])
     if options.pop("set_up", True):
-        database.set_up(connection, LOCK_TIMEOUT)
+        vendors.set_up(connection, LOCK_TIMEOUT)
     elif connection.vendor == "mysql":
         with connection.cursor() as cursor:  # what the server gives to those who set nothing
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")

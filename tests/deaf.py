@@ -17,7 +17,7 @@ class Deaf(AppConfig):
     name = "tests.deaf"
 
     def ready(self) -> None:
-        from peasy_jobs import wakeup
+        from peasy_jobs.store import wakeup
 
         class Nothing(wakeup.Look):
             description = "by nothing"
@@ -81,16 +81,16 @@ class SlowWorkers(AppConfig):
     name = "tests.deaf"
 
     def ready(self) -> None:
-        from peasy_jobs import server
+        from peasy_jobs.workers import forkserver
 
-        run_jobs = server._run_jobs
+        run_jobs = forkserver._run_jobs
 
         def late(*args: Any) -> None:
             while not os.path.exists(os.environ["FREE"]):
                 time.sleep(0.01)
             run_jobs(*args)
 
-        server._run_jobs = late
+        forkserver._run_jobs = late
 
 
 class BrokenWorkers(AppConfig):
@@ -99,16 +99,16 @@ class BrokenWorkers(AppConfig):
     name = "tests.deaf"
 
     def ready(self) -> None:
-        from peasy_jobs import server
+        from peasy_jobs.workers import forkserver
 
-        run_jobs = server._run_jobs
+        run_jobs = forkserver._run_jobs
 
         def fails(*args: object) -> None:
             if not os.path.exists(os.environ["FREE"]):
                 raise RuntimeError("broken")
             run_jobs(*args)
 
-        server._run_jobs = fails
+        forkserver._run_jobs = fails
 
 
 class DyingWorkers(AppConfig):
@@ -117,16 +117,16 @@ class DyingWorkers(AppConfig):
     name = "tests.deaf"
 
     def ready(self) -> None:
-        from peasy_jobs import server
+        from peasy_jobs.workers import forkserver
 
-        run_jobs = server._run_jobs
+        run_jobs = forkserver._run_jobs
 
         def dies(*args: object) -> None:
             if not os.path.exists(os.environ["FREE"]):
                 os.kill(os.getpid(), signal.SIGKILL)
             run_jobs(*args)
 
-        server._run_jobs = dies
+        forkserver._run_jobs = dies
 
 
 class HalfAReport(AppConfig):
@@ -135,9 +135,9 @@ class HalfAReport(AppConfig):
     name = "tests.deaf"
 
     def ready(self) -> None:
-        from peasy_jobs import server
+        from peasy_jobs.workers import forkserver
 
-        start = server._start
+        start = forkserver._start
 
         def fails(control: Any, *args: object) -> None:
             if not os.path.exists(os.environ["FREE"]):
@@ -146,7 +146,7 @@ class HalfAReport(AppConfig):
                 time.sleep(600)
             start(control, *args)
 
-        server._start = fails
+        forkserver._start = fails
 
 
 class Hidden(AppConfig):
@@ -155,9 +155,9 @@ class Hidden(AppConfig):
     name = "tests.deaf"
 
     def ready(self) -> None:
-        from peasy_jobs import presence
+        from peasy_jobs.runner import lease
 
-        started, kill = presence._started, os.kill
+        started, kill = lease._started, os.kill
 
         def hidden(pid: int) -> str:
             if pid != os.getpid():
@@ -168,4 +168,4 @@ class Hidden(AppConfig):
             kill(pid, 0)  # the system says first that there is none
             raise PermissionError
 
-        presence._started, os.kill = hidden, forbidden
+        lease._started, os.kill = hidden, forbidden

@@ -14,10 +14,11 @@ from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
-from peasy_jobs import actions, database, listing
 from peasy_jobs.admin import JobAdmin
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store import vendors
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.web import actions, filters
 from tests.conftest import user
 from tests.test_dashboard import XSS, add, add_runner
 
@@ -76,7 +77,7 @@ def test_each_status_is_seen_by_an_icon_and_a_word(staff: Client) -> None:
 
 def test_the_list_shows_job_queue_user_duration_and_progress(staff: Client) -> None:
     anna = User.objects.create(username="anna")
-    started = database.as_field(database.database_now(connection)) - timedelta(seconds=65)
+    started = vendors.as_field(vendors.database_now(connection)) - timedelta(seconds=65)
     columns = {"runner_id": add_runner().pk, "started": started, "status_msg": "40 of 100", "queue_name": "slow"}
     add("resize", ONGOING, user=anna, extra={"progress": 40.2}, **columns)
     add("broken", FAILED, errors=[{"message": "no such file"}])
@@ -98,8 +99,8 @@ def test_the_list_is_newest_first_whatever_the_address_says_and_pages(staff: Cli
 
 
 def test_more_than_can_be_counted_is_said_and_not_counted(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "WINDOW", 3)
-    monkeypatch.setattr(listing, "CAP", 4)
+    monkeypatch.setattr(filters, "WINDOW", 3)
+    monkeypatch.setattr(filters, "CAP", 4)
     old = add("old", FAILED, queue_name="rare")
     for n in range(3):
         add(f"{n}")
@@ -135,14 +136,14 @@ def test_a_site_may_leave_jobs_out(staff: Client, monkeypatch: pytest.MonkeyPatc
 
 def test_every_filter_finds_its_jobs(staff: Client) -> None:
     one_of_each()
-    for word in listing.LETTERS:
+    for word in filters.LETTERS:
         assert titles(staff.get(f"{JOBS}?status={word}")) == [word]
     add("letter", queue_name="post", job_name="shop.letters.print_it")
     add("stopped", CANCELLED, completed=None)
     assert titles(staff.get(f"{JOBS}?status=cancelled")) == ["stopped", "cancelled"]
     assert titles(staff.get(f"{JOBS}?queue=post")) == ["letter"]
     assert titles(staff.get(f"{JOBS}?job=shop.letters.print_it&status=enqueued")) == ["letter"]
-    now = database.as_field(database.database_now(connection))
+    now = vendors.as_field(vendors.database_now(connection))
     for title, age in (("enqueued", 0.5), ("scheduled", 2), ("ongoing", 30), ("completed", 24 * 6)):
         PeasyJobQueue.objects.filter(title=title).update(created=now - timedelta(hours=age))
     PeasyJobQueue.objects.exclude(title__in=["enqueued", "scheduled", "ongoing", "completed"]).delete()
@@ -192,7 +193,7 @@ def queries(client: Client, url: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "query",
-    ["", "?p=2", *(f"?status={word}" for word in listing.LETTERS), "?q=job", "?queue=a&job=x.y&created=day&q=j"],
+    ["", "?p=2", *(f"?status={word}" for word in filters.LETTERS), "?q=job", "?queue=a&job=x.y&created=day&q=j"],
 )
 def test_the_list_takes_few_queries_and_reads_no_arguments(staff: Client, query: str) -> None:
     one_of_each()
@@ -453,7 +454,7 @@ def test_an_action_needs_a_csrf_token(settings: Any) -> None:
 def test_runners_are_listed_with_their_heartbeat_and_what_they_run(client: Client) -> None:
     runner = add_runner("web-1", queues=["post", "slow"], pid=1234567)
     add_runner("web-2", lease=-1)
-    started = database.as_field(database.database_now(connection)) - timedelta(seconds=65)
+    started = vendors.as_field(vendors.database_now(connection)) - timedelta(seconds=65)
     job = add("resize", ONGOING, runner_id=runner.pk, started=started)
     add("claimed ahead", ONGOING, runner_id=runner.pk)
     client.force_login(User.objects.create_superuser("root"))

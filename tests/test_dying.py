@@ -14,14 +14,14 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from peasy_jobs.channel import LENGTH
-from peasy_jobs.claims import Claim
-from peasy_jobs.database import database_now
-from peasy_jobs.execution import Outcome
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.processes import ProcessWorker
-from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, ONGOING
-from peasy_jobs.server import KILL, TICKET
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, FAILED, ONGOING
+from peasy_jobs.store.values import Claim
+from peasy_jobs.store.vendors import database_now
+from peasy_jobs.workers.channel import LENGTH
+from peasy_jobs.workers.execution import Outcome
+from peasy_jobs.workers.forkserver import KILL, TICKET
+from peasy_jobs.workers.processes import ProcessWorker
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types

@@ -25,11 +25,12 @@ from django.utils.functional import SimpleLazyObject
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from peasy_jobs import execution, payloads
-from peasy_jobs.claims import Run
+from peasy_jobs import payloads
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.payloads import ARGS, KWARGS, RESULT, PayloadError, PayloadRefused
 from peasy_jobs.peasy_jobs import peasy
+from peasy_jobs.store.values import Run
+from peasy_jobs.workers import execution
 
 NAME = "shop.jobs.export"
 COLUMNS = (ARGS, KWARGS, RESULT)

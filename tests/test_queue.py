@@ -15,13 +15,25 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import CaptureQueriesContext, override_settings
 
-from peasy_jobs import conf, database, listing, queue
+from peasy_jobs import conf
 from peasy_jobs.conf import Conf
-from peasy_jobs.housekeeping import Housekeeping
-from peasy_jobs.listing import Filters
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.presence import Presence
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED, Claim, Ending
+from peasy_jobs.runner.lease import Presence
+from peasy_jobs.runner.maintenance import Housekeeping
+from peasy_jobs.store import querysets, vendors
+from peasy_jobs.store.querysets import (
+    CANCELLED,
+    COMPLETED,
+    ENQUEUED,
+    FAILED,
+    FINISHED,
+    ONGOING,
+    SCHEDULED,
+    Claim,
+    Ending,
+)
+from peasy_jobs.web import filters
+from peasy_jobs.web.filters import Filters
 from tests.rivals import TABLE, locked, second_connection
 
 pytestmark = pytest.mark.django_db
@@ -35,7 +47,7 @@ servers_only = pytest.mark.skipif(SQLITE, reason="SQLite locks the whole file")
 
 
 def at(seconds: float = 0) -> datetime:
-    return database.as_field(START + timedelta(seconds=seconds))
+    return vendors.as_field(START + timedelta(seconds=seconds))
 
 
 def insert(count: int = 1, **columns: Any) -> list[int]:
@@ -172,14 +184,14 @@ def test_after_large_arguments_no_more_jobs_are_claimed_ahead(queues, at_once, w
 
 def test_what_a_driver_gives_as_a_memoryview_is_claimed_as_bytes(monkeypatch):
     name = "_claim_locked" if MARIADB else "_claim_returning"
-    claim_rows = getattr(queue.JobQuerySet, name)
+    claim_rows = getattr(querysets.JobQuerySet, name)
 
     def viewed(*args):
         return [
             [memoryview(value) if isinstance(value, bytes) else value for value in row] for row in claim_rows(*args)
         ]
 
-    monkeypatch.setattr(queue.JobQuerySet, name, viewed)
+    monkeypatch.setattr(querysets.JobQuerySet, name, viewed)
     insert(args_data=b"J[1]")
     (found,) = claim()
     assert (found.args, found.kwargs, found.damage()) == (b"J[1]", None, "")
@@ -257,7 +269,7 @@ def statements(action: Callable[[], Any]) -> list[tuple[str, Any]]:
 
     with transaction.atomic():
         # The driver's own cursor would show nothing.
-        asked = mock.patch.object(queue, "bare_cursor", lambda connection: connection.cursor())
+        asked = mock.patch.object(querysets, "bare_cursor", lambda connection: connection.cursor())
         with connection.execute_wrapper(remember), asked:
             action()
         transaction.set_rollback(True)
@@ -373,7 +385,7 @@ def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_t
         fill({"status": COMPLETED, "completed": at()})
     jobs.bulk_create([PeasyJobQueue(title="a job", job_name="tests.jobs.nothing") for _ in range(count)])
     with transaction.atomic():  # which takes the settings back, where a test could meet them
-        database.set_up(connection, 0.5)
+        vendors.set_up(connection, 0.5)
         held = claim(count // 2)
         for some in (1, 10, 100):
             assert accesses(lambda limit=some: claim(limit)) == [("peasy_waiting", False), ("primary key", False)]
@@ -395,8 +407,8 @@ def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say()
                 cursor.execute("ANALYZE sqlite_schema")  # reads them again
         for word, letter in (("enqueued", ENQUEUED), ("completed", COMPLETED)):
             pages = [Filters(status=word, **key) for key in ({}, {"before": 9000}, {"after": 9000})]
-            first, *others = (accesses(lambda page=page: list(listing._page(page))) for page in pages)
-            counted = accesses(lambda letter=letter: listing.listed(letter).values("status")[:1000].count())
+            first, *others = (accesses(lambda page=page: list(filters._page(page))) for page in pages)
+            counted = accesses(lambda letter=letter: filters.listed(letter).values("status")[:1000].count())
             assert first == counted == [("peasy_listed", False)], (statistics, word)
             assert {*sum(others, [])} <= {("peasy_listed", False), ("primary key", False)}, (statistics, word)
         assert accesses(lambda: claim(10))[0] == ("peasy_waiting", False), statistics
@@ -419,12 +431,12 @@ def test_the_indexes_hold_only_the_rows_they_are_for():
 
 
 def test_a_job_is_promoted_once_the_databases_clock_says_that_it_is_due():
-    now = database.database_now(connection)
-    due, later = (insert(status=SCHEDULED, run_after=database.as_field(now + delay))[0] for delay in seconds(-1, 60))
+    now = vendors.database_now(connection)
+    due, later = (insert(status=SCHEDULED, run_after=vendors.as_field(now + delay))[0] for delay in seconds(-1, 60))
 
-    assert jobs.promote(database.as_field(now)) == 1
+    assert jobs.promote(vendors.as_field(now)) == 1
     assert column("status", [due, later]) == [ENQUEUED, SCHEDULED]
-    assert jobs.promote(database.as_field(now)) == 0
+    assert jobs.promote(vendors.as_field(now)) == 0
 
 
 def seconds(*numbers: float) -> list[timedelta]:
@@ -432,7 +444,7 @@ def seconds(*numbers: float) -> list[timedelta]:
 
 
 def test_a_backlog_of_due_jobs_is_promoted_in_batches_the_longest_due_first(monkeypatch):
-    monkeypatch.setattr(queue, "BATCH", 2)
+    monkeypatch.setattr(querysets, "BATCH", 2)
     late, latest, on_time = (insert(status=SCHEDULED, run_after=at(second))[0] for second in (-2, -3, 0))
 
     assert jobs.promote(at()) == 2
@@ -700,7 +712,7 @@ def test_a_job_that_waits_is_over_when_it_is_cancelled(status):
     assert jobs.cancel(pk)
 
     assert (row(pk).status, row(pk).runner) == (CANCELLED, None)
-    assert abs(row(pk).completed - database.as_field(database.database_now(connection))) < timedelta(seconds=30)
+    assert abs(row(pk).completed - vendors.as_field(vendors.database_now(connection))) < timedelta(seconds=30)
     assert jobs.cancelled_of(ME) == []
 
 
@@ -769,7 +781,7 @@ def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries
     assert (job.status, job.runner_id, job.crashes, job.started) == (FAILED, None, retries + 1, at())
     assert [entry["message"] for entry in job.errors] == ["earlier", "Its runner is gone."]
     assert job.errors[-1]["at"] == job.completed.isoformat()
-    assert abs(job.completed - database.as_field(database.database_now(connection))) < timedelta(seconds=30)
+    assert abs(job.completed - vendors.as_field(vendors.database_now(connection))) < timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0, FAILED), (1, ENQUEUED), (None, FAILED)])
@@ -877,18 +889,19 @@ def test_a_job_that_has_not_finished_is_never_pruned(status):
 
 def test_a_large_backlog_is_pruned_in_batches():
     finished = [
-        PeasyJobQueue(title="a job", job_name="x", status=COMPLETED, completed=at(n)) for n in range(2 * queue.BATCH)
+        PeasyJobQueue(title="a job", job_name="x", status=COMPLETED, completed=at(n))
+        for n in range(2 * querysets.BATCH)
     ]
     jobs.bulk_create(finished)
 
-    assert jobs.prune(COMPLETED, 10, at(7200)) == queue.BATCH
-    assert jobs.earliest("completed").completed == at(queue.BATCH), "the oldest went first"
-    assert [jobs.prune(COMPLETED, 10, at(7200)) for _ in range(2)] == [queue.BATCH - 10, 0]
-    assert jobs.earliest("completed").completed == at(2 * queue.BATCH - 10)
+    assert jobs.prune(COMPLETED, 10, at(7200)) == querysets.BATCH
+    assert jobs.earliest("completed").completed == at(querysets.BATCH), "the oldest went first"
+    assert [jobs.prune(COMPLETED, 10, at(7200)) for _ in range(2)] == [querysets.BATCH - 10, 0]
+    assert jobs.earliest("completed").completed == at(2 * querysets.BATCH - 10)
 
 
 def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_noticed(monkeypatch):
-    monkeypatch.setattr(queue, "BATCH", 1)
+    monkeypatch.setattr(querysets, "BATCH", 1)
     over = insert(2, status=CANCELLED)
     (stamped,) = insert(status=CANCELLED, completed=at(-9))
     (running,) = insert(status=CANCELLED, runner_id=ME)
@@ -901,7 +914,7 @@ def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_notice
 
 
 def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_housekeeping(monkeypatch):
-    monkeypatch.setattr(queue, "BATCH", 1)
+    monkeypatch.setattr(querysets, "BATCH", 1)
     undated = insert(2)
     jobs.filter(pk__in=undated).update(status=SCHEDULED)
     (dated,) = insert(status=SCHEDULED, run_after=at(60))
@@ -914,9 +927,9 @@ def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_house
 
 
 def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monkeypatch):
-    monkeypatch.setattr(queue, "BATCH", 2)
+    monkeypatch.setattr(querysets, "BATCH", 2)
     over = insert(7, status=CANCELLED)
-    house = Housekeeping(jobs.all(), database.Clock(connection), Conf())
+    house = Housekeeping(jobs.all(), vendors.Clock(connection), Conf())
 
     for _ in range(4):
         house.keep(backlog=False)
@@ -994,7 +1007,7 @@ def in_zone(transactional_db: None) -> Iterator[Callable[[str], None]]:
 def test_the_databases_clock_is_utc_whatever_the_zone_of_its_session(in_zone, offset, use_tz):
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         in_zone(offset)
-        now = database.database_now(connection)
+        now = vendors.database_now(connection)
 
     assert now.tzinfo is UTC
     assert abs(now - datetime.now(UTC)) < timedelta(minutes=1)
@@ -1005,7 +1018,7 @@ def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         if MARIADB:  # on PostgreSQL Django has set the zone itself, and relies on it
             in_zone("-03:30")
-        now = database.as_field(database.database_now(connection))
+        now = vendors.as_field(vendors.database_now(connection))
         (pk,) = insert(status=SCHEDULED, run_after=now)
 
         assert row(pk).run_after == now
@@ -1016,15 +1029,15 @@ def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_
 
 @override_settings(USE_TZ=True, TIME_ZONE="America/New_York")
 def test_a_field_holds_an_aware_time_under_use_tz():
-    assert database.as_field(AUTUMN) == AUTUMN
-    assert database.as_field(AUTUMN + HOUR) - database.as_field(AUTUMN) == HOUR
+    assert vendors.as_field(AUTUMN) == AUTUMN
+    assert vendors.as_field(AUTUMN + HOUR) - vendors.as_field(AUTUMN) == HOUR
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_field_holds_the_local_time_without_use_tz_and_shows_an_hour_twice_in_autumn():
-    assert database.as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
-    assert database.as_field(AUTUMN) == database.as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
-    assert database.as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
+    assert vendors.as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
+    assert vendors.as_field(AUTUMN) == vendors.as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
+    assert vendors.as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
 
 
 def register(**columns: Any) -> PeasyRunner:
@@ -1033,18 +1046,18 @@ def register(**columns: Any) -> PeasyRunner:
 
 
 def presence(lease: float = 30) -> Presence:
-    return Presence(jobs, database.Clock(connection), conf.Conf(lease=lease))
+    return Presence(jobs, vendors.Clock(connection), conf.Conf(lease=lease))
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_lease_counts_real_seconds_through_the_hour_that_repeats(monkeypatch):
     moment = [AUTUMN + HOUR / 4]
-    monkeypatch.setattr(database, "database_now", lambda connection: moment[0])
+    monkeypatch.setattr(vendors, "database_now", lambda connection: moment[0])
     mine, other = presence(1800), presence(1800)
     mine.register([])
     other.register([])
     other.steady_since = other.clock.stepped_at = float("-inf")
-    monkeypatch.setattr(database, "STEP", HOUR.total_seconds())  # below, the hours are what the test lets pass
+    monkeypatch.setattr(vendors, "STEP", HOUR.total_seconds())  # below, the hours are what the test lets pass
     lease_until = runners.get(pk=mine.id).lease_until
     assert lease_until == AUTUMN.timestamp() + 45 * 60
     runners.filter(pk=mine.id).update(host_id="another host")
@@ -1065,7 +1078,7 @@ def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
     mine.renew_at = 0
 
     assert mine.renew()
-    assert abs(runners.get(pk=mine.id).lease_until - database.database_now(connection).timestamp() - 30) < 10
+    assert abs(runners.get(pk=mine.id).lease_until - vendors.database_now(connection).timestamp() - 30) < 10
 
     runners.all().delete()
     mine.renew_at = 0
@@ -1093,8 +1106,8 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
 @pytest.mark.parametrize("step", [-HOUR, timedelta(), HOUR], ids=["back", "none", "forward"])
 def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatch, step):
     """A host that has slept sees the same as one whose database's clock was set forward."""
-    now, offset = database.database_now, timedelta()
-    monkeypatch.setattr(database, "database_now", lambda connection: now(connection) + offset)
+    now, offset = vendors.database_now, timedelta()
+    monkeypatch.setattr(vendors, "database_now", lambda connection: now(connection) + offset)
     mine, alive = presence(), presence()
     dead = register(host_id="another host", lease_until=1.0)
     for one in (mine, alive):
@@ -1118,12 +1131,12 @@ def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatc
 
 @pytest.mark.parametrize("use_tz", [True, False])
 def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_tz):
-    monkeypatch.setattr(database, "database_now", lambda connection: AUTUMN)
+    monkeypatch.setattr(vendors, "database_now", lambda connection: AUTUMN)
     with override_settings(USE_TZ=use_tz):
-        clock = database.Clock(connection)
+        clock = vendors.Clock(connection)
         before = monotonic()
         assert clock.sync() == AUTUMN.timestamp()
-        error = abs(clock.at(before + 60) - database.as_field(AUTUMN + timedelta(minutes=1)))
+        error = abs(clock.at(before + 60) - vendors.as_field(AUTUMN + timedelta(minutes=1)))
     assert error < timedelta(seconds=10)
 
 
@@ -1145,7 +1158,7 @@ def retitle(pk: int, by: BaseDatabaseWrapper | None = None) -> None:
 
 @pytest.fixture
 def impatient(transactional_db: None) -> Iterator[None]:
-    database.set_up(connection, 0.05)
+    vendors.set_up(connection, 0.05)
     yield
     connection.close()
 
@@ -1154,7 +1167,7 @@ def test_a_lock_that_is_not_given_up_in_time_is_told_from_an_outage(impatient):
     (pk,) = insert()
     with locked(pk):
         error = of(lambda: retitle(pk))
-    assert database.is_locked(error)
+    assert vendors.is_locked(error)
     retitle(pk)
 
 
@@ -1162,7 +1175,7 @@ def test_a_claim_that_meets_a_lock_gives_up_too(impatient):
     (pk,) = insert()
     with locked(pk):
         if SQLITE:
-            assert database.is_locked(of(claim))
+            assert vendors.is_locked(of(claim))
         else:
             assert claim() == []
     assert pks(claim()) == [pk]
@@ -1190,7 +1203,7 @@ def test_a_deadlock_is_a_lock():
         that.dec_thread_sharing()
 
     (error,) = errors
-    assert database.is_locked(error)
+    assert vendors.is_locked(error)
 
 
 @real_trouble
@@ -1215,7 +1228,7 @@ def test_a_row_that_changed_since_the_transaction_has_read_it_is_a_lock():
             retitle(pk)
             error = of(lambda: retitle(pk, other))
         other.rollback()
-    assert database.is_locked(error)
+    assert vendors.is_locked(error)
 
 
 @servers_only
@@ -1229,8 +1242,8 @@ def test_a_connection_that_the_server_has_closed_is_an_outage():
             cursor.execute("SELECT pg_terminate_backend(%s)" if POSTGRES else "KILL %s", [session])
         with other.cursor() as cursor:
             errors = [of(lambda: cursor.execute("SELECT 1")) for _ in range(2)]
-    assert [database.is_outage(error) for error in errors] == [True, True]
-    assert [database.is_locked(error) for error in errors] == [False, False]
+    assert [vendors.is_outage(error) for error in errors] == [True, True]
+    assert [vendors.is_locked(error) for error in errors] == [False, False]
 
 
 @real_trouble
@@ -1238,7 +1251,7 @@ def test_a_database_that_cannot_be_reached_is_an_outage(tmp_path):
     with second_connection() as other:
         other.settings_dict["NAME" if SQLITE else "PORT"] = tmp_path / "none" / "db.sqlite3" if SQLITE else 1
         error = of(other.ensure_connection)
-    assert database.is_outage(error) and not database.is_locked(error)
+    assert vendors.is_outage(error) and not vendors.is_locked(error)
 
 
 @pytest.mark.skipif(not SQLITE, reason="a file may be read-only")
@@ -1249,7 +1262,7 @@ def test_a_read_only_file_is_an_outage():
         with other.cursor() as cursor:
             cursor.execute("PRAGMA query_only = ON")
         error = of(lambda: retitle(pk, other))
-    assert database.is_outage(error) and not database.is_locked(error)
+    assert vendors.is_outage(error) and not vendors.is_locked(error)
 
 
 def test_wrong_data_is_neither_a_lock_nor_an_outage():
@@ -1257,7 +1270,7 @@ def test_wrong_data_is_neither_a_lock_nor_an_outage():
     with transaction.atomic():
         error = of(lambda: jobs.filter(pk=pk).update(attempts=None))
         connection.needs_rollback = True
-    assert not database.is_locked(error) and not database.is_outage(error)
+    assert not vendors.is_locked(error) and not vendors.is_outage(error)
     assert isinstance(error, DatabaseError) and not isinstance(error, OperationalError)
 
 

@@ -13,11 +13,12 @@ from django.conf import settings
 from django.db import DatabaseError, OperationalError, connection, connections
 from django.test.utils import CaptureQueriesContext
 
-from peasy_jobs import database, queue, recorder
-from peasy_jobs.execution import Report
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending
-from peasy_jobs.recorder import PROGRESS_EVERY, WRITE_AGAIN, WRITE_EVERY, Recorder
+from peasy_jobs.runner import recorder
+from peasy_jobs.runner.recorder import PROGRESS_EVERY, WRITE_AGAIN, WRITE_EVERY, Recorder
+from peasy_jobs.store import querysets, vendors
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending
+from peasy_jobs.workers.execution import Report
 from tests.rivals import TABLE, locked
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -48,8 +49,8 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 @pytest.fixture
 def book(transactional_db: None) -> Iterator[Recorder]:
     """A recorder on a connection that gives up a lock as soon as the database can."""
-    database.set_up(connection, 0.05)
-    clock = database.Clock(connection)
+    vendors.set_up(connection, 0.05)
+    clock = vendors.Clock(connection)
     clock.sync()
     yield Recorder(connection, jobs.all(), clock)
     connection.close()
@@ -58,7 +59,7 @@ def book(transactional_db: None) -> Iterator[Recorder]:
 def claimed(count: int) -> list[Claim]:
     for _ in range(count):
         jobs.create(title="a job", job_name="tests.jobs.nothing")
-    return jobs.claim(ME, count, [], database.as_field(database.database_now(connection)))
+    return jobs.claim(ME, count, [], vendors.as_field(vendors.database_now(connection)))
 
 
 def done(claim: Claim, **columns: Any) -> Ending:
@@ -116,7 +117,7 @@ def forget_zone():
     indirect=True,
 )
 def test_times_are_stored_as_django_stores_them(zone, fraction):
-    clock = database.Clock(connection)
+    clock = vendors.Clock(connection)
     clock.offset = 1_800_000_000.0 + fraction
     (one,) = claimed(1)
     started, completed = clock.at(0.0), clock.at(3600.0)
@@ -189,14 +190,14 @@ def test_a_locked_job_is_tried_as_often_whatever_ends_meanwhile(book, time, monk
     """Each try may take as long as the lock timeout, and everything waits for it."""
     held, *others = claimed(21)
     tries = 0
-    end = queue.JobQuerySet.end
+    end = querysets.JobQuerySet.end
 
     def counted(self: Any, runner: int, endings: list[Ending], now: Any) -> Any:
         nonlocal tries
         tries += any(ending.claim is held for ending in endings)
         return end(self, runner, endings, now)
 
-    monkeypatch.setattr(queue.JobQuerySet, "end", counted)
+    monkeypatch.setattr(querysets.JobQuerySet, "end", counted)
     book.end(done(held))
     with locked(held.pk):
         for claim in others:
@@ -214,13 +215,13 @@ def test_many_locked_jobs_take_no_longer_than_a_few(book, monkeypatch):
     for claim in claims:
         book.end(done(claim))
     tried: list[list[int]] = []
-    end = queue.JobQuerySet.end
+    end = querysets.JobQuerySet.end
 
     def counted(self: Any, runner: int, endings: list[Ending], now: Any) -> Any:
         tried.append([ending.claim.pk for ending in endings])
         return end(self, runner, endings, now)
 
-    monkeypatch.setattr(queue.JobQuerySet, "end", counted)
+    monkeypatch.setattr(querysets.JobQuerySet, "end", counted)
     pks = [claim.pk for claim in claims]
     with locked(*pks):
         book.write(ME, urgent=True)
@@ -265,7 +266,7 @@ def test_an_outage_keeps_all_and_says_so(book, time, monkeypatch):
         raise OperationalError("the server has gone away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(queue.JobQuerySet, "end", away)
+        patch.setattr(querysets.JobQuerySet, "end", away)
         with pytest.raises(OperationalError, match="gone away"):
             book.write(ME, urgent=True)
 
@@ -290,7 +291,7 @@ UNSTORABLE = {
 @pytest.mark.parametrize("wrong", UNSTORABLE.values(), ids=UNSTORABLE)
 def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(book, caplog, wrong):
     first, bad, last = claimed(3)
-    times = {name: database.as_field(database.database_now(connection)) for name in ("started", "completed")}
+    times = {name: vendors.as_field(vendors.database_now(connection)) for name in ("started", "completed")}
     book.end(done(first))
     book.end(done(bad, **times, **wrong))
     book.end(done(last))
@@ -482,4 +483,4 @@ def test_progress_that_the_database_refuses_is_dropped_and_the_job_goes_on(book,
 
 def test_the_refusals_of_a_database_are_no_outages():
     """Else the tests above would show nothing: they would be waited out."""
-    assert not database.is_outage(DatabaseError("wrong data")) and database.is_outage(OperationalError("gone"))
+    assert not vendors.is_outage(DatabaseError("wrong data")) and vendors.is_outage(OperationalError("gone"))

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from django.core.management import call_command
 
-from peasy_jobs import reloading, runner
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import COMPLETED, ENQUEUED
+from peasy_jobs.runner import autoreload, loop
+from peasy_jobs.store.querysets import COMPLETED, ENQUEUED
 from tests.jobs import notes
 from tests.processes import REPOSITORY, Command, both_worker_types
 from tests.rows import assert_gone, finished, row, with_app
@@ -252,8 +252,8 @@ def test_a_template_counts_as_code(run_peasy, project):
 def test_only_a_runner_for_development_watches_the_code(db, settings, monkeypatch, debug, options, expected):
     watching = []
     settings.DEBUG = debug
-    monkeypatch.setattr(runner.Runner, "run", lambda self: True)
-    monkeypatch.setattr(reloading.Reloader, "__init__", lambda self, *args: watching.append(self))
-    monkeypatch.setattr(reloading.Reloader, "restart", lambda self: None)
+    monkeypatch.setattr(loop.Runner, "run", lambda self: True)
+    monkeypatch.setattr(autoreload.Reloader, "__init__", lambda self, *args: watching.append(self))
+    monkeypatch.setattr(autoreload.Reloader, "restart", lambda self: None)
     call_command("run_peasy", *options)
     assert bool(watching) is expected

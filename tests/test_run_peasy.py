@@ -16,11 +16,12 @@ import pytest
 from django.db import connection, transaction
 
 import peasy_jobs
-from peasy_jobs import conf, wakeup
-from peasy_jobs.database import as_field, database_now
+from peasy_jobs import conf
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import BATCH, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, JobQuerySet
-from peasy_jobs.runner import Runner
+from peasy_jobs.runner.loop import Runner
+from peasy_jobs.store import wakeup
+from peasy_jobs.store.querysets import BATCH, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, JobQuerySet
+from peasy_jobs.store.vendors import as_field, database_now
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import Command, both_worker_types
@@ -133,7 +134,7 @@ def test_exit_on_empty_prunes_to_the_maxima_on_its_way_out_whatever_the_grace(ru
 
 def test_exit_on_empty_prunes_a_batch_in_each_turn(transactional_db, monkeypatch):
     # A turn that takes a third of the lease counts as a database that is silent, and is cut off.
-    monkeypatch.setattr("peasy_jobs.queue.BATCH", 2)
+    monkeypatch.setattr("peasy_jobs.store.querysets.BATCH", 2)
     jobs.nothing.map([()] * 7)
     PeasyJobQueue.objects.update(status=COMPLETED, completed=as_field(database_now(connection)))
     left, turn = [7], Runner.turn
@@ -611,7 +612,7 @@ def run_all(todo, **settings):
 
 
 def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, monkeypatch, claimed):
-    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD_BYTES", 10_000)
+    monkeypatch.setattr("peasy_jobs.runner.loop.LOOK_AHEAD_BYTES", 10_000)
     run_all(jobs.echo.map(["x" * 3000] * 40))
     assert 1 < max(limit for limit, _ in claimed) <= 4
 
@@ -619,9 +620,9 @@ def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, mo
 def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_are_written(
     transactional_db, monkeypatch, claimed
 ):
-    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD_JOBS", 10)
-    monkeypatch.setattr("peasy_jobs.recorder.WRITE_AT_ONCE", 10)
-    monkeypatch.setattr("peasy_jobs.recorder.WRITE_EVERY", 0.0)
+    monkeypatch.setattr("peasy_jobs.runner.loop.LOOK_AHEAD_JOBS", 10)
+    monkeypatch.setattr("peasy_jobs.runner.recorder.WRITE_AT_ONCE", 10)
+    monkeypatch.setattr("peasy_jobs.runner.recorder.WRITE_EVERY", 0.0)
     workers = 4
     run_all(jobs.nothing.map([()] * 400), concurrency=workers)
     assert 1 < max(limit for limit, _ in claimed) <= 10
@@ -629,7 +630,7 @@ def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_a
 
 
 def test_a_claim_that_takes_long_does_not_make_workers_look_held_up(transactional_db, monkeypatch):
-    monkeypatch.setattr("peasy_jobs.runner.LOOK_AHEAD", 0.02)
+    monkeypatch.setattr("peasy_jobs.runner.loop.LOOK_AHEAD", 0.02)
     claim = JobQuerySet.claim
 
     def slow(self, *args):

@@ -8,10 +8,10 @@ from django.db.models import F
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from peasy_jobs import database
-from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store import vendors
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store.values import Claim, Ending
 
 pytestmark = pytest.mark.django_db
 
@@ -46,7 +46,7 @@ class World:
 
     def __init__(self) -> None:
         self.pk = jobs.create(title="a job", job_name="tests.jobs.nothing").pk
-        self.now = database.as_field(database.database_now(connection))
+        self.now = vendors.as_field(vendors.database_now(connection))
         self.claims: dict[int, list[Claim]] = {runner: [] for runner in RUNNERS}
 
     def row(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from time import monotonic
 from typing import Any
 from xml.etree import ElementTree
@@ -15,15 +14,18 @@ from django.db import DataError, OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import translation
 
-from peasy_jobs import charts, database, housekeeping, statistics
-from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.conf import Conf
-from peasy_jobs.housekeeping import TALLY_EVERY, Housekeeping
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
-from peasy_jobs.recorder import Recorder
-from peasy_jobs.statistics import AGES, BATCH, BOUNDS, COLUMNS, EDGES, KEPT, Point, Tally, bucket, quantile
+from peasy_jobs.runner import counters, maintenance
+from peasy_jobs.runner.counters import AGES, BATCH, BOUNDS, COLUMNS, EDGES, KEPT, Point, Tally, bucket, quantile
+from peasy_jobs.runner.maintenance import TALLY_EVERY, Housekeeping
+from peasy_jobs.runner.recorder import Recorder
+from peasy_jobs.store import vendors
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.web import charts
 from tests import jobs
+from tests.manual import ROOT
 from tests.rivals import Rival, compete, second_connection
 from tests.rows import row
 
@@ -39,13 +41,13 @@ SQLITE = settings.TEST_DATABASE == "sqlite"
 @pytest.fixture
 def tally() -> Tally:
     """Counts at `NOW`."""
-    clock = database.Clock(connection)
+    clock = vendors.Clock(connection)
     clock.offset = NOW.timestamp() - monotonic()
     return Tally(connection.alias, clock)
 
 
 def at(seconds: float) -> datetime:
-    return database.as_field(NOW + timedelta(seconds=seconds))
+    return vendors.as_field(NOW + timedelta(seconds=seconds))
 
 
 def since(seconds: float) -> float:
@@ -72,7 +74,7 @@ def longest() -> list[tuple[float | None, float | None]]:
 
 
 def hour() -> list[Point]:
-    return statistics.last_hour(database.database_now(connection))
+    return counters.last_hour(vendors.database_now(connection))
 
 
 # Buckets
@@ -130,8 +132,8 @@ def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(tally):
     tally.count([ended(waited=60, run=10)] * 8)
     tally.write()
 
-    assert statistics.last_hour(NOW)[-1][-4:] == statistics.last_day(NOW)[-1][-4:] == (60, 60, 10, 10)
-    words = charts.seconds(statistics.last_hour(NOW))
+    assert counters.last_hour(NOW)[-1][-4:] == counters.last_day(NOW)[-1][-4:] == (60, 60, 10, 10)
+    words = charts.seconds(counters.last_hour(NOW))
     assert "half of the jobs waited up to 1 min, 95% up to 1 min." in words
     assert "half of the jobs ran up to 10 s, 95% up to 10 s." in words
 
@@ -140,7 +142,7 @@ def test_short_jobs_and_a_few_long_ones_read_as_both(tally):
     tally.count([*[ended(run=0.05)] * 90, *[ended(run=70)] * 10])
     tally.write()
 
-    *_, median, p95 = statistics.last_hour(NOW)[-1]
+    *_, median, p95 = counters.last_hour(NOW)[-1]
     assert 0.02 < median < 0.1
     assert 60 < p95 < 70
 
@@ -152,7 +154,7 @@ def test_a_job_that_waited_since_the_beginning_of_time_breaks_no_chart(tally):
     tally.write()
 
     assert longest() == [(AGES, 1)]
-    assert " h" in charts.seconds(statistics.last_hour(NOW))
+    assert " h" in charts.seconds(counters.last_hour(NOW))
 
 
 def test_the_longest_time_of_a_minute_only_ever_grows(tally):
@@ -180,7 +182,7 @@ def test_a_job_that_runs_again_does_not_count(tally, status):
 def claimed(count: int, **columns: Any) -> list[Claim]:
     for _ in range(count):
         PeasyJobQueue.objects.create(**{"title": "a job", "job_name": "tests.jobs.nothing", **columns})
-    return PeasyJobQueue.objects.claim(ME, count, [], database.as_field(database.database_now(connection)))
+    return PeasyJobQueue.objects.claim(ME, count, [], vendors.as_field(vendors.database_now(connection)))
 
 
 def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_not(tally):
@@ -207,16 +209,16 @@ def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_no
     ids=["new", "was due", "retried", "put back", "crashed"],
 )
 def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
-    now = database.database_now(connection)
+    now = vendors.database_now(connection)
     if "run_after" in columns:
-        columns = {**columns, "run_after": database.as_field(now + timedelta(seconds=columns["run_after"]))}
+        columns = {**columns, "run_after": vendors.as_field(now + timedelta(seconds=columns["run_after"]))}
     (claim,) = claimed(1, **columns)
 
     assert not claim.damage()
     if seconds is None:
         assert claim.since is None
     else:
-        moment = database.as_field(now)
+        moment = vendors.as_field(now)
         expected = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() + seconds
         assert claim.since == pytest.approx(expected, abs=2)
 
@@ -282,7 +284,7 @@ def test_what_is_older_than_two_days_is_deleted_in_small_batches(tally):
 
 def test_a_runner_writes_every_ten_seconds_or_so(tally, monkeypatch):
     now = monotonic()
-    monkeypatch.setattr(housekeeping, "monotonic", lambda: now)
+    monkeypatch.setattr(maintenance, "monotonic", lambda: now)
     house = Housekeeping(PeasyJobQueue.objects.all(), tally.clock, Conf())
     written = []
     for seconds in (0, TALLY_EVERY - 1, 2, 1, 2 * TALLY_EVERY):
@@ -296,7 +298,7 @@ def test_a_runner_writes_every_ten_seconds_or_so(tally, monkeypatch):
 
 def test_a_lock_is_not_waited_for_and_nothing_is_lost(tally):
     PeasyMinute.objects.create(minute=MINUTE)
-    database.set_up(connection, 0.05)
+    vendors.set_up(connection, 0.05)
     tally.count([ended()])
     with second_connection() as other:
         other.set_autocommit(False)
@@ -348,7 +350,7 @@ def test_the_last_hour_has_a_point_for_each_minute():
     PeasyMinute.objects.create(minute=MINUTE - 59, completed=2, w3=2, r5=2)
     PeasyMinute.objects.create(minute=MINUTE, failed=1, cancelled=3)
     with CaptureQueriesContext(connection) as captured:
-        points = statistics.last_hour(NOW)
+        points = counters.last_hour(NOW)
 
     assert len(captured) == 1
     assert [(point.completed, point.failed, point.cancelled) for point in points] == [
@@ -365,7 +367,7 @@ def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
     for minute in (MINUTE - 24 * 60, MINUTE - 8, MINUTE - 7, MINUTE):  # it is seven minutes past
         PeasyMinute.objects.create(minute=minute, completed=1, r2=1)
     with CaptureQueriesContext(connection) as captured:
-        points = statistics.last_day(NOW)
+        points = counters.last_day(NOW)
 
     assert len(captured) == 1
     assert [point.completed for point in points] == [*[0] * 94, 1, 2]
@@ -376,14 +378,14 @@ def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
 def test_a_point_of_several_minutes_has_the_longest_time_of_them():
     for minute, run_max in ((MINUTE, 11), (MINUTE - 1, 12), (MINUTE - 2, None)):  # in the last nothing ran
         PeasyMinute.objects.create(minute=minute, failed=1, r7=0 if run_max is None else 1, run_max=run_max)
-    assert statistics.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 1.2**0.95)
+    assert counters.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 1.2**0.95)
 
 
 def test_a_minute_of_which_the_longest_time_is_not_known_may_have_had_any_of_its_last_bucket():
     PeasyMinute.objects.create(minute=MINUTE, completed=1, r7=1, run_max=12)
     PeasyMinute.objects.create(minute=MINUTE - 1, completed=1, r7=1)
-    assert statistics.last_hour(NOW)[-2].run_p95 == pytest.approx(10 * 6**0.95)
-    assert statistics.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 6**0.95)
+    assert counters.last_hour(NOW)[-2].run_p95 == pytest.approx(10 * 6**0.95)
+    assert counters.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 6**0.95)
 
 
 def test_a_longest_time_is_added_to_a_row_that_has_none(tally):
@@ -405,9 +407,9 @@ def test_the_jobs_of_a_runner_appear_when_it_ends(run_peasy, tmp_path):
     total = Counter()
     for columns in stored().values():
         total.update(columns)
-    assert sum(total[name] for name in statistics.RUN) == sum(total[name] for name in statistics.WAITED) == 6
+    assert sum(total[name] for name in counters.RUN) == sum(total[name] for name in counters.WAITED) == 6
     assert total["w7"] == 1, "it waited since it was due"
-    assert sum(total[name] for name in statistics.RUN[:6]) == 6, "each ran for less than two seconds"
+    assert sum(total[name] for name in counters.RUN[:6]) == 6, "each ran for less than two seconds"
     waited, run = zip(*longest(), strict=True)
     assert 30 <= max(waited) < 60
     assert 0 < max(run) < 2
@@ -420,7 +422,7 @@ CHARTS = [charts.jobs_per_minute, charts.seconds]
 
 def points(**columns: Any) -> list[Point]:
     """An hour with something in its 31st minute."""
-    quiet = Point(database.as_field(NOW), 1, 0, 0, 0, None, None, None, None)
+    quiet = Point(vendors.as_field(NOW), 1, 0, 0, 0, None, None, None, None)
     made = [quiet._replace(start=at(60 * minute)) for minute in range(60)]
     made[30] = made[30]._replace(**columns)
     return made
@@ -475,7 +477,7 @@ def test_one_failure_among_a_thousand_jobs_is_to_be_seen():
 
 
 def test_a_point_without_neighbours_is_long_enough_to_show_whether_it_is_dashed():
-    css = Path(charts.__file__).with_name("static").joinpath("peasy_jobs", "charts.css").read_text()
+    css = (ROOT / "peasy_jobs/static/peasy_jobs/charts.css").read_text()
     dash, gap = map(int, re.search(r"stroke-dasharray: (\d) (\d)", css).groups())
     svg, _ = drawn(charts.seconds, points(**BUSY))
     lengths = {path.get("d").partition("h")[2] for path in svg.findall("path") if "," in path.get("d")[2:]}

@@ -27,8 +27,9 @@ from django.utils.formats import date_format
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis.extra.django import TestCase
 
-from peasy_jobs import conf, display, payloads, status, widget
+from peasy_jobs import conf, payloads
 from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.web import formatting, status_document, widget
 from tests import jobs
 from tests.manual import MANUAL, ROOT, block
 
@@ -170,7 +171,7 @@ def test_the_document_of_every_status(columns, expected):
 
 def test_the_times_are_utc_for_a_site_that_has_no_time_zones(settings):
     settings.USE_TZ = False
-    assert status._iso(datetime(2026, 6, 1, 6, 0)) == "2026-06-01T10:00:00.000Z"
+    assert status_document._iso(datetime(2026, 6, 1, 6, 0)) == "2026-06-01T10:00:00.000Z"
 
 
 def test_the_path_of_the_document_is_short_and_the_links_are_signed():
@@ -219,7 +220,7 @@ def test_an_owner_who_was_deactivated_sees_nothing():
     owner.is_active = False
     request = RequestFactory().get("/")
     request.user = owner
-    assert not status.may_see(request, job)
+    assert not status_document.may_see(request, job)
 
 
 def test_a_job_without_a_user_is_not_that_of_a_visitor_without_a_name():
@@ -229,20 +230,20 @@ def test_a_job_without_a_user_is_not_that_of_a_visitor_without_a_name():
 def test_a_user_model_of_the_sites_own_may_know_no_staff():
     request = RequestFactory().get("/")
     request.user = SimpleNamespace(pk=1, is_active=True)
-    assert status.may_see(request, SimpleNamespace(pk=1, user_id=1, created=MOMENT))
-    assert not status.may_see(request, SimpleNamespace(pk=1, user_id=2, created=MOMENT))
+    assert status_document.may_see(request, SimpleNamespace(pk=1, user_id=1, created=MOMENT))
+    assert not status_document.may_see(request, SimpleNamespace(pk=1, user_id=2, created=MOMENT))
 
 
 def test_a_site_without_logins_shows_a_job_to_the_bearer_of_its_link_only(settings):
     settings.MIDDLEWARE = []
     job = make()
-    assert sees(Client(), job, f"?t={status.token(job)}")
+    assert sees(Client(), job, f"?t={status_document.token(job)}")
     assert not sees(Client(), job)
 
 
 def test_a_link_is_good_for_one_job_and_for_a_time(monkeypatch):
     job, other = make(), make()
-    token = status.token(job)
+    token = status_document.token(job)
     assert sees(Client(), job, f"?t={token}")
     assert not sees(Client(), other, f"?t={token}")
     assert not sees(Client(), job, f"?t={token[:-1]}")
@@ -255,14 +256,14 @@ def test_a_link_is_good_for_one_job_and_for_a_time(monkeypatch):
 def test_a_link_lasts_as_long_as_the_setting_says(settings, monkeypatch):
     settings.PEASY_TOKEN_MAX_AGE = 5
     job = make()
-    token, now = status.token(job), time.time() + 7
+    token, now = status_document.token(job), time.time() + 7
     monkeypatch.setattr("django.core.signing.time", SimpleNamespace(time=lambda: now))
     assert not sees(Client(), job, f"?t={token}")
 
 
 def test_a_link_is_not_good_for_a_later_job_with_the_same_key():
     job = make()
-    pk, token = job.pk, status.token(job)
+    pk, token = job.pk, status_document.token(job)
     job.delete()
     again = make(pk=pk)
     assert not sees(Client(), again, f"?t={token}")
@@ -270,7 +271,7 @@ def test_a_link_is_not_good_for_a_later_job_with_the_same_key():
 
 def test_a_link_survives_a_change_of_the_secret_key(settings):
     job = make()
-    token, settings.SECRET_KEY_FALLBACKS = status.token(job), [settings.SECRET_KEY]
+    token, settings.SECRET_KEY_FALLBACKS = status_document.token(job), [settings.SECRET_KEY]
     settings.SECRET_KEY = "another one that is as long as the first, which the deployment check asks for too"
     assert sees(Client(), job, f"?t={token}")
     settings.SECRET_KEY_FALLBACKS = []
@@ -364,7 +365,7 @@ def test_a_hook_that_is_never_awaited_lets_nobody_in(settings, monkeypatch):
 def test_a_link_works_where_the_site_is_for_those_who_are_logged_in(settings):
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
     job = make()
-    assert sees(Client(), job, f"?t={status.token(job)}")
+    assert sees(Client(), job, f"?t={status_document.token(job)}")
     assert not sees(Client(), job)
 
 
@@ -375,7 +376,7 @@ def test_a_link_is_good_whatever_the_zone_of_the_database(monkeypatch):
         forget_the_zone()
         job = jobs.nothing()
         assert shown(job)["status"] == "enqueued"
-        assert status.token(PeasyJobQueue.objects.get(pk=job.pk)) == status.token(job)
+        assert status_document.token(PeasyJobQueue.objects.get(pk=job.pk)) == status_document.token(job)
     finally:
         monkeypatch.undo()
         forget_the_zone()
@@ -413,7 +414,7 @@ def test_a_hook_may_say_who_sees_a_job(settings, monkeypatch):
     assert sees(Client(headers={"shop": "yes"}), job)
     assert asked[0] == (f"/peasy/jobs/{job.pk}.json", job.pk)
     asked.clear()
-    assert sees(Client(), job, f"?t={status.token(job)}")
+    assert sees(Client(), job, f"?t={status_document.token(job)}")
     assert asked == []
 
 
@@ -600,7 +601,7 @@ def test_nothing_can_be_done_but_look(method):
     ],
 )
 def test_progress_is_a_number_from_0_to_100_or_not_known(extra, percent):
-    assert status.progress(extra) == percent
+    assert status_document.progress(extra) == percent
 
 
 JSON = some.recursive(
@@ -611,14 +612,14 @@ JSON = some.recursive(
 
 @given(extra=JSON | some.fixed_dictionaries({"progress": JSON}))
 def test_progress_never_fails(extra):
-    percent = status.progress(extra)
+    percent = status_document.progress(extra)
     assert percent is None or 0 <= percent <= 100
 
 
 @settings(max_examples=30)
 @given(document=some.dictionaries(some.text(some.characters()), JSON))
 def test_what_is_sent_is_json_whatever_is_in_it(document):
-    strict(status.encode(document))
+    strict(status_document.encode(document))
 
 
 def test_a_completed_job_is_at_100_and_one_that_runs_never():
@@ -721,7 +722,7 @@ class Elements(HTMLParser):
 def test_no_text_becomes_markup(text):
     job = make(title=text, status="O", status_msg=text, extra={"progress": text, text: text})
     page = engines["django"].from_string(WIDGET).render({"job": job})
-    fragment = Client().get(job.progress_url, {"t": status.token(job), "a": text, "p": text}).content.decode()
+    fragment = Client().get(job.progress_url, {"t": status_document.token(job), "a": text, "p": text}).content.decode()
     for html in (page, fragment):
         parser = Elements()
         parser.feed(html)
@@ -746,7 +747,7 @@ class Fuzz(TestCase):
     @example(query={"v": "x", "s": "9" * 11, "p": "é", "a": "\0"}, good=True)
     def test_no_query_is_an_error(self, query, good):
         job = make(status="O")
-        query = {**query, "t": status.token(job)} if good else query
+        query = {**query, "t": status_document.token(job)} if good else query
         for url in plain_urls(job):
             response = Client().get(url, query)
             expected = {200, 204} if good or "progress" in url else {404}
@@ -884,7 +885,7 @@ def test_a_time_with_seconds_is_written_as_in_the_language():
     written = {"en": "6:20:04 p.m.", "de": "18:20:04", "fi": "18.20.04", "ko": "오후 6:20:04"}
     for language, text in written.items():
         with translation.override(language):
-            assert display.clock(datetime(2026, 6, 1, 18, 20, 4)) == text
+            assert formatting.clock(datetime(2026, 6, 1, 18, 20, 4)) == text
 
 
 def test_an_invalid_variable_is_not_drawn(settings):

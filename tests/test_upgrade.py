@@ -16,11 +16,11 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 
 from peasy_jobs import payloads
-from peasy_jobs.database import as_field
-from peasy_jobs.health import unapplied_migrations
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.payloads import PayloadRefused
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
+from peasy_jobs.runner.healthcheck import unapplied_migrations
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
+from peasy_jobs.store.vendors import as_field
 from tests.jobs import note, notes
 
 pytestmark = pytest.mark.django_db(transaction=True)

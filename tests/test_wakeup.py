@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 from django.db import ConnectionHandler
 
-from peasy_jobs import wakeup
+from peasy_jobs.store import wakeup
 
 LONG = 20  # seconds, far above what a busy machine needs
 WAL = "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"

@@ -14,8 +14,9 @@ from axe_playwright_python.sync_playwright import Axe
 from django.utils import timezone
 from playwright.sync_api import Locator, Page, Request, expect
 
-from peasy_jobs import conf, widget
+from peasy_jobs import conf
 from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.web import widget
 from tests import jobs
 from tests.e2e import urls
 from tests.e2e.site import change

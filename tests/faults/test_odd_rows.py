@@ -11,12 +11,14 @@ from django.db import DatabaseError, connection, transaction
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from peasy_jobs import conf, database, outcomes
-from peasy_jobs.housekeeping import Housekeeping
+from peasy_jobs import conf
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.presence import Presence
-from peasy_jobs.queue import COMPLETED, FAILED, ONGOING, SCHEDULED, Ending
-from peasy_jobs.recorder import Recorder
+from peasy_jobs.runner import outcomes
+from peasy_jobs.runner.lease import Presence
+from peasy_jobs.runner.maintenance import Housekeeping
+from peasy_jobs.runner.recorder import Recorder
+from peasy_jobs.store import vendors
+from peasy_jobs.store.querysets import COMPLETED, FAILED, ONGOING, SCHEDULED, Ending
 from tests import jobs
 from tests.processes import Command
 from tests.rivals import TABLE
@@ -161,7 +163,7 @@ ME, DEAD = 2**40, 2**41
 @pytest.fixture
 def own_connection(transactional_db: None):
     """Set up as a runner does it."""
-    database.set_up(connection, 0.5)
+    vendors.set_up(connection, 0.5)
     yield
     connection.close()
 
@@ -178,7 +180,7 @@ def a_runner_works(record: Recorder, presence: Presence, house: Housekeeping) ->
         all_jobs.close_cancelled(ME, pk, claims, clock.at(monotonic()))
     for queues in ([], ["default"]):
         all_jobs.peek(queues)
-        now = database.as_field(database.database_now(connection))
+        now = vendors.as_field(vendors.database_now(connection))
         for claim in all_jobs.claim(ME, 10, queues, now):
             if why := claim.damage():
                 record.end(outcomes.damaged(claim, why, clock))
@@ -208,7 +210,7 @@ def a_runner_works(record: Recorder, presence: Presence, house: Housekeeping) ->
 @example("F", ME, {"completed": "soon"})
 def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, runner, odd):
     caplog.set_level(logging.CRITICAL, "peasy_jobs")
-    clock = database.Clock(connection)
+    clock = vendors.Clock(connection)
     all_jobs = PeasyJobQueue.objects.all()
     site_conf = conf.Conf(max_completed=0, max_failed=0, max_cancelled=0, prune_grace=0)
     presence = Presence(all_jobs, clock, site_conf)

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 from django.db import connection
 
-from peasy_jobs import execution, outcomes
-from peasy_jobs.database import as_field, database_now
-from peasy_jobs.execution import Fail, NotStorable, Outcome, Retry, TimeLimit, Unknown, verdict
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.policy import FIRST_DELAY, LONGEST_DELAY, Policy
-from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED, SCHEDULED, Claim
+from peasy_jobs.runner import outcomes
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, FAILED, SCHEDULED, Claim
+from peasy_jobs.store.vendors import as_field, database_now
+from peasy_jobs.workers import execution
+from peasy_jobs.workers.execution import Fail, NotStorable, Outcome, Retry, TimeLimit, Unknown, verdict
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types

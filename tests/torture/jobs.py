@@ -13,9 +13,9 @@ from typing import Any
 
 from django.db import transaction
 
-from peasy_jobs import execution
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
+from peasy_jobs.workers import execution
 from tests.torture.record import note
 
 TICK = 0.1

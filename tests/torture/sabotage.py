@@ -18,9 +18,9 @@ class Sabotage(AppConfig):
 
     def ready(self) -> None:
         if host := os.environ.get(HOST):
-            from peasy_jobs import presence
+            from peasy_jobs.runner import lease
 
-            presence._host_id = lambda: host
+            lease._host_id = lambda: host
         for name in filter(None, os.environ.get(SABOTAGE, "").split(",")):
             globals()[f"_{name}"]()
 
@@ -30,7 +30,7 @@ def _late() -> None:
 
     Without this the straggler notices before it writes, almost always, and the fence has nothing to hold off.
     """
-    from peasy_jobs.presence import Presence
+    from peasy_jobs.runner.lease import Presence
 
     renew = Presence.renew
 
@@ -48,7 +48,7 @@ def _late() -> None:
 
 def _fence() -> None:
     """An outcome is written whoever holds the job by now."""
-    from peasy_jobs.queue import JobQuerySet
+    from peasy_jobs.store.querysets import JobQuerySet
 
     row_of = JobQuerySet._ending_row
 
@@ -63,14 +63,14 @@ def _fence() -> None:
 
 def _lease() -> None:
     """Every other runner is taken for dead at once."""
-    from peasy_jobs import presence
+    from peasy_jobs.runner import lease
 
-    presence._is_gone = lambda runner: True
+    lease._is_gone = lambda runner: True
 
 
 def _flush() -> None:
     """A runner that stops drops the outcomes that it has not written."""
-    from peasy_jobs.runner import Runner
+    from peasy_jobs.runner.loop import Runner
 
     absorb = Runner._absorb
 

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from time import monotonic, time
 from typing import Any
 
-from peasy_jobs import execution
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import FINISHED
+from peasy_jobs.store.querysets import FINISHED
+from peasy_jobs.workers import execution
 from tests.torture import database
 from tests.torture.hand import LEASE, ORPHANS_LIVE, SUSPENSIONS, Hand
 from tests.torture.jobs import DEADLY, ENDS_BADLY

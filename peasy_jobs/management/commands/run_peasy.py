@@ -11,12 +11,13 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError, router
 
-from peasy_jobs import conf, reloading
+from peasy_jobs import conf
 from peasy_jobs.checks import is_in_memory
-from peasy_jobs.health import problems
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.runner import Runner
-from peasy_jobs.server import import_jobs, show_log
+from peasy_jobs.runner import autoreload
+from peasy_jobs.runner.healthcheck import problems
+from peasy_jobs.runner.loop import Runner
+from peasy_jobs.workers.forkserver import import_jobs, show_log
 
 
 class Command(BaseCommand):
@@ -56,7 +57,7 @@ class Command(BaseCommand):
             self._check(alias, options["queue"])
             return
         show_log((logging.WARNING, logging.INFO, logging.INFO, logging.DEBUG)[options["verbosity"]])
-        if reloading.is_trial():
+        if autoreload.is_trial():
             if not import_jobs():
                 raise CommandError("Not all jobs can be imported.")
             return
@@ -64,7 +65,7 @@ class Command(BaseCommand):
             replace(conf.get(), **given), self._say, queues=options["queue"], exit_on_empty=options["exit_on_empty"]
         )
         reloads = conf.is_debug() and options["use_reloader"] and not options["exit_on_empty"]
-        reloader = reloading.Reloader(runner.signals, self._say) if reloads else None
+        reloader = autoreload.Reloader(runner.signals, self._say) if reloads else None
         ended = runner.run()
         if reloader:
             reloader.restart()

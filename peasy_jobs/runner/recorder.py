@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, InterfaceError
 
-from peasy_jobs import database, queue
-from peasy_jobs.claims import Claim, Ending
-from peasy_jobs.execution import Failure, Report, described
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
-from peasy_jobs.statistics import Tally
+from peasy_jobs.runner.counters import Tally
+from peasy_jobs.store import querysets, vendors
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.workers.execution import Failure, Report, described
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -34,8 +34,8 @@ class Recorder:
     def __init__(
         self,
         connection: BaseDatabaseWrapper,
-        jobs: queue.JobQuerySet,
-        clock: database.Clock,
+        jobs: querysets.JobQuerySet,
+        clock: vendors.Clock,
         tally: Tally | None = None,
     ) -> None:
         self.connection, self.jobs, self.clock, self.tally = connection, jobs, clock, tally or Tally(jobs.db, clock)
@@ -129,7 +129,7 @@ class Recorder:
         except Trouble as error:
             if self._is_outage(error):
                 raise
-            if database.is_locked(error):
+            if vendors.is_locked(error):
                 return False
             failure = described(Failure(f"What came of this job cannot be stored: {error}"))
             written = Ending(claim=ending.claim, status=FAILED, error=failure, started=ending.started)
@@ -146,7 +146,7 @@ class Recorder:
         except Trouble as error:
             if self._is_outage(error):
                 raise
-            if database.is_locked(error):
+            if vendors.is_locked(error):
                 self.progress[report.pk] = self.progress.pop(report.pk)  # the others come first
                 return
             logger.warning("The progress of job %d cannot be stored: %s", report.pk, error)
@@ -154,9 +154,9 @@ class Recorder:
 
     def _is_outage(self, error: Exception) -> bool:
         """Whether it is of no use to try another row."""
-        if database.is_locked(error):
+        if vendors.is_locked(error):
             return self.connection.vendor == "sqlite"  # it locks the whole file
-        return database.is_outage(error)
+        return vendors.is_outage(error)
 
     def _written(self, endings: list[Ending], lost: list[Claim]) -> None:
         self.gave_back = self.gave_back or any(ending.status in (ENQUEUED, SCHEDULED) for ending in endings)

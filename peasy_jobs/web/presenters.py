@@ -16,11 +16,13 @@ from django.utils.formats import date_format
 from django.utils.translation import get_language, ngettext
 from django.utils.translation import gettext as _
 
-from peasy_jobs import database, display, listing, payloads, status, widget
-from peasy_jobs.listing import CAP, PAGE, Filters, Snapshot
+from peasy_jobs import payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.queue import CANCELLED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
-from peasy_jobs.status import WORDS
+from peasy_jobs.store import vendors
+from peasy_jobs.store.querysets import CANCELLED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
+from peasy_jobs.web import formatting, status_document, widget
+from peasy_jobs.web.filters import CAP, PAGE, RUNNERS, WINDOW, Filters, Snapshot
+from peasy_jobs.web.status_document import WORDS
 
 # Neither arguments nor results: a page must not drag megabytes out of the database.
 COLUMNS = (
@@ -77,11 +79,11 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
     if more:
         pks = pks[1:] if filters.after is not None else pks[:PAGE]
     jobs = PeasyJobQueue.objects.only(*COLUMNS).in_bulk({*pks, *snapshot.running}) if pks or snapshot.running else {}
-    runners = PeasyRunner.objects.order_by("host", "pk")[: listing.RUNNERS]
+    runners = PeasyRunner.objects.order_by("host", "pk")[:RUNNERS]
     shown = hosts(snapshot.now, runners, [jobs[pk] for pk in snapshot.running if pk in jobs])
     older = more if filters.after is None else bool(pks)
     newer = more if filters.after is not None else filters.before is not None
-    moment = database.as_field(snapshot.now)
+    moment = vendors.as_field(snapshot.now)
     return {
         "filters": filters,
         "without_q": filters.query(q=""),
@@ -97,7 +99,7 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
         "older": filters.query(before=pks[-1], after=None) if older and pks else "",
         "newer": filters.query(before=None, after=pks[0]) if newer and pks else "",
         "newest": "" if filters.before is filters.after is None else filters.query() or "?",
-        "window": f"{listing.WINDOW:,}" if filters.narrow else "",
+        "window": f"{WINDOW:,}" if filters.narrow else "",
     }
 
 
@@ -108,27 +110,29 @@ def row(job: PeasyJobQueue, now: datetime, filters: Filters | None = None) -> Ro
     if running and job.status != ONGOING:
         label = _("Cancelled, still stopping")
     elapsed = _age(job.started, now) if running and job.started else None
-    took = display.duration(elapsed) if elapsed is not None else ""
+    took = formatting.duration(elapsed) if elapsed is not None else ""
     if job.started and job.completed:
-        took = display.duration((job.completed - job.started).total_seconds())
+        took = formatting.duration((job.completed - job.started).total_seconds())
     message = payloads.text(job.error if job.status in (FAILED, SCHEDULED) and job.error else job.status_msg, 300)
     query = (filters or Filters()).query(queue=job.queue_name)
-    after = display.moment(job.run_after)
-    return Row(job, status.word(job), label, status.percent(job), message, took, elapsed, query, after)
+    after = formatting.moment(job.run_after)
+    return Row(
+        job, status_document.word(job), label, status_document.percent(job), message, took, elapsed, query, after
+    )
 
 
 def detail(job: PeasyJobQueue) -> dict[str, Any]:
     """The context of a job's page."""
-    now = database.database_now(connections[PeasyJobQueue.objects.all().db])
+    now = vendors.database_now(connections[PeasyJobQueue.objects.all().db])
     return {
         "job": job,
-        "row": row(job, database.as_field(now)),
+        "row": row(job, vendors.as_field(now)),
         "version": version(job),
         "milestone": widget.milestone(job),
-        "arguments": display.arguments(job),
-        "result": display.result(job),
-        "extra": display.text(job.extra) if job.extra is not None else "",
-        "failures": display.failures(job),
+        "arguments": formatting.arguments(job),
+        "result": formatting.result(job),
+        "extra": formatting.text(job.extra) if job.extra is not None else "",
+        "failures": formatting.failures(job),
         "alive": job.runner is not None and job.runner.lease_until >= now.timestamp(),
         "can_be": {
             "cancel": job.status not in FINISHED,
@@ -205,11 +209,11 @@ def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
 
 def hosts(now: datetime, runners: Iterable[PeasyRunner], running: list[PeasyJobQueue]) -> list[Host]:
     """What is shown of these runners, of which `running` names the jobs."""
-    moment, found = database.as_field(now), []
+    moment, found = vendors.as_field(now), []
     for runner in runners:
         mine = [job for job in running if job.runner_id == runner.pk and job.status in (ONGOING, CANCELLED)]
         ages = [(job, _age(job.started, moment)) for job in mine if job.started]
-        doing = [Doing(job.pk, job.title, display.duration(age), age) for job, age in ages]
+        doing = [Doing(job.pk, job.title, formatting.duration(age), age) for job, age in ages]
         queues = [str(name) for name in runner.queues] if isinstance(runner.queues, list) else []
         alive = runner.lease_until >= now.timestamp()
         found.append(Host(runner, alive, doing, len(mine) - len(doing), queues))

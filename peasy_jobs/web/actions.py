@@ -8,8 +8,8 @@ from django.contrib import messages
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from peasy_jobs.listing import key
 from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.web.filters import key
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, QueryDict

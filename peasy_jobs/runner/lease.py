@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from django.db import DatabaseError
 
-from peasy_jobs import database, queue
 from peasy_jobs.models import PeasyRunner
+from peasy_jobs.store import querysets, vendors
 
 if TYPE_CHECKING:
     from peasy_jobs.conf import Conf
@@ -27,7 +27,7 @@ RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found 
 class Presence:
     """What the other runners know of this one."""
 
-    def __init__(self, jobs: queue.JobQuerySet, clock: database.Clock, conf: Conf) -> None:
+    def __init__(self, jobs: querysets.JobQuerySet, clock: vendors.Clock, conf: Conf) -> None:
         self.jobs, self.clock, self.conf = jobs, clock, conf
         self.runners = PeasyRunner.objects.using(jobs.db)
         self.id = 0
@@ -115,7 +115,7 @@ class Presence:
                 self.runners.filter(pk=self.id).delete()
                 return
             except DatabaseError as error:
-                if not database.is_locked(error) or monotonic() > until:
+                if not vendors.is_locked(error) or monotonic() > until:
                     raise
 
     def _renewed(self, at: float) -> None:

@@ -16,9 +16,9 @@ from django.utils import timezone
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
-from peasy_jobs import display, status
-from peasy_jobs.addresses import address
-from peasy_jobs.queue import ONGOING, SCHEDULED
+from peasy_jobs.store.querysets import ONGOING, SCHEDULED
+from peasy_jobs.urlresolution import address
+from peasy_jobs.web import formatting, status_document
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -41,7 +41,7 @@ def shown(
 ) -> dict[str, Any]:
     """The context of `_progress_body.html` for a job. asked: the query of a poll, which the last answer wrote."""
     prefix = _prefix(asked)
-    word, percent = status.word(job), status.percent(job)
+    word, percent = status_document.word(job), status_document.percent(job)
     # Rounded down: nothing is at 100 % before it has ended.
     percent = None if percent is None else int(percent)
     clock = _clock(job)
@@ -57,7 +57,7 @@ def shown(
         "id": element_id(job.pk, prefix),
         "word": word,
         "percent": percent,
-        "run_after": display.moment(job.run_after),
+        "run_after": formatting.moment(job.run_after),
         "clock": clock,
         "over": job.is_over,
         "version": version,
@@ -69,8 +69,8 @@ def shown(
 
 def milestone(job: PeasyJobQueue) -> str:
     """Changes when a screen reader should say something: with the status, and at each quarter of the way."""
-    quarter = int(status.percent(job) or 0) // MILESTONE if job.status == ONGOING else 0
-    return f"{status.word(job)}-{quarter}"
+    quarter = int(status_document.percent(job) or 0) // MILESTONE if job.status == ONGOING else 0
+    return f"{status_document.word(job)}-{quarter}"
 
 
 def gone(pk: int | None, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def _clock(job: PeasyJobQueue) -> str:
 
     No "in 4 s": that would be drawn anew with each poll, and be wrong on a page that does not poll.
     """
-    waits, moment = job.status == SCHEDULED, display.moment(job.run_after)
-    return display.clock(moment) if waits and moment and abs(moment - timezone.now()) < NEAR else ""
+    waits, moment = job.status == SCHEDULED, formatting.moment(job.run_after)
+    return formatting.clock(moment) if waits and moment and abs(moment - timezone.now()) < NEAR else ""
 
 
 def _url(job: PeasyJobQueue, query: dict[str, Any], request: HttpRequest | None) -> str | None:

@@ -12,19 +12,20 @@ from time import monotonic
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, reset_queries, router
 
-from peasy_jobs import database, outcomes, queue, wakeup
-from peasy_jobs.claims import Claim, Ending
 from peasy_jobs.conf import Conf
-from peasy_jobs.execution import CANCEL, SHUTDOWN, TIMEOUT, Outcome, Report
-from peasy_jobs.health import unapplied_migrations
-from peasy_jobs.housekeeping import Housekeeping
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.presence import Presence
-from peasy_jobs.processes import ProcessWorkers
-from peasy_jobs.recorder import Recorder
-from peasy_jobs.silence import SilenceAlarm
-from peasy_jobs.stopping import Stopper, StopSignals
-from peasy_jobs.workers import Death, ThreadWorkers, Worker, Workers, deal
+from peasy_jobs.runner import outcomes
+from peasy_jobs.runner.healthcheck import unapplied_migrations
+from peasy_jobs.runner.lease import Presence
+from peasy_jobs.runner.maintenance import Housekeeping
+from peasy_jobs.runner.recorder import Recorder
+from peasy_jobs.runner.stopping import Stopper, StopSignals
+from peasy_jobs.runner.watchdog import SilenceAlarm
+from peasy_jobs.store import querysets, vendors, wakeup
+from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.workers.base import Death, ThreadWorkers, Worker, Workers, deal
+from peasy_jobs.workers.execution import CANCEL, SHUTDOWN, TIMEOUT, Outcome, Report
+from peasy_jobs.workers.processes import ProcessWorkers
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -46,7 +47,7 @@ class Runner:
         self.conf, self.say, self.queues, self.exit_on_empty = conf, say, list(queues), exit_on_empty
         self.connection = connections[router.db_for_write(PeasyJobQueue)]
         self.jobs = PeasyJobQueue.objects.using(self.connection.alias)
-        self.clock = database.Clock(self.connection)
+        self.clock = vendors.Clock(self.connection)
         self.presence = Presence(self.jobs, self.clock, conf)
         self.house = Housekeeping(self.jobs, self.clock, conf)
         self.selector = selectors.DefaultSelector()
@@ -169,12 +170,12 @@ class Runner:
 
     def _connect(self) -> None:
         if not self.connected:
-            database.make_own(self.connection, self.conf.lease / 3)
+            vendors.make_own(self.connection, self.conf.lease / 3)
             self.connection.ensure_connection()
-            self.file = database.file_of(self.connection)
-        self.silence.set(database.socket_of(self.connection))
+            self.file = vendors.file_of(self.connection)
+        self.silence.set(vendors.socket_of(self.connection))
         if not self.connected:
-            database.set_up(self.connection, LOCK_TIMEOUT)
+            vendors.set_up(self.connection, LOCK_TIMEOUT)
             self.wakeup = wakeup.watch(self.connection, self.peek, self.conf.polling_interval)
             if self.wakeup.fileno() >= 0:
                 self.selector.register(self.wakeup.fileno(), selectors.EVENT_READ, self.wakeup.readable)
@@ -189,7 +190,7 @@ class Runner:
             self.jobs.give_back_unknown(self.presence.id, known)
 
     def _stay_alive(self) -> None:
-        if monotonic() >= self.presence.renew_at and database.file_of(self.connection) != self.file:
+        if monotonic() >= self.presence.renew_at and vendors.file_of(self.connection) != self.file:
             raise OperationalError(f"{self.connection.settings_dict['NAME']} is not the file it was")
         if not self.presence.renew():
             logger.error("This runner was taken for dead. It ends what it runs and goes on under a new id.")
@@ -225,7 +226,7 @@ class Runner:
             self.jobs.close_cancelled(self.presence.id, pk, cancelled[pk], self.clock.at(monotonic()))
 
     def _wait_out(self, error: Exception) -> None:
-        locked = database.is_locked(error)
+        locked = vendors.is_locked(error)
         if self.trouble_since is None:
             self.trouble_since, self.told_trouble = monotonic(), False
         if not self.told_trouble and (not locked or monotonic() - self.trouble_since > LOCK_IS_TROUBLE):
@@ -367,7 +368,7 @@ class Runner:
         """Nothing is left to run now, and `exit_on_empty` says to end then: when turn by turn all is pruned."""
         if self.house.prune(grace=0):
             return
-        later = self.jobs.in_queues(self.queues).filter(status=queue.SCHEDULED).count()
+        later = self.jobs.in_queues(self.queues).filter(status=querysets.SCHEDULED).count()
         self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
         self.stopping = True
 

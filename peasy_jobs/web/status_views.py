@@ -11,8 +11,8 @@ from django.shortcuts import render
 from django.utils.cache import get_conditional_response, patch_vary_headers
 from django.views.decorators.http import require_safe
 
-from peasy_jobs import access, status, widget
 from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.web import permissions, status_document, widget
 
 NOT_FOUND = json.dumps({"type": "about:blank", "title": "Not Found", "status": 404}).encode()
 BODY = "peasy_jobs/_progress_body.html"
@@ -25,8 +25,8 @@ def job_json(request: HttpRequest, pk: int) -> HttpResponse:
     job = _visible(request, pk, "errors", "result_data")
     if job is None:
         return _unseen(request, HttpResponse(NOT_FOUND, status=404, content_type="application/problem+json"))
-    body = status.encode(status.document(request, job))
-    response = access.private(HttpResponse(body, content_type="application/json"))
+    body = status_document.encode(status_document.document(request, job))
+    response = permissions.private(HttpResponse(body, content_type="application/json"))
     response["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     answer = get_conditional_response(request, etag=response["ETag"], response=response) or response
     if not job.is_over:
@@ -45,18 +45,18 @@ def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
         return _unseen(request, render(request, BODY, {**context, "swapped": True}))
     context = widget.shown(job, request.GET, token=request.GET.get("t", ""), request=request)
     if request.GET.get("v") == context["version"]:
-        return access.private(HttpResponse(status=204))
-    response = access.private(render(request, BODY, {**context, "swapped": True}))
+        return permissions.private(HttpResponse(status=204))
+    response = permissions.private(render(request, BODY, {**context, "swapped": True}))
     if job.is_over:
         response["HX-Trigger"] = json.dumps({"peasy:done": {"id": str(pk), "status": context["word"]}})
     return response
 
 
 def _visible(request: HttpRequest, pk: int, *columns: str) -> PeasyJobQueue | None:
-    if pk > status.LARGEST_KEY:
+    if pk > status_document.LARGEST_KEY:
         return None
     job = PeasyJobQueue.objects.only(*widget.COLUMNS, *columns).filter(pk=pk).first()
-    return job if job is not None and status.may_see(request, job) else None
+    return job if job is not None and status_document.may_see(request, job) else None
 
 
 def _unseen(request: HttpRequest, response: HttpResponse) -> HttpResponse:
@@ -66,4 +66,4 @@ def _unseen(request: HttpRequest, response: HttpResponse) -> HttpResponse:
     bool(request.GET)
     bool(getattr(request, "user", None))
     patch_vary_headers(response, ["Cookie"])
-    return access.private(response)
+    return permissions.private(response)

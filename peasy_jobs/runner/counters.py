@@ -22,12 +22,12 @@ from django.db.models import F
 from django.db.models.functions import Coalesce, Greatest
 from django.utils.timezone import make_naive
 
-from peasy_jobs import database
 from peasy_jobs.models import PeasyMinute
-from peasy_jobs.queue import CANCELLED, COMPLETED, FAILED
+from peasy_jobs.store import vendors
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, FAILED
 
 if TYPE_CHECKING:
-    from peasy_jobs.claims import Ending
+    from peasy_jobs.store.values import Ending
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -51,7 +51,7 @@ class Tally:
     And `longest`: for each minute the longest times, of those columns that have one.
     """
 
-    def __init__(self, alias: str, clock: database.Clock) -> None:
+    def __init__(self, alias: str, clock: vendors.Clock) -> None:
         self.minutes, self.clock = PeasyMinute.objects.using(alias), clock
         self.zone = connections[alias].timezone  # that of the columns, None without USE_TZ
         self.counts: dict[int, Counter[str]] = {}
@@ -93,9 +93,9 @@ class Tally:
             if pks := list(old[:BATCH]):
                 self.minutes.filter(pk__in=pks).delete()
         except (DatabaseError, InterfaceError) as error:
-            if database.is_locked(error):
+            if vendors.is_locked(error):
                 return  # it has time until the next call: the jobs do not
-            if database.is_outage(error):
+            if vendors.is_outage(error):
                 raise
             self.counts.clear()
             self.longest.clear()
@@ -184,4 +184,4 @@ def _point(minute: int, minutes: int, counts: list[int], longest: list[float]) -
     ended, *spreads = _parts(counts)
     limits = zip(spreads, longest, strict=True)
     times = [quantile(spread, share, limit) for spread, limit in limits for share in (0.5, 0.95)]
-    return Point(database.as_field(datetime.fromtimestamp(minute * 60, UTC)), minutes, *ended, *times)
+    return Point(vendors.as_field(datetime.fromtimestamp(minute * 60, UTC)), minutes, *ended, *times)

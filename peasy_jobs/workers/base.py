@@ -17,10 +17,10 @@ from contextvars import Context
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from peasy_jobs import execution
-from peasy_jobs.claims import Claim
-from peasy_jobs.execution import Outcome, Report
-from peasy_jobs.server import import_jobs
+from peasy_jobs.store.values import Claim
+from peasy_jobs.workers import execution
+from peasy_jobs.workers.execution import Outcome, Report
+from peasy_jobs.workers.forkserver import import_jobs
 
 
 class Death(NamedTuple):

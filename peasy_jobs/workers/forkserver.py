@@ -27,10 +27,10 @@ from importlib import import_module
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peasy_jobs.channel import CHUNK, LENGTH, take_messages
+from peasy_jobs.workers.channel import CHUNK, LENGTH, take_messages
 
 if TYPE_CHECKING:
-    from peasy_jobs.execution import Outcome, Report
+    from peasy_jobs.workers.execution import Outcome, Report
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -244,7 +244,7 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
 
 
 def _asked_reader(ask_fd: int) -> Callable[[int, object], None]:
-    from peasy_jobs import execution
+    from peasy_jobs.workers import execution
 
     def read_asked(signum: int, frame: object) -> None:
         # Systemd and others send SIGTERM to every process: without a word from the runner it means nothing.
@@ -266,8 +266,8 @@ def _take_signals_back(read_asked: Callable[[int, object], None]) -> None:
 
 
 def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
-    from peasy_jobs import execution
-    from peasy_jobs.claims import Run
+    from peasy_jobs.store.values import Run
+    from peasy_jobs.workers import execution
 
     send, read_asked = _Sender(connection), _asked_reader(ask_fd)
     inbox = bytearray()

@@ -15,92 +15,96 @@ from django.utils.translation import ngettext
 from django.views.decorators.csrf import csrf_protect
 from django.views.decorators.http import require_POST, require_safe
 
-from peasy_jobs import access, actions, charts, conf, database, listing, overview, widget
-from peasy_jobs import statistics as minutes
-from peasy_jobs.addresses import address
+from peasy_jobs import conf
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.status import LARGEST_KEY
+from peasy_jobs.runner import counters as minutes
+from peasy_jobs.store import vendors
+from peasy_jobs.urlresolution import address
+from peasy_jobs.web import actions, charts, filters, permissions, presenters, widget
+from peasy_jobs.web.status_document import LARGEST_KEY
 
 A_DAY = 24 * 60 * 60  # seconds; a browser takes a timer of more than 25 days for none
 
 
 @require_safe
-@access.page
+@permissions.page
 def dashboard(request: HttpRequest) -> HttpResponse:
     """The jobs, newest first, and the runners."""
-    filters = listing.Filters.of(request.GET)
-    context = overview.board(filters, listing.look(filters))
+    chosen = filters.Filters.of(request.GET)
+    context = presenters.board(chosen, filters.look(chosen))
     return render(request, "peasy_jobs/dashboard.html", {**context, **_shared(request)})
 
 
 @require_safe
-@access.fragment
+@permissions.fragment
 def dashboard_live(request: HttpRequest) -> HttpResponse:
     """The changing part of the dashboard; 204 when the page has it already."""
-    filters = listing.Filters.of(request.GET)
+    chosen = filters.Filters.of(request.GET)
     known = request.GET.get("v", "")
-    snapshot = listing.look(filters)
+    snapshot = filters.look(chosen)
     if snapshot.version == known:
         return HttpResponse(status=204)
-    context = overview.board(filters, snapshot)
-    before = listing.key(request.GET.get("f", ""))
+    context = presenters.board(chosen, snapshot)
+    before = filters.key(request.GET.get("f", ""))
     if before is not None and (new := context["failed"] - before) > 0:
         context["announce"] = ngettext("%(count)d new failure", "%(count)d new failures", new) % {"count": new}
     return render(request, "peasy_jobs/_live.html", {**context, **_shared(request)})
 
 
 @require_safe
-@access.page
+@permissions.page
 def statistics(request: HttpRequest) -> HttpResponse:
     """How many jobs ended in the last hour and day, and how long they waited and ran, on a page of its own."""
     return render(request, "peasy_jobs/statistics.html", {**_charts(), **_shared(request)})
 
 
 @require_safe
-@access.fragment
+@permissions.fragment
 def statistics_charts(request: HttpRequest) -> HttpResponse:
     """The same for the dashboard, which shows its table first."""
     return render(request, "peasy_jobs/_charts.html", _charts())
 
 
 def _charts() -> dict[str, Any]:
-    now = database.database_now(connections[PeasyJobQueue.objects.db])
+    now = vendors.database_now(connections[PeasyJobQueue.objects.db])
     spans = (minutes.last_hour(now), minutes.last_day(now))
     return {"charts": [draw(points) for points in spans for draw in (charts.jobs_per_minute, charts.seconds)]}
 
 
 @require_safe
-@access.page
+@permissions.page
 def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """Everything there is to know of one job."""
     job = _job(pk)
     if job is None:
         raise Http404(_("There is no job %(pk)d. Finished jobs are pruned after a while.") % {"pk": pk})
-    return render(request, "peasy_jobs/job_detail.html", {**overview.detail(job), **_shared(request)})
+    return render(request, "peasy_jobs/job_detail.html", {**presenters.detail(job), **_shared(request)})
 
 
 @require_safe
-@access.fragment
+@permissions.fragment
 def job_live(request: HttpRequest, pk: int) -> HttpResponse:
     """The changing part of a job's page; 204 when the page has it already. When the job is gone, so is the page."""
     job = _job(pk)
     if job is None:
         return HttpResponse(status=404, headers={"HX-Refresh": "true"})
-    if overview.version(job) == request.GET.get("v"):
+    if presenters.version(job) == request.GET.get("v"):
         return HttpResponse(status=204)
     news = job.is_over or widget.milestone(job) != request.GET.get("a")
-    return render(request, "peasy_jobs/_job_live.html", {**overview.detail(job), **_shared(request), "announce": news})
+    return render(
+        request, "peasy_jobs/_job_live.html", {**presenters.detail(job), **_shared(request), "announce": news}
+    )
 
 
 @require_POST
 @csrf_protect
-@access.page
+@permissions.page
 def jobs_action(request: HttpRequest) -> HttpResponse:
     """Cancel, retry or delete the jobs that were selected. Deleting asks first."""
     action = request.POST.get("action", "")
-    if action not in access.ACTIONS:
+    if action not in permissions.ACTIONS:
         return HttpResponseBadRequest(_("There is no such action."))
-    if not access.may(request, action):
+    if not permissions.may(request, action):
         raise PermissionDenied
     pks = actions.chosen(request.POST, "pk")
     if actions.are_some(request, pks):
@@ -121,7 +125,7 @@ def _job(pk: int) -> PeasyJobQueue | None:
 def _shared(request: HttpRequest) -> dict[str, Any]:
     poll = min(conf.get().dashboard_poll, A_DAY)
     return {
-        "may": {action: access.may(request, action) for action in access.ACTIONS},
+        "may": {action: permissions.may(request, action) for action in permissions.ACTIONS},
         "poll": f"{round(poll * 1000)}ms" if poll else "",
         "messages": messages.get_messages(request),
     }

@@ -6,9 +6,11 @@ import logging
 from contextlib import suppress
 from time import monotonic
 
-from peasy_jobs.claims import Claim, Ending
-from peasy_jobs.database import Clock
-from peasy_jobs.execution import (
+from peasy_jobs.store.querysets import ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.store.vendors import Clock
+from peasy_jobs.workers.base import Death
+from peasy_jobs.workers.execution import (
     UNKNOWN_PATIENCE,
     Failure,
     Outcome,
@@ -17,8 +19,6 @@ from peasy_jobs.execution import (
     find,
     verdict,
 )
-from peasy_jobs.queue import ENQUEUED, FAILED, SCHEDULED
-from peasy_jobs.workers import Death
 
 logger = logging.getLogger("peasy_jobs")
 

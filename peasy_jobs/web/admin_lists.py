@@ -15,8 +15,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy
 
-from peasy_jobs import database, listing, overview
 from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.store import vendors
+from peasy_jobs.web import filters, presenters
 
 CHOICES = 50  # queues or job functions that are offered
 PERIODS = {
@@ -37,13 +38,13 @@ def _once(request: HttpRequest, name: str, find: Callable[[], Any]) -> Any:
 def database_now(request: HttpRequest) -> datetime:
     """The database's time, the same for all of an answer."""
     connection = connections[PeasyJobQueue.objects.all().db]
-    moment: datetime = _once(request, "now", lambda: database.database_now(connection))
+    moment: datetime = _once(request, "now", lambda: vendors.database_now(connection))
     return moment
 
 
 def status(request: HttpRequest) -> str:
     """The status that is asked for, or an empty string."""
-    return listing.LETTERS.get(request.GET.get("status", ""), "")
+    return filters.LETTERS.get(request.GET.get("status", ""), "")
 
 
 class StatusFilter(admin.SimpleListFilter):
@@ -52,7 +53,7 @@ class StatusFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         labels = dict(PeasyJobQueue.STATUS_CHOICES)
-        return [(word, labels[letter]) for word, letter in listing.LETTERS.items()]
+        return [(word, labels[letter]) for word, letter in filters.LETTERS.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         letter = status(request)
@@ -66,7 +67,7 @@ class NameFilter(admin.SimpleListFilter):
     column: str
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        names = {pair[self.place] for pair in _once(request, "names", listing.names)}
+        names = {pair[self.place] for pair in _once(request, "names", filters.names)}
         offered = sorted(names)[:CHOICES]
         value = self.value()
         return [(name, name) for name in ([*offered, value] if value and value not in offered else offered)]
@@ -100,7 +101,7 @@ class CreatedFilter(admin.SimpleListFilter):
         period = PERIODS.get(self.value() or "")
         if period is None:
             return queryset
-        return queryset.filter(created__gte=database.as_field(database_now(request) - period[1]))
+        return queryset.filter(created__gte=vendors.as_field(database_now(request) - period[1]))
 
 
 class JobList(ChangeList):
@@ -112,26 +113,26 @@ class JobList(ChangeList):
         searched, filtered = bool(self.query.strip()), bool(set(self.get_filters_params()) - {"status"})
         self.narrow = searched or filtered
         if not self.narrow:
-            return listing.listed(letter, self.root_queryset) if letter else jobs
-        return jobs if searched else jobs.filter(listing.newest(letter))  # a search does it itself
+            return filters.listed(letter, self.root_queryset) if letter else jobs
+        return jobs if searched else jobs.filter(filters.newest(letter))  # a search does it itself
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         return ["-pk"]  # whatever the address says: there is no other that an index gives
 
     def get_results(self, request: HttpRequest) -> None:
-        keys = list(self.queryset.values_list("pk", flat=True)[: listing.CAP])
-        count = min(len(keys), listing.WINDOW)
+        keys = list(self.queryset.values_list("pk", flat=True)[: filters.CAP])
+        count = min(len(keys), filters.WINDOW)
         self.paginator = Paginator(keys[:count], self.list_per_page)
         try:
             pks = self.paginator.page(self.page_num).object_list
         except InvalidPage:
             raise IncorrectLookupParameters from None
         # Neither arguments nor results, and only now: what sorts the keys need not carry all this.
-        jobs = PeasyJobQueue.objects.select_related("user").only(*overview.COLUMNS, "job_name", "user").in_bulk(pks)
-        moment = database.as_field(database_now(request))
+        jobs = PeasyJobQueue.objects.select_related("user").only(*presenters.COLUMNS, "job_name", "user").in_bulk(pks)
+        moment = vendors.as_field(database_now(request))
         self.result_list = [jobs[pk] for pk in pks if pk in jobs]
         for job in self.result_list:
-            job.row = overview.row(job, moment)
+            job.row = presenters.row(job, moment)
         self.result_count, self.capped = count, len(keys) > count
         self.full_result_count = count if self.capped else None  # the same: the search box says no number
         self.show_full_result_count, self.show_admin_actions = False, True

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from django.db import IntegrityError
 
-from peasy_jobs import queue
-from peasy_jobs.statistics import Tally
+from peasy_jobs.runner.counters import Tally
+from peasy_jobs.store import querysets
 
 if TYPE_CHECKING:
     from peasy_jobs.conf import Conf
-    from peasy_jobs.database import Clock
+    from peasy_jobs.store.vendors import Clock
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -24,7 +24,7 @@ PROMOTE_EVERY, PRUNE_EVERY, TALLY_EVERY = 1.0, 10.0, 10.0  # seconds
 class Housekeeping:
     """Promotes scheduled jobs that are due, prunes finished ones, writes the statistics."""
 
-    def __init__(self, jobs: queue.JobQuerySet, clock: Clock, conf: Conf) -> None:
+    def __init__(self, jobs: querysets.JobQuerySet, clock: Clock, conf: Conf) -> None:
         self.jobs, self.clock, self.conf = jobs, clock, conf
         self.tally = Tally(jobs.db, clock)
         self.promote_at = self.prune_at = 0.0
@@ -56,7 +56,7 @@ class Housekeeping:
         before = self.clock.at(monotonic() - grace)
         changed = self.jobs.complete_by_hand(self.clock.at(monotonic()))
         try:
-            for status, maximum in zip(queue.FINISHED, maxima, strict=True):
+            for status, maximum in zip(querysets.FINISHED, maxima, strict=True):
                 changed += self.jobs.prune(status, maximum, before)
         except IntegrityError as error:  # a table of the site refers to a job
             logger.warning("Finished jobs cannot be pruned: %s", error.args[0])

@@ -14,9 +14,10 @@ from django.urls import NoReverseMatch
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from peasy_jobs import access, conf, payloads
-from peasy_jobs.addresses import address
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs import conf, payloads
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.urlresolution import address
+from peasy_jobs.web import permissions
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -57,10 +58,10 @@ def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
     except (BadSignature, UnicodeEncodeError):  # a charset that the request names may give half a surrogate pair
         pass
     if decide := conf.hook("can_view_job"):
-        return access.says_yes(decide, request, job)
+        return permissions.says_yes(decide, request, job)
     user = getattr(request, "user", None)
     owns = user is not None and user.is_active and user.pk is not None and job.user_id == user.pk
-    return bool(owns or access.may(request, "view"))
+    return bool(owns or permissions.may(request, "view"))
 
 
 def word(job: PeasyJobQueue) -> str:
@@ -97,7 +98,7 @@ def _number(value: Any) -> float:
 def document(request: HttpRequest, job: PeasyJobQueue) -> dict[str, Any]:
     """The JSON document of a job. More keys may come; `PEASY_JOB_JSON`, a callable, may change it."""
     # A bearer of a token is not asked who he is, so that the answer depends on nothing but the link.
-    sees_all = "t" not in request.GET and access.may(request, "view")
+    sees_all = "t" not in request.GET and permissions.may(request, "view")
     shown: dict[str, Any] = {
         "id": str(job.pk),
         "title": job.title,

@@ -23,8 +23,8 @@ from django.db import connections
 from django.utils import timezone, translation
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.claims import Run
-from peasy_jobs.queue import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.store.values import Run
 
 if TYPE_CHECKING:
     from peasy_jobs.peasy_jobs import Job

@@ -19,9 +19,17 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest, Least
 from django.db.utils import DataError
 
-from peasy_jobs import wakeup
-from peasy_jobs.claims import Claim, Ending
-from peasy_jobs.database import as_field, as_read, bare_cursor, database_now, portions, refuse_too_large, update_each
+from peasy_jobs.store import wakeup
+from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.store.vendors import (
+    as_field,
+    as_read,
+    bare_cursor,
+    database_now,
+    portions,
+    refuse_too_large,
+    update_each,
+)
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Callable
 from time import monotonic
 
-from peasy_jobs.channel import Channel
-from peasy_jobs.claims import Claim
-from peasy_jobs.execution import Outcome, Report
-from peasy_jobs.server import (
+from peasy_jobs.store.values import Claim
+from peasy_jobs.workers.base import Death, Event
+from peasy_jobs.workers.channel import Channel
+from peasy_jobs.workers.execution import Outcome, Report
+from peasy_jobs.workers.forkserver import (
     ASK,
     ASKED,
     CUT_OFF,
@@ -32,7 +33,6 @@ from peasy_jobs.server import (
     WAS_CUT_OFF,
     log_level,
 )
-from peasy_jobs.workers import Death, Event
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -183,8 +183,8 @@ class ProcessWorkers:
         self.control, theirs = socket.socketpair()
         # Our sys.path, so that the project is found from whichever directory the runner was started in.
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from peasy_jobs import server; "
-            f"server.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r}, {log_level()})"
+            f"import sys; sys.path[:] = {sys.path!r}; from peasy_jobs.workers import forkserver; "
+            f"forkserver.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r}, {log_level()})"
         )
         options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # such as -O
         # Ctrl-C goes to the whole group: it must not hit the server before it has handlers, so the server unblocks it.

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 
-from peasy_jobs.claims import Claim
-from peasy_jobs.execution import SHUTDOWN, TIMEOUT
-from peasy_jobs.server import SIGNALS
-from peasy_jobs.workers import Worker
+from peasy_jobs.store.values import Claim
+from peasy_jobs.workers.base import Worker
+from peasy_jobs.workers.execution import SHUTDOWN, TIMEOUT
+from peasy_jobs.workers.forkserver import SIGNALS
 
 logger = logging.getLogger("peasy_jobs")
 

@@ -1,0 +1,1 @@
+"""Run jobs in threads or processes. Knows neither runners nor pages, and writes no status."""
