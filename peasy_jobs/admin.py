@@ -29,7 +29,7 @@ from peasy_jobs.web.admin_lists import (
     QueueFilter,
     RunnerList,
     StatusFilter,
-    database_now,
+    now_of,
     status,
 )
 
@@ -228,7 +228,7 @@ class RunnerAdmin(ReadOnly, OfRunners):
         columns = running.only("title", "status", "started", "runner_id").order_by("runner_id", "pk")
         site = self.admin_site  # which may have been told to leave the jobs out
         may_see = site.is_registered(PeasyJobQueue) and site.get_model_admin(PeasyJobQueue).has_view_permission(request)
-        found = presenters.hosts(database_now(request), runners, list(columns[: filters.RUNNING]) if may_see else [])
+        found = presenters.hosts(now_of(request), runners, list(columns[: filters.RUNNING]) if may_see else [])
         for host in found:
             setattr(host.runner, "shown", host)  # noqa: B010  no field of the model
         return [host.runner for host in found]

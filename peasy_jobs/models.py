@@ -6,9 +6,9 @@ from typing import Any
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from peasy_jobs import conf, payloads
-from peasy_jobs.store.querysets import FINISHED, JobQuerySet
-from peasy_jobs.web import status_document
+from peasy_jobs import conf, links, payloads
+from peasy_jobs.statuses import FINISHED
+from peasy_jobs.store.querysets import JobQuerySet
 
 
 class LiveIndex(models.Index):
@@ -167,12 +167,12 @@ class PeasyJobQueue(models.Model):
     @property
     def status_url(self) -> str:
         """The path of this job's JSON document, signed: whoever has it may see the job. See `peasy_jobs.status`."""
-        return status_document.signed_url(self, "job_json")
+        return links.signed_url(self, "job_json")
 
     @property
     def progress_url(self) -> str:
         """The path of this job's progress widget, signed: whoever has it may see the job."""
-        return status_document.signed_url(self, "job_progress")
+        return links.signed_url(self, "job_progress")
 
     @property
     def is_over(self) -> bool:

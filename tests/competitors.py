@@ -20,8 +20,10 @@ django.setup()
 from peasy_jobs.models import PeasyJobQueue  # noqa: E402
 from peasy_jobs.runner.counters import Tally  # noqa: E402
 from peasy_jobs.runner.loop import LOCK_TIMEOUT  # noqa: E402
+from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED  # noqa: E402
 from peasy_jobs.store import vendors  # noqa: E402
-from peasy_jobs.store.querysets import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending  # noqa: E402
+from peasy_jobs.store.clock import Clock, as_field, database_now  # noqa: E402
+from peasy_jobs.store.values import Claim, Ending  # noqa: E402
 
 jobs = PeasyJobQueue.objects
 PATIENCE = 60  # seconds
@@ -63,7 +65,7 @@ def patiently(action: Callable[[], Any]) -> Any:
 
 
 def now() -> Any:
-    return vendors.as_field(vendors.database_now(connection))
+    return as_field(database_now(connection))
 
 
 def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]:
@@ -174,7 +176,7 @@ def ender(dead: list[int]) -> list[int]:
 
 def teller(minutes: list[int], seconds: list[float]) -> None:
     """Adds a job to each of these minutes, in turn, that ran for each of these seconds, over and over again."""
-    tally = Tally("default", vendors.Clock(connection))
+    tally = Tally("default", Clock(connection))
     for minute, run in zip(minutes, cycle(seconds), strict=False):
         tally.counts, tally.longest = {minute: Counter(completed=1, r0=1)}, {minute: {"run_max": run}}
         while tally.counts:

@@ -4,7 +4,7 @@ import psutil
 from django.conf import settings
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store.querysets import FINISHED, ONGOING
+from peasy_jobs.statuses import FINISHED, ONGOING
 from tests.processes import Command
 from tests.waiting import DEADLINE, wait_until
 

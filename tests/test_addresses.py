@@ -17,9 +17,9 @@ from django.test.utils import override_script_prefix
 from django.urls import NoReverseMatch, include, path
 from django.utils import translation
 
+from peasy_jobs.links import token
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.urlresolution import address
-from peasy_jobs.web import status_document
 
 pytestmark = pytest.mark.django_db
 
@@ -73,7 +73,7 @@ def links(response: HttpResponse) -> list[str]:
 def assert_all_is_there(staff: Client, prefix: str, job: PeasyJobQueue) -> None:
     """Every page answers, and names addresses that are below the prefix and answer too."""
     pages = ["", "?q=export&queue=default", "live/", "statistics/", f"jobs/{job.pk}/", f"jobs/{job.pk}/live/"]
-    for page in [*pages, f"jobs/{job.pk}/progress/?t={status_document.token(job)}"]:
+    for page in [*pages, f"jobs/{job.pk}/progress/?t={token(job)}"]:
         response = staff.get(prefix + page)
         assert response.status_code == 200, page
         named = links(response)
@@ -138,7 +138,7 @@ def test_both_urlconfs_at_once_find_each_other(mount: Any, staff: Client, job: P
     assert_all_is_there(staff, "/staff/", job)
     document = staff.get(f"/jobs-of-ours/jobs/{job.pk}.json").json()
     assert document["url"] == f"/staff/jobs/{job.pk}/"
-    widget = Client().get(f"/jobs-of-ours/jobs/{job.pk}/progress/", {"t": status_document.token(job)})
+    widget = Client().get(f"/jobs-of-ours/jobs/{job.pk}/progress/", {"t": token(job)})
     assert links(widget)[0].startswith(f"/jobs-of-ours/jobs/{job.pk}/progress/")
     assert Client().get(job.status_url).json()["id"] == str(job.pk)
 
@@ -179,7 +179,7 @@ def test_a_site_under_a_path_of_its_server_has_it_in_every_address(mount: Any, s
             "live/",
             "statistics/",
             f"jobs/{job.pk}/",
-            f"jobs/{job.pk}/progress/?t={status_document.token(job)}",
+            f"jobs/{job.pk}/progress/?t={token(job)}",
         ):
             named = links(staff.get(f"/ops/queue/{page}"))
             assert named and all(link.startswith("/shop/ops/queue/") for link in named)

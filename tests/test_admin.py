@@ -16,8 +16,8 @@ from django.urls import path
 
 from peasy_jobs.admin import JobAdmin
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.web import actions, filters
 from tests.conftest import user
 from tests.test_dashboard import XSS, add, add_runner
@@ -77,7 +77,7 @@ def test_each_status_is_seen_by_an_icon_and_a_word(staff: Client) -> None:
 
 def test_the_list_shows_job_queue_user_duration_and_progress(staff: Client) -> None:
     anna = User.objects.create(username="anna")
-    started = vendors.as_field(vendors.database_now(connection)) - timedelta(seconds=65)
+    started = as_field(database_now(connection)) - timedelta(seconds=65)
     columns = {"runner_id": add_runner().pk, "started": started, "status_msg": "40 of 100", "queue_name": "slow"}
     add("resize", ONGOING, user=anna, extra={"progress": 40.2}, **columns)
     add("broken", FAILED, errors=[{"message": "no such file"}])
@@ -143,7 +143,7 @@ def test_every_filter_finds_its_jobs(staff: Client) -> None:
     assert titles(staff.get(f"{JOBS}?status=cancelled")) == ["stopped", "cancelled"]
     assert titles(staff.get(f"{JOBS}?queue=post")) == ["letter"]
     assert titles(staff.get(f"{JOBS}?job=shop.letters.print_it&status=enqueued")) == ["letter"]
-    now = vendors.as_field(vendors.database_now(connection))
+    now = as_field(database_now(connection))
     for title, age in (("enqueued", 0.5), ("scheduled", 2), ("ongoing", 30), ("completed", 24 * 6)):
         PeasyJobQueue.objects.filter(title=title).update(created=now - timedelta(hours=age))
     PeasyJobQueue.objects.exclude(title__in=["enqueued", "scheduled", "ongoing", "completed"]).delete()
@@ -454,7 +454,7 @@ def test_an_action_needs_a_csrf_token(settings: Any) -> None:
 def test_runners_are_listed_with_their_heartbeat_and_what_they_run(client: Client) -> None:
     runner = add_runner("web-1", queues=["post", "slow"], pid=1234567)
     add_runner("web-2", lease=-1)
-    started = vendors.as_field(vendors.database_now(connection)) - timedelta(seconds=65)
+    started = as_field(database_now(connection)) - timedelta(seconds=65)
     job = add("resize", ONGOING, runner_id=runner.pk, started=started)
     add("claimed ahead", ONGOING, runner_id=runner.pk)
     client.force_login(User.objects.create_superuser("root"))

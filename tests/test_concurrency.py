@@ -9,8 +9,8 @@ from django.conf import settings
 from django.db import connection
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
+from peasy_jobs.store.clock import as_field
 from tests.rivals import TABLE, Rival, compete
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -108,10 +108,10 @@ def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(set_up):
 def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(set_up):
     dead = list(range(1, 21))
     for runner in dead:
-        insert(8, status=ONGOING, runner_id=runner, claims=1, attempts=1, started=vendors.as_field(START))
+        insert(8, status=ONGOING, runner_id=runner, claims=1, attempts=1, started=as_field(START))
         insert(4, status=ONGOING, runner_id=runner, claims=1, attempts=1)  # claimed ahead
-        insert(4, status=ONGOING, runner_id=runner, claims=2, attempts=2, crashes=1, started=vendors.as_field(START))
-        insert(2, status=CANCELLED, runner_id=runner, claims=1, attempts=1, started=vendors.as_field(START))
+        insert(4, status=ONGOING, runner_id=runner, claims=2, attempts=2, crashes=1, started=as_field(START))
+        insert(2, status=CANCELLED, runner_id=runner, claims=1, attempts=1, started=as_field(START))
 
     one, two = compete(*(Rival("rescuer", dead=dead, set_up=set_up) for _ in range(2)))
 
@@ -140,7 +140,7 @@ def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_nev
             runner_id=runner,
             claims=1,
             attempts=1,
-            started=vendors.as_field(START),
+            started=as_field(START),
         )
     ]
 

@@ -347,10 +347,6 @@ def test_run_peasy_goes_on_when_nobody_reads_what_it_prints(run_peasy: Callable[
 PACKAGE = processes.REPOSITORY / "peasy_jobs"
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(), name) for name, path in FILES.items()}
-MODULES = {
-    ".".join(("peasy_jobs", *Path(name).with_suffix("").parts)).removesuffix(".__init__"): tree
-    for name, tree in TREES.items()
-}
 ROOMS = [name for name in TREES if not name.startswith("migrations/")]
 
 Finder = Callable[[ast.AST], bool]
@@ -437,52 +433,6 @@ def test_only_queue_writes_a_status() -> None:
 
 def test_nothing_of_multiprocessing_is_used() -> None:
     assert where(imports("multiprocessing", "concurrent"), list(TREES)) == {}
-
-
-def at_module_level(tree: ast.AST) -> Iterator[ast.AST]:
-    """What runs when a module is imported: not in functions, not for type checkers alone."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            continue
-        yield node
-        yield from at_module_level(node)
-
-
-def import_graph(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
-    graph: dict[str, set[str]] = {}
-    for name, tree in modules.items():
-        wanted = {other for node in at_module_level(tree) for other in imported(node) if other in modules}
-        graph[name] = wanted - {name, "peasy_jobs"}  # the package itself imports nothing, as is asserted below
-    return graph
-
-
-def circles(graph: dict[str, set[str]]) -> set[str]:
-    """The modules that are left when those that need nothing are taken away, again and again."""
-    left = dict(graph)
-    while free := [name for name, wanted in left.items() if not wanted & set(left)]:
-        for name in free:
-            del left[name]
-    return set(left)
-
-
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    sources = {"a": "import b", "b": "if True:\n    from c import x", "c": "from a import y", "d": "import a"}
-    made_up = import_graph({name: ast.parse(source) for name, source in sources.items()})
-    assert circles(made_up) == {"a", "b", "c", "d"}, "the search finds one"
-    sources["b"] = "def f():\n    from c import x"
-    assert not circles(import_graph({name: ast.parse(source) for name, source in sources.items()}))
-    graph = import_graph(MODULES)
-    assert graph["peasy_jobs"] == set()
-    assert graph["peasy_jobs.peasy_jobs"] >= {"peasy_jobs.store.querysets", "peasy_jobs.payloads"}
-    assert circles(graph) == set()
-
-
-def test_payloads_and_conf_know_no_other_room() -> None:
-    graph = import_graph(MODULES)
-    assert graph["peasy_jobs.payloads"] == graph["peasy_jobs.conf"] == set()
-    assert "peasy_jobs.models" not in graph["peasy_jobs.peasy_jobs"] | graph["peasy_jobs.workers.execution"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from peasy_jobs import conf, payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute, PeasyRunner
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.web import filters, formatting, permissions, presenters
 from tests.conftest import user
 from tests.manual import ROOT
@@ -43,7 +43,7 @@ HOSTILE = re.compile(r"<(script>|img|svg|!--)|'? onmouseover='", re.IGNORECASE)
 
 
 def add(title: str = "a job", status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
-    now = vendors.as_field(vendors.database_now(connection))
+    now = as_field(database_now(connection))
     if status in (COMPLETED, FAILED, CANCELLED):
         columns = {"started": now, "completed": now, **columns}
     for name, kind in (("args", payloads.ARGS), ("kwargs", payloads.KWARGS), ("result", payloads.RESULT)):
@@ -55,8 +55,8 @@ def add(title: str = "a job", status: str = ENQUEUED, **columns: Any) -> PeasyJo
 
 
 def add_runner(host: str = "web-1", lease: float = 60, **columns: Any) -> PeasyRunner:
-    now = vendors.database_now(connection)
-    moment = vendors.as_field(now)
+    now = database_now(connection)
+    moment = as_field(now)
     columns = {"queues": [], "worker_type": "process", "concurrency": 2, "pid": 4242, **columns}
     return PeasyRunner.objects.create(
         host=host, started=moment, heartbeat=moment, lease_until=now.timestamp() + lease, **columns
@@ -244,7 +244,7 @@ def test_a_page_without_a_filter_leads_to_the_newest_jobs(staff: Client) -> None
 
 def test_every_status_has_a_tab_with_its_count_and_its_jobs(staff: Client) -> None:
     runner = add_runner()
-    later = vendors.as_field(timezone.make_aware(timezone.datetime(2090, 1, 1)))
+    later = as_field(timezone.make_aware(timezone.datetime(2090, 1, 1)))
     add("Q"), add("Q"), add("S", SCHEDULED, run_after=later), add("O", ONGOING, runner_id=runner.pk)
     add("C", COMPLETED), add("F", FAILED), add("X", CANCELLED), add("X", CANCELLED, completed=None)
     newest = PeasyJobQueue.objects.latest("pk").pk
@@ -393,7 +393,7 @@ def test_a_poll_announces_new_failures(staff: Client) -> None:
 
 def test_the_runners_and_what_they_are_doing_are_shown(staff: Client) -> None:
     runner, dead = add_runner("web-1"), add_runner("web-2", lease=-1)
-    started = vendors.as_field(vendors.database_now(connection)) - timedelta(seconds=65)
+    started = as_field(database_now(connection)) - timedelta(seconds=65)
     add("resize", ONGOING, runner_id=runner.pk, started=started)
     add("claimed ahead", ONGOING, runner_id=runner.pk)
     page = staff.get("/peasy/")
@@ -594,7 +594,7 @@ def test_durations_are_said_shortly(seconds: float, text: str) -> None:
 
 
 def test_the_timeline_is_in_the_order_of_the_events(staff: Client) -> None:
-    now = vendors.as_field(vendors.database_now(connection))
+    now = as_field(database_now(connection))
     times = [now + timedelta(minutes=minute) for minute in range(5)]
     errors = [{"at": moment.isoformat(), "message": "x"} for moment in (times[2], times[4])]
     job = add(status=FAILED, started=times[3], completed=times[4], errors=errors)
@@ -663,7 +663,7 @@ def test_without_polling_nothing_asks_again(staff: Client, settings: Any) -> Non
 
 
 def test_the_statistics_are_a_page_and_a_part_of_the_dashboard(staff: Client) -> None:
-    now = vendors.database_now(connection)
+    now = database_now(connection)
     PeasyMinute.objects.create(minute=int(now.timestamp()) // 60, completed=7, r3=7, w2=7)
     assert "/peasy/statistics/charts/" in staff.get("/peasy/").content.decode()
     for address in ("/peasy/statistics/", "/peasy/statistics/charts/"):

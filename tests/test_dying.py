@@ -15,9 +15,9 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, FAILED, ONGOING
+from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED, ONGOING
+from peasy_jobs.store.clock import database_now
 from peasy_jobs.store.values import Claim
-from peasy_jobs.store.vendors import database_now
 from peasy_jobs.workers.channel import LENGTH
 from peasy_jobs.workers.execution import Outcome
 from peasy_jobs.workers.forkserver import KILL, TICKET

@@ -28,10 +28,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peasy_jobs import payloads
+from peasy_jobs.job import Job
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.peasy_jobs import Job, peasy
+from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.runner.stopping import Stopper
-from peasy_jobs.store.querysets import COMPLETED, FAILED
+from peasy_jobs.statuses import COMPLETED, FAILED
 from peasy_jobs.store.values import Claim, Run
 from peasy_jobs.workers import execution
 from peasy_jobs.workers.execution import CANCEL, MESSAGE_LIMIT, TIMEOUT, TRACEBACK_LIMIT, Outcome, Report
@@ -353,7 +354,7 @@ def test_arguments_that_the_function_does_not_take_any_more_fail_the_job() -> No
 @pytest.mark.parametrize("name", ["tests.jobs.renamed", "tests.gone.export", "tests.jobs.nothing.call"])
 def test_a_function_that_was_renamed_or_deleted_fails_the_job(name: str) -> None:
     assert failure(run_named(name)) == {
-        "exception": "peasy_jobs.workers.execution.Unknown",
+        "exception": "peasy_jobs.exceptions.Unknown",
         "message": f"Cannot import {name}. Was it renamed after this job was enqueued?",
         "traceback": "",
     }
@@ -370,7 +371,7 @@ def test_what_is_no_job_is_not_called(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".", "export", ".export", "..", "tests", "no such name", "tests\0.x", "a.\ud800"])
 def test_a_name_that_is_no_path_of_a_function_fails_the_job(name: str) -> None:
-    assert failure(run_named(name))["exception"] == "peasy_jobs.workers.execution.Failure"
+    assert failure(run_named(name))["exception"] == "peasy_jobs.exceptions.Failure"
 
 
 JOB = """
@@ -399,7 +400,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_module_outside_the_installed_apps_is_not_imported(shop: Path) -> None:
     assert failure(run_named("shop.exports.export")) == {
-        "exception": "peasy_jobs.workers.execution.Failure",
+        "exception": "peasy_jobs.exceptions.Failure",
         "message": "shop.exports.export is not inside an installed app, so the runner will not import it.",
         "traceback": "",
     }

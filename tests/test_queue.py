@@ -20,18 +20,10 @@ from peasy_jobs.conf import Conf
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.runner.lease import Presence
 from peasy_jobs.runner.maintenance import Housekeeping
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
-from peasy_jobs.store.querysets import (
-    CANCELLED,
-    COMPLETED,
-    ENQUEUED,
-    FAILED,
-    FINISHED,
-    ONGOING,
-    SCHEDULED,
-    Claim,
-    Ending,
-)
+from peasy_jobs.store.clock import Clock, as_field, database_now
+from peasy_jobs.store.querysets import Claim, Ending
 from peasy_jobs.web import filters
 from peasy_jobs.web.filters import Filters
 from tests.rivals import TABLE, locked, second_connection
@@ -47,7 +39,7 @@ servers_only = pytest.mark.skipif(SQLITE, reason="SQLite locks the whole file")
 
 
 def at(seconds: float = 0) -> datetime:
-    return vendors.as_field(START + timedelta(seconds=seconds))
+    return as_field(START + timedelta(seconds=seconds))
 
 
 def insert(count: int = 1, **columns: Any) -> list[int]:
@@ -431,12 +423,12 @@ def test_the_indexes_hold_only_the_rows_they_are_for():
 
 
 def test_a_job_is_promoted_once_the_databases_clock_says_that_it_is_due():
-    now = vendors.database_now(connection)
-    due, later = (insert(status=SCHEDULED, run_after=vendors.as_field(now + delay))[0] for delay in seconds(-1, 60))
+    now = database_now(connection)
+    due, later = (insert(status=SCHEDULED, run_after=as_field(now + delay))[0] for delay in seconds(-1, 60))
 
-    assert jobs.promote(vendors.as_field(now)) == 1
+    assert jobs.promote(as_field(now)) == 1
     assert column("status", [due, later]) == [ENQUEUED, SCHEDULED]
-    assert jobs.promote(vendors.as_field(now)) == 0
+    assert jobs.promote(as_field(now)) == 0
 
 
 def seconds(*numbers: float) -> list[timedelta]:
@@ -712,7 +704,7 @@ def test_a_job_that_waits_is_over_when_it_is_cancelled(status):
     assert jobs.cancel(pk)
 
     assert (row(pk).status, row(pk).runner) == (CANCELLED, None)
-    assert abs(row(pk).completed - vendors.as_field(vendors.database_now(connection))) < timedelta(seconds=30)
+    assert abs(row(pk).completed - as_field(database_now(connection))) < timedelta(seconds=30)
     assert jobs.cancelled_of(ME) == []
 
 
@@ -781,7 +773,7 @@ def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries
     assert (job.status, job.runner_id, job.crashes, job.started) == (FAILED, None, retries + 1, at())
     assert [entry["message"] for entry in job.errors] == ["earlier", "Its runner is gone."]
     assert job.errors[-1]["at"] == job.completed.isoformat()
-    assert abs(job.completed - vendors.as_field(vendors.database_now(connection))) < timedelta(seconds=30)
+    assert abs(job.completed - as_field(database_now(connection))) < timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0, FAILED), (1, ENQUEUED), (None, FAILED)])
@@ -929,7 +921,7 @@ def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_house
 def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monkeypatch):
     monkeypatch.setattr(querysets, "BATCH", 2)
     over = insert(7, status=CANCELLED)
-    house = Housekeeping(jobs.all(), vendors.Clock(connection), Conf())
+    house = Housekeeping(jobs.all(), Clock(connection), Conf())
 
     for _ in range(4):
         house.keep(backlog=False)
@@ -1007,7 +999,7 @@ def in_zone(transactional_db: None) -> Iterator[Callable[[str], None]]:
 def test_the_databases_clock_is_utc_whatever_the_zone_of_its_session(in_zone, offset, use_tz):
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         in_zone(offset)
-        now = vendors.database_now(connection)
+        now = database_now(connection)
 
     assert now.tzinfo is UTC
     assert abs(now - datetime.now(UTC)) < timedelta(minutes=1)
@@ -1018,7 +1010,7 @@ def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         if MARIADB:  # on PostgreSQL Django has set the zone itself, and relies on it
             in_zone("-03:30")
-        now = vendors.as_field(vendors.database_now(connection))
+        now = as_field(database_now(connection))
         (pk,) = insert(status=SCHEDULED, run_after=now)
 
         assert row(pk).run_after == now
@@ -1029,15 +1021,15 @@ def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_
 
 @override_settings(USE_TZ=True, TIME_ZONE="America/New_York")
 def test_a_field_holds_an_aware_time_under_use_tz():
-    assert vendors.as_field(AUTUMN) == AUTUMN
-    assert vendors.as_field(AUTUMN + HOUR) - vendors.as_field(AUTUMN) == HOUR
+    assert as_field(AUTUMN) == AUTUMN
+    assert as_field(AUTUMN + HOUR) - as_field(AUTUMN) == HOUR
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_field_holds_the_local_time_without_use_tz_and_shows_an_hour_twice_in_autumn():
-    assert vendors.as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
-    assert vendors.as_field(AUTUMN) == vendors.as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
-    assert vendors.as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
+    assert as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
+    assert as_field(AUTUMN) == as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
+    assert as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
 
 
 def register(**columns: Any) -> PeasyRunner:
@@ -1046,18 +1038,20 @@ def register(**columns: Any) -> PeasyRunner:
 
 
 def presence(lease: float = 30) -> Presence:
-    return Presence(jobs, vendors.Clock(connection), conf.Conf(lease=lease))
+    return Presence(jobs, Clock(connection), conf.Conf(lease=lease))
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_lease_counts_real_seconds_through_the_hour_that_repeats(monkeypatch):
     moment = [AUTUMN + HOUR / 4]
-    monkeypatch.setattr(vendors, "database_now", lambda connection: moment[0])
+    monkeypatch.setattr("peasy_jobs.store.clock.database_now", lambda connection: moment[0])
     mine, other = presence(1800), presence(1800)
     mine.register([])
     other.register([])
     other.steady_since = other.clock.stepped_at = float("-inf")
-    monkeypatch.setattr(vendors, "STEP", HOUR.total_seconds())  # below, the hours are what the test lets pass
+    monkeypatch.setattr(
+        "peasy_jobs.store.clock.STEP", HOUR.total_seconds()
+    )  # below, the hours are what the test lets pass
     lease_until = runners.get(pk=mine.id).lease_until
     assert lease_until == AUTUMN.timestamp() + 45 * 60
     runners.filter(pk=mine.id).update(host_id="another host")
@@ -1078,7 +1072,7 @@ def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
     mine.renew_at = 0
 
     assert mine.renew()
-    assert abs(runners.get(pk=mine.id).lease_until - vendors.database_now(connection).timestamp() - 30) < 10
+    assert abs(runners.get(pk=mine.id).lease_until - database_now(connection).timestamp() - 30) < 10
 
     runners.all().delete()
     mine.renew_at = 0
@@ -1106,8 +1100,8 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
 @pytest.mark.parametrize("step", [-HOUR, timedelta(), HOUR], ids=["back", "none", "forward"])
 def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatch, step):
     """A host that has slept sees the same as one whose database's clock was set forward."""
-    now, offset = vendors.database_now, timedelta()
-    monkeypatch.setattr(vendors, "database_now", lambda connection: now(connection) + offset)
+    now, offset = database_now, timedelta()
+    monkeypatch.setattr("peasy_jobs.store.clock.database_now", lambda connection: now(connection) + offset)
     mine, alive = presence(), presence()
     dead = register(host_id="another host", lease_until=1.0)
     for one in (mine, alive):
@@ -1131,12 +1125,12 @@ def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatc
 
 @pytest.mark.parametrize("use_tz", [True, False])
 def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_tz):
-    monkeypatch.setattr(vendors, "database_now", lambda connection: AUTUMN)
+    monkeypatch.setattr("peasy_jobs.store.clock.database_now", lambda connection: AUTUMN)
     with override_settings(USE_TZ=use_tz):
-        clock = vendors.Clock(connection)
+        clock = Clock(connection)
         before = monotonic()
         assert clock.sync() == AUTUMN.timestamp()
-        error = abs(clock.at(before + 60) - vendors.as_field(AUTUMN + timedelta(minutes=1)))
+        error = abs(clock.at(before + 60) - as_field(AUTUMN + timedelta(minutes=1)))
     assert error < timedelta(seconds=10)
 
 

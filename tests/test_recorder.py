@@ -16,8 +16,10 @@ from django.test.utils import CaptureQueriesContext
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import recorder
 from peasy_jobs.runner.recorder import PROGRESS_EVERY, WRITE_AGAIN, WRITE_EVERY, Recorder
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, Claim, Ending
+from peasy_jobs.store.clock import Clock, as_field, database_now
+from peasy_jobs.store.querysets import Claim, Ending
 from peasy_jobs.workers.execution import Report
 from tests.rivals import TABLE, locked
 
@@ -50,7 +52,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 def book(transactional_db: None) -> Iterator[Recorder]:
     """A recorder on a connection that gives up a lock as soon as the database can."""
     vendors.set_up(connection, 0.05)
-    clock = vendors.Clock(connection)
+    clock = Clock(connection)
     clock.sync()
     yield Recorder(connection, jobs.all(), clock)
     connection.close()
@@ -59,7 +61,7 @@ def book(transactional_db: None) -> Iterator[Recorder]:
 def claimed(count: int) -> list[Claim]:
     for _ in range(count):
         jobs.create(title="a job", job_name="tests.jobs.nothing")
-    return jobs.claim(ME, count, [], vendors.as_field(vendors.database_now(connection)))
+    return jobs.claim(ME, count, [], as_field(database_now(connection)))
 
 
 def done(claim: Claim, **columns: Any) -> Ending:
@@ -117,7 +119,7 @@ def forget_zone():
     indirect=True,
 )
 def test_times_are_stored_as_django_stores_them(zone, fraction):
-    clock = vendors.Clock(connection)
+    clock = Clock(connection)
     clock.offset = 1_800_000_000.0 + fraction
     (one,) = claimed(1)
     started, completed = clock.at(0.0), clock.at(3600.0)
@@ -291,7 +293,7 @@ UNSTORABLE = {
 @pytest.mark.parametrize("wrong", UNSTORABLE.values(), ids=UNSTORABLE)
 def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(book, caplog, wrong):
     first, bad, last = claimed(3)
-    times = {name: vendors.as_field(vendors.database_now(connection)) for name in ("started", "completed")}
+    times = {name: as_field(database_now(connection)) for name in ("started", "completed")}
     book.end(done(first))
     book.end(done(bad, **times, **wrong))
     book.end(done(last))

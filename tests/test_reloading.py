@@ -12,7 +12,7 @@ from django.core.management import call_command
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.runner import autoreload, loop
-from peasy_jobs.store.querysets import COMPLETED, ENQUEUED
+from peasy_jobs.statuses import COMPLETED, ENQUEUED
 from tests.jobs import notes
 from tests.processes import REPOSITORY, Command, both_worker_types
 from tests.rows import assert_gone, finished, row, with_app

@@ -1,11 +1,7 @@
 """One `run_peasy` at work, as a user would start it: what it says, what it runs, when and in which order."""
 
 import itertools
-import logging
 import signal
-import sys
-import threading
-from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,20 +11,19 @@ import psutil
 import pytest
 from django.db import connection, transaction
 
-import peasy_jobs
 from peasy_jobs import conf
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.runner.loop import Runner
+from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import wakeup
-from peasy_jobs.store.querysets import BATCH, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED, JobQuerySet
-from peasy_jobs.store.vendors import as_field, database_now
+from peasy_jobs.store.clock import as_field, database_now
+from peasy_jobs.store.querysets import BATCH, JobQuerySet
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import Command, both_worker_types
 from tests.rows import finished, heartbeats, row, runner, running, with_app
 from tests.waiting import wait_until
 
-PACKAGE = str(Path(peasy_jobs.__file__).parent)
 WOKEN = {
     "sqlite": "by every commit and every 2 s",
     "postgresql": "by NOTIFY and every 2 s",
@@ -643,33 +638,3 @@ def test_a_claim_that_takes_long_does_not_make_workers_look_held_up(transactiona
     todo = jobs.nothing.map([()] * 5000)
     run_all(todo)
     assert set(PeasyJobQueue.objects.values_list("claims", flat=True)) == {1}
-
-
-def test_a_no_op_job_enters_about_twenty_functions_of_ours(transactional_db, capsys):
-    count, entered = 1000, []
-    jobs.nothing.call()
-    with transaction.atomic():
-        todo = [jobs.nothing() for _ in range(count)]
-
-    def enter(frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE) and frame.f_code.co_name[0] != "<":
-            entered.append(frame.f_code)
-
-    said = []
-    in_process = Runner(replace(conf.get(), worker_type="thread", max_completed=None), said.append, exit_on_empty=True)
-    logging.getLogger("peasy_jobs").setLevel(logging.INFO)  # as a runner does it
-    threading.setprofile(enter)
-    sys.setprofile(enter)
-    try:
-        assert in_process.run()
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-        logging.getLogger("peasy_jobs").setLevel(logging.NOTSET)
-        connection.close()  # set up as a runner's own
-    assert {job.status for job in finished(*todo)} == {COMPLETED}
-    # The rest belongs to a turn of the loop, which takes many jobs at once, or a few on a busy machine.
-    for_each = [times for times in Counter(entered).values() if times >= count and times % count <= count // 20]
-    with capsys.disabled():
-        print(f"\nFunctions entered for each no-op job: {sum(for_each) / count:.1f} (all: {len(entered) / count:.1f})")
-    assert 10 <= sum(for_each) / count <= 23

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.values import Claim, Ending
 
 pytestmark = pytest.mark.django_db
@@ -46,7 +46,7 @@ class World:
 
     def __init__(self) -> None:
         self.pk = jobs.create(title="a job", job_name="tests.jobs.nothing").pk
-        self.now = vendors.as_field(vendors.database_now(connection))
+        self.now = as_field(database_now(connection))
         self.claims: dict[int, list[Claim]] = {runner: [] for runner in RUNNERS}
 
     def row(self) -> dict[str, Any]:

@@ -16,14 +16,17 @@ from django.utils import translation
 
 from peasy_jobs.conf import Conf
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute
-from peasy_jobs.runner import counters, maintenance
-from peasy_jobs.runner.counters import AGES, BATCH, BOUNDS, COLUMNS, EDGES, KEPT, Point, Tally, bucket, quantile
+from peasy_jobs.runner import maintenance
+from peasy_jobs.runner.counters import AGES, BATCH, KEPT, Tally
 from peasy_jobs.runner.maintenance import TALLY_EVERY, Housekeeping
 from peasy_jobs.runner.recorder import Recorder
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.store import durations, vendors
+from peasy_jobs.store.clock import Clock, as_field, database_now
+from peasy_jobs.store.durations import BOUNDS, COLUMNS, EDGES, bucket
 from peasy_jobs.store.values import Claim, Ending
-from peasy_jobs.web import charts
+from peasy_jobs.web import charts, history
+from peasy_jobs.web.history import Point, quantile
 from tests import jobs
 from tests.manual import ROOT
 from tests.rivals import Rival, compete, second_connection
@@ -41,13 +44,13 @@ SQLITE = settings.TEST_DATABASE == "sqlite"
 @pytest.fixture
 def tally() -> Tally:
     """Counts at `NOW`."""
-    clock = vendors.Clock(connection)
+    clock = Clock(connection)
     clock.offset = NOW.timestamp() - monotonic()
     return Tally(connection.alias, clock)
 
 
 def at(seconds: float) -> datetime:
-    return vendors.as_field(NOW + timedelta(seconds=seconds))
+    return as_field(NOW + timedelta(seconds=seconds))
 
 
 def since(seconds: float) -> float:
@@ -74,7 +77,7 @@ def longest() -> list[tuple[float | None, float | None]]:
 
 
 def hour() -> list[Point]:
-    return counters.last_hour(vendors.database_now(connection))
+    return history.last_hour(database_now(connection))
 
 
 # Buckets
@@ -132,8 +135,8 @@ def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(tally):
     tally.count([ended(waited=60, run=10)] * 8)
     tally.write()
 
-    assert counters.last_hour(NOW)[-1][-4:] == counters.last_day(NOW)[-1][-4:] == (60, 60, 10, 10)
-    words = charts.seconds(counters.last_hour(NOW))
+    assert history.last_hour(NOW)[-1][-4:] == history.last_day(NOW)[-1][-4:] == (60, 60, 10, 10)
+    words = charts.seconds(history.last_hour(NOW))
     assert "half of the jobs waited up to 1 min, 95% up to 1 min." in words
     assert "half of the jobs ran up to 10 s, 95% up to 10 s." in words
 
@@ -142,7 +145,7 @@ def test_short_jobs_and_a_few_long_ones_read_as_both(tally):
     tally.count([*[ended(run=0.05)] * 90, *[ended(run=70)] * 10])
     tally.write()
 
-    *_, median, p95 = counters.last_hour(NOW)[-1]
+    *_, median, p95 = history.last_hour(NOW)[-1]
     assert 0.02 < median < 0.1
     assert 60 < p95 < 70
 
@@ -154,7 +157,7 @@ def test_a_job_that_waited_since_the_beginning_of_time_breaks_no_chart(tally):
     tally.write()
 
     assert longest() == [(AGES, 1)]
-    assert " h" in charts.seconds(counters.last_hour(NOW))
+    assert " h" in charts.seconds(history.last_hour(NOW))
 
 
 def test_the_longest_time_of_a_minute_only_ever_grows(tally):
@@ -182,7 +185,7 @@ def test_a_job_that_runs_again_does_not_count(tally, status):
 def claimed(count: int, **columns: Any) -> list[Claim]:
     for _ in range(count):
         PeasyJobQueue.objects.create(**{"title": "a job", "job_name": "tests.jobs.nothing", **columns})
-    return PeasyJobQueue.objects.claim(ME, count, [], vendors.as_field(vendors.database_now(connection)))
+    return PeasyJobQueue.objects.claim(ME, count, [], as_field(database_now(connection)))
 
 
 def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_not(tally):
@@ -209,16 +212,16 @@ def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_no
     ids=["new", "was due", "retried", "put back", "crashed"],
 )
 def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
-    now = vendors.database_now(connection)
+    now = database_now(connection)
     if "run_after" in columns:
-        columns = {**columns, "run_after": vendors.as_field(now + timedelta(seconds=columns["run_after"]))}
+        columns = {**columns, "run_after": as_field(now + timedelta(seconds=columns["run_after"]))}
     (claim,) = claimed(1, **columns)
 
     assert not claim.damage()
     if seconds is None:
         assert claim.since is None
     else:
-        moment = vendors.as_field(now)
+        moment = as_field(now)
         expected = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() + seconds
         assert claim.since == pytest.approx(expected, abs=2)
 
@@ -350,7 +353,7 @@ def test_the_last_hour_has_a_point_for_each_minute():
     PeasyMinute.objects.create(minute=MINUTE - 59, completed=2, w3=2, r5=2)
     PeasyMinute.objects.create(minute=MINUTE, failed=1, cancelled=3)
     with CaptureQueriesContext(connection) as captured:
-        points = counters.last_hour(NOW)
+        points = history.last_hour(NOW)
 
     assert len(captured) == 1
     assert [(point.completed, point.failed, point.cancelled) for point in points] == [
@@ -367,7 +370,7 @@ def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
     for minute in (MINUTE - 24 * 60, MINUTE - 8, MINUTE - 7, MINUTE):  # it is seven minutes past
         PeasyMinute.objects.create(minute=minute, completed=1, r2=1)
     with CaptureQueriesContext(connection) as captured:
-        points = counters.last_day(NOW)
+        points = history.last_day(NOW)
 
     assert len(captured) == 1
     assert [point.completed for point in points] == [*[0] * 94, 1, 2]
@@ -378,14 +381,14 @@ def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
 def test_a_point_of_several_minutes_has_the_longest_time_of_them():
     for minute, run_max in ((MINUTE, 11), (MINUTE - 1, 12), (MINUTE - 2, None)):  # in the last nothing ran
         PeasyMinute.objects.create(minute=minute, failed=1, r7=0 if run_max is None else 1, run_max=run_max)
-    assert counters.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 1.2**0.95)
+    assert history.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 1.2**0.95)
 
 
 def test_a_minute_of_which_the_longest_time_is_not_known_may_have_had_any_of_its_last_bucket():
     PeasyMinute.objects.create(minute=MINUTE, completed=1, r7=1, run_max=12)
     PeasyMinute.objects.create(minute=MINUTE - 1, completed=1, r7=1)
-    assert counters.last_hour(NOW)[-2].run_p95 == pytest.approx(10 * 6**0.95)
-    assert counters.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 6**0.95)
+    assert history.last_hour(NOW)[-2].run_p95 == pytest.approx(10 * 6**0.95)
+    assert history.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 6**0.95)
 
 
 def test_a_longest_time_is_added_to_a_row_that_has_none(tally):
@@ -407,9 +410,9 @@ def test_the_jobs_of_a_runner_appear_when_it_ends(run_peasy, tmp_path):
     total = Counter()
     for columns in stored().values():
         total.update(columns)
-    assert sum(total[name] for name in counters.RUN) == sum(total[name] for name in counters.WAITED) == 6
+    assert sum(total[name] for name in durations.RUN) == sum(total[name] for name in durations.WAITED) == 6
     assert total["w7"] == 1, "it waited since it was due"
-    assert sum(total[name] for name in counters.RUN[:6]) == 6, "each ran for less than two seconds"
+    assert sum(total[name] for name in durations.RUN[:6]) == 6, "each ran for less than two seconds"
     waited, run = zip(*longest(), strict=True)
     assert 30 <= max(waited) < 60
     assert 0 < max(run) < 2
@@ -422,7 +425,7 @@ CHARTS = [charts.jobs_per_minute, charts.seconds]
 
 def points(**columns: Any) -> list[Point]:
     """An hour with something in its 31st minute."""
-    quiet = Point(vendors.as_field(NOW), 1, 0, 0, 0, None, None, None, None)
+    quiet = Point(as_field(NOW), 1, 0, 0, 0, None, None, None, None)
     made = [quiet._replace(start=at(60 * minute)) for minute in range(60)]
     made[30] = made[30]._replace(**columns)
     return made

@@ -27,7 +27,7 @@ from django.utils.formats import date_format
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis.extra.django import TestCase
 
-from peasy_jobs import conf, payloads
+from peasy_jobs import conf, links, payloads
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.web import formatting, status_document, widget
 from tests import jobs
@@ -237,13 +237,13 @@ def test_a_user_model_of_the_sites_own_may_know_no_staff():
 def test_a_site_without_logins_shows_a_job_to_the_bearer_of_its_link_only(settings):
     settings.MIDDLEWARE = []
     job = make()
-    assert sees(Client(), job, f"?t={status_document.token(job)}")
+    assert sees(Client(), job, f"?t={links.token(job)}")
     assert not sees(Client(), job)
 
 
 def test_a_link_is_good_for_one_job_and_for_a_time(monkeypatch):
     job, other = make(), make()
-    token = status_document.token(job)
+    token = links.token(job)
     assert sees(Client(), job, f"?t={token}")
     assert not sees(Client(), other, f"?t={token}")
     assert not sees(Client(), job, f"?t={token[:-1]}")
@@ -256,14 +256,14 @@ def test_a_link_is_good_for_one_job_and_for_a_time(monkeypatch):
 def test_a_link_lasts_as_long_as_the_setting_says(settings, monkeypatch):
     settings.PEASY_TOKEN_MAX_AGE = 5
     job = make()
-    token, now = status_document.token(job), time.time() + 7
+    token, now = links.token(job), time.time() + 7
     monkeypatch.setattr("django.core.signing.time", SimpleNamespace(time=lambda: now))
     assert not sees(Client(), job, f"?t={token}")
 
 
 def test_a_link_is_not_good_for_a_later_job_with_the_same_key():
     job = make()
-    pk, token = job.pk, status_document.token(job)
+    pk, token = job.pk, links.token(job)
     job.delete()
     again = make(pk=pk)
     assert not sees(Client(), again, f"?t={token}")
@@ -271,7 +271,7 @@ def test_a_link_is_not_good_for_a_later_job_with_the_same_key():
 
 def test_a_link_survives_a_change_of_the_secret_key(settings):
     job = make()
-    token, settings.SECRET_KEY_FALLBACKS = status_document.token(job), [settings.SECRET_KEY]
+    token, settings.SECRET_KEY_FALLBACKS = links.token(job), [settings.SECRET_KEY]
     settings.SECRET_KEY = "another one that is as long as the first, which the deployment check asks for too"
     assert sees(Client(), job, f"?t={token}")
     settings.SECRET_KEY_FALLBACKS = []
@@ -365,7 +365,7 @@ def test_a_hook_that_is_never_awaited_lets_nobody_in(settings, monkeypatch):
 def test_a_link_works_where_the_site_is_for_those_who_are_logged_in(settings):
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
     job = make()
-    assert sees(Client(), job, f"?t={status_document.token(job)}")
+    assert sees(Client(), job, f"?t={links.token(job)}")
     assert not sees(Client(), job)
 
 
@@ -376,7 +376,7 @@ def test_a_link_is_good_whatever_the_zone_of_the_database(monkeypatch):
         forget_the_zone()
         job = jobs.nothing()
         assert shown(job)["status"] == "enqueued"
-        assert status_document.token(PeasyJobQueue.objects.get(pk=job.pk)) == status_document.token(job)
+        assert links.token(PeasyJobQueue.objects.get(pk=job.pk)) == links.token(job)
     finally:
         monkeypatch.undo()
         forget_the_zone()
@@ -414,7 +414,7 @@ def test_a_hook_may_say_who_sees_a_job(settings, monkeypatch):
     assert sees(Client(headers={"shop": "yes"}), job)
     assert asked[0] == (f"/peasy/jobs/{job.pk}.json", job.pk)
     asked.clear()
-    assert sees(Client(), job, f"?t={status_document.token(job)}")
+    assert sees(Client(), job, f"?t={links.token(job)}")
     assert asked == []
 
 
@@ -722,7 +722,7 @@ class Elements(HTMLParser):
 def test_no_text_becomes_markup(text):
     job = make(title=text, status="O", status_msg=text, extra={"progress": text, text: text})
     page = engines["django"].from_string(WIDGET).render({"job": job})
-    fragment = Client().get(job.progress_url, {"t": status_document.token(job), "a": text, "p": text}).content.decode()
+    fragment = Client().get(job.progress_url, {"t": links.token(job), "a": text, "p": text}).content.decode()
     for html in (page, fragment):
         parser = Elements()
         parser.feed(html)
@@ -747,7 +747,7 @@ class Fuzz(TestCase):
     @example(query={"v": "x", "s": "9" * 11, "p": "é", "a": "\0"}, good=True)
     def test_no_query_is_an_error(self, query, good):
         job = make(status="O")
-        query = {**query, "t": status_document.token(job)} if good else query
+        query = {**query, "t": links.token(job)} if good else query
         for url in plain_urls(job):
             response = Client().get(url, query)
             expected = {200, 204} if good or "progress" in url else {404}

@@ -8,7 +8,7 @@ import pytest
 from django.db import transaction
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store.querysets import COMPLETED, ENQUEUED, ONGOING
+from peasy_jobs.statuses import COMPLETED, ENQUEUED, ONGOING
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import REPOSITORY, both_worker_types

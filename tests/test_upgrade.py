@@ -19,8 +19,8 @@ from peasy_jobs import payloads
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.payloads import PayloadRefused
 from peasy_jobs.runner.healthcheck import unapplied_migrations
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
-from peasy_jobs.store.vendors import as_field
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
+from peasy_jobs.store.clock import as_field
 from tests.jobs import note, notes
 
 pytestmark = pytest.mark.django_db(transaction=True)

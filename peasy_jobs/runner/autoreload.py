@@ -17,7 +17,7 @@ from django.apps import apps
 from django.db import connections
 from django.utils import autoreload
 
-from peasy_jobs.runner.stopping import StopSignals
+from peasy_jobs.runner.shutdown import StopSignals
 
 GRACE = 2.0  # seconds that jobs have to finish before they are given back: somebody waits for the new code
 TRIAL = "PEASY_JOBS_TRIAL"  # in the environment of a process that only shows that the project can be loaded

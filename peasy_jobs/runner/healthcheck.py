@@ -15,8 +15,8 @@ from django.db.models import Count, Min, Q
 from django.db.models.functions import Coalesce
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import ENQUEUED, SCHEDULED
+from peasy_jobs.statuses import ENQUEUED, SCHEDULED
+from peasy_jobs.store.clock import as_field, database_now
 
 
 def unapplied_migrations(connection: BaseDatabaseWrapper) -> list[str]:
@@ -40,16 +40,16 @@ def problems(alias: str, queues: Sequence[str] = ()) -> tuple[list[str], list[st
     connection.ensure_connection()
     if missing := unapplied_migrations(connection):
         return [f"Migrations are missing ({', '.join(missing)}): run manage.py migrate."], []
-    now = vendors.database_now(connection)
+    now = database_now(connection)
     alive = [runner for runner in PeasyRunner.objects.using(alias) if runner.lease_until >= now.timestamp()]
     wrong, told = [], [f"Runners alive: {len(alive)}."]
-    due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=vendors.as_field(now))
+    due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=as_field(now))
     waiting = PeasyJobQueue.objects.using(alias).in_queues(queues).filter(due).order_by().values("queue_name")
     oldest = Min(Coalesce("run_after", "created"))
     found = {row["queue_name"]: row for row in waiting.annotate(count=Count("pk"), oldest=oldest)}
     for name in sorted({*found, *queues}):
         if row := found.get(name):
-            age = max(0.0, (vendors.as_field(now) - row["oldest"]).total_seconds())
+            age = max(0.0, (as_field(now) - row["oldest"]).total_seconds())
             told.append(f"Queue {name}: {row['count']} waiting, the oldest for {age:.0f} s.")
         if not any(not runner.queues or name in runner.queues for runner in alive):
             option = "" if name == "default" else f" --queue {name}"

@@ -14,6 +14,7 @@ from django.db import DatabaseError
 
 from peasy_jobs.models import PeasyRunner
 from peasy_jobs.store import querysets, vendors
+from peasy_jobs.store.clock import Clock
 
 if TYPE_CHECKING:
     from peasy_jobs.conf import Conf
@@ -27,7 +28,7 @@ RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found 
 class Presence:
     """What the other runners know of this one."""
 
-    def __init__(self, jobs: querysets.JobQuerySet, clock: vendors.Clock, conf: Conf) -> None:
+    def __init__(self, jobs: querysets.JobQuerySet, clock: Clock, conf: Conf) -> None:
         self.jobs, self.clock, self.conf = jobs, clock, conf
         self.runners = PeasyRunner.objects.using(jobs.db)
         self.id = 0

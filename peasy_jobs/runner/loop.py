@@ -12,6 +12,7 @@ from time import monotonic
 
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, reset_queries, router
 
+from peasy_jobs import statuses
 from peasy_jobs.conf import Conf
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import outcomes
@@ -19,13 +20,16 @@ from peasy_jobs.runner.healthcheck import unapplied_migrations
 from peasy_jobs.runner.lease import Presence
 from peasy_jobs.runner.maintenance import Housekeeping
 from peasy_jobs.runner.recorder import Recorder
-from peasy_jobs.runner.stopping import Stopper, StopSignals
+from peasy_jobs.runner.shutdown import StopSignals
+from peasy_jobs.runner.stopping import Stopper
 from peasy_jobs.runner.watchdog import SilenceAlarm
-from peasy_jobs.store import querysets, vendors, wakeup
+from peasy_jobs.store import vendors, wakeup
+from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim, Ending
-from peasy_jobs.workers.base import Death, ThreadWorkers, Worker, Workers, deal
+from peasy_jobs.workers.base import Death, Worker, Workers, deal
 from peasy_jobs.workers.execution import CANCEL, SHUTDOWN, TIMEOUT, Outcome, Report
 from peasy_jobs.workers.processes import ProcessWorkers
+from peasy_jobs.workers.threads import ThreadWorkers
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -47,7 +51,7 @@ class Runner:
         self.conf, self.say, self.queues, self.exit_on_empty = conf, say, list(queues), exit_on_empty
         self.connection = connections[router.db_for_write(PeasyJobQueue)]
         self.jobs = PeasyJobQueue.objects.using(self.connection.alias)
-        self.clock = vendors.Clock(self.connection)
+        self.clock = Clock(self.connection)
         self.presence = Presence(self.jobs, self.clock, conf)
         self.house = Housekeeping(self.jobs, self.clock, conf)
         self.selector = selectors.DefaultSelector()
@@ -368,7 +372,7 @@ class Runner:
         """Nothing is left to run now, and `exit_on_empty` says to end then: when turn by turn all is pruned."""
         if self.house.prune(grace=0):
             return
-        later = self.jobs.in_queues(self.queues).filter(status=querysets.SCHEDULED).count()
+        later = self.jobs.in_queues(self.queues).filter(status=statuses.SCHEDULED).count()
         self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
         self.stopping = True
 

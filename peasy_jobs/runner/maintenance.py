@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from django.db import IntegrityError
 
+from peasy_jobs import statuses
 from peasy_jobs.runner.counters import Tally
 from peasy_jobs.store import querysets
 
 if TYPE_CHECKING:
     from peasy_jobs.conf import Conf
-    from peasy_jobs.store.vendors import Clock
+    from peasy_jobs.store.clock import Clock
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -56,7 +57,7 @@ class Housekeeping:
         before = self.clock.at(monotonic() - grace)
         changed = self.jobs.complete_by_hand(self.clock.at(monotonic()))
         try:
-            for status, maximum in zip(querysets.FINISHED, maxima, strict=True):
+            for status, maximum in zip(statuses.FINISHED, maxima, strict=True):
                 changed += self.jobs.prune(status, maximum, before)
         except IntegrityError as error:  # a table of the site refers to a job
             logger.warning("Finished jobs cannot be pruned: %s", error.args[0])

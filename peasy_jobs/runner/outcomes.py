@@ -6,19 +6,12 @@ import logging
 from contextlib import suppress
 from time import monotonic
 
-from peasy_jobs.store.querysets import ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.exceptions import Failure, TimeLimit
+from peasy_jobs.statuses import ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim, Ending
-from peasy_jobs.store.vendors import Clock
 from peasy_jobs.workers.base import Death
-from peasy_jobs.workers.execution import (
-    UNKNOWN_PATIENCE,
-    Failure,
-    Outcome,
-    TimeLimit,
-    described,
-    find,
-    verdict,
-)
+from peasy_jobs.workers.execution import UNKNOWN_PATIENCE, Outcome, described, find, verdict
 
 logger = logging.getLogger("peasy_jobs")
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, InterfaceError
 
+from peasy_jobs.exceptions import Failure
 from peasy_jobs.runner.counters import Tally
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim, Ending
-from peasy_jobs.workers.execution import Failure, Report, described
+from peasy_jobs.workers.execution import Report, described
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -35,7 +37,7 @@ class Recorder:
         self,
         connection: BaseDatabaseWrapper,
         jobs: querysets.JobQuerySet,
-        clock: vendors.Clock,
+        clock: Clock,
         tally: Tally | None = None,
     ) -> None:
         self.connection, self.jobs, self.clock, self.tally = connection, jobs, clock, tally or Tally(jobs.db, clock)

@@ -19,23 +19,15 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest, Least
 from django.db.utils import DataError
 
+from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import wakeup
+from peasy_jobs.store.clock import as_field, as_read, database_now
 from peasy_jobs.store.values import Claim, Ending
-from peasy_jobs.store.vendors import (
-    as_field,
-    as_read,
-    bare_cursor,
-    database_now,
-    portions,
-    refuse_too_large,
-    update_each,
-)
+from peasy_jobs.store.vendors import bare_cursor, portions, refuse_too_large, update_each
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
 
-ENQUEUED, SCHEDULED, ONGOING, COMPLETED, FAILED, CANCELLED = "QSOCFX"
-FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUS_MSG_LIMIT = 255
 ERRORS_KEPT = 25  # failed attempts of a job, the newest
 MOST = 2**31 - 1  # that an integer column holds

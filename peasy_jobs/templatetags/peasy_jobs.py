@@ -13,9 +13,10 @@ from django.templatetags.static import static
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from peasy_jobs import links
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.urlresolution import address
-from peasy_jobs.web import status_document, widget
+from peasy_jobs.web import widget
 
 register = template.Library()
 
@@ -44,7 +45,7 @@ def peasy_progress_body(context: Context, job: PeasyJobQueue | None) -> dict[str
     asked = {"p": _prefix(context)}
     if not job or job.pk is None:
         return widget.gone(None, asked)
-    return widget.shown(job, asked, token=status_document.token(job), request=_request(context))
+    return widget.shown(job, asked, token=links.token(job), request=_request(context))
 
 
 @register.simple_tag(takes_context=True)

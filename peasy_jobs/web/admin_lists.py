@@ -16,7 +16,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store import vendors
+from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.web import filters, presenters
 
 CHOICES = 50  # queues or job functions that are offered
@@ -35,10 +35,10 @@ def _once(request: HttpRequest, name: str, find: Callable[[], Any]) -> Any:
     return found[name]
 
 
-def database_now(request: HttpRequest) -> datetime:
+def now_of(request: HttpRequest) -> datetime:
     """The database's time, the same for all of an answer."""
     connection = connections[PeasyJobQueue.objects.all().db]
-    moment: datetime = _once(request, "now", lambda: vendors.database_now(connection))
+    moment: datetime = _once(request, "now", lambda: database_now(connection))
     return moment
 
 
@@ -101,7 +101,7 @@ class CreatedFilter(admin.SimpleListFilter):
         period = PERIODS.get(self.value() or "")
         if period is None:
             return queryset
-        return queryset.filter(created__gte=vendors.as_field(database_now(request) - period[1]))
+        return queryset.filter(created__gte=as_field(now_of(request) - period[1]))
 
 
 class JobList(ChangeList):
@@ -129,7 +129,7 @@ class JobList(ChangeList):
             raise IncorrectLookupParameters from None
         # Neither arguments nor results, and only now: what sorts the keys need not carry all this.
         jobs = PeasyJobQueue.objects.select_related("user").only(*presenters.COLUMNS, "job_name", "user").in_bulk(pks)
-        moment = vendors.as_field(database_now(request))
+        moment = as_field(now_of(request))
         self.result_list = [jobs[pk] for pk in pks if pk in jobs]
         for job in self.result_list:
             job.row = presenters.row(job, moment)

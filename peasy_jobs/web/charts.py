@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.timezone import is_aware, localtime
 from django.utils.translation import gettext_lazy as _
 
-from peasy_jobs.runner.counters import Point
+from peasy_jobs.web.history import Point
 
 # In units of the viewBox, 320 wide: on the narrowest screens one is a little less than a pixel.
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 312.0, 42.0, 146.0

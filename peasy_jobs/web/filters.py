@@ -14,8 +14,9 @@ from django.db.models.functions import Cast, Coalesce
 from django.utils.http import urlencode
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store import vendors
-from peasy_jobs.web.status_document import LARGEST_KEY, WORDS
+from peasy_jobs.statuses import WORDS
+from peasy_jobs.store.clock import NOW, as_moment
+from peasy_jobs.web.status_document import LARGEST_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +86,7 @@ def look(filters: Filters) -> Snapshot:
     """Look at everything that the page shows, in one query."""
     connection = connections[PeasyJobQueue.objects.db]
     text = "char" if connection.vendor == "mysql" else "text"
-    now = vendors.NOW[connection.vendor].replace("%", "%%")
+    now = NOW[connection.vendor].replace("%", "%%")
     parts: list[Part] = [(f"SELECT 'now', '', CAST(({now}) AS {text}){PADDING}", ())]
     if filters.narrow:
         counted = _window(filters).order_by().values("status").annotate(count=Count("pk"))
@@ -191,7 +192,7 @@ def _compiled(rows: QuerySet[Any]) -> Part:
 
 
 def _snapshot(found: list[tuple[str, ...]]) -> Snapshot:
-    now = vendors.as_moment(next(row[2] for row in found if row[0] == "now"))
+    now = as_moment(next(row[2] for row in found if row[0] == "now"))
     counts = dict.fromkeys(WORDS, 0)
     for kind, letter, count, *_ in found:
         if kind == "count" and letter in counts:

@@ -18,11 +18,10 @@ from django.utils.translation import gettext as _
 
 from peasy_jobs import payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
+from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED, WORDS
+from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.web import formatting, status_document, widget
 from peasy_jobs.web.filters import CAP, PAGE, RUNNERS, WINDOW, Filters, Snapshot
-from peasy_jobs.web.status_document import WORDS
 
 # Neither arguments nor results: a page must not drag megabytes out of the database.
 COLUMNS = (
@@ -83,7 +82,7 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
     shown = hosts(snapshot.now, runners, [jobs[pk] for pk in snapshot.running if pk in jobs])
     older = more if filters.after is None else bool(pks)
     newer = more if filters.after is not None else filters.before is not None
-    moment = vendors.as_field(snapshot.now)
+    moment = as_field(snapshot.now)
     return {
         "filters": filters,
         "without_q": filters.query(q=""),
@@ -123,10 +122,10 @@ def row(job: PeasyJobQueue, now: datetime, filters: Filters | None = None) -> Ro
 
 def detail(job: PeasyJobQueue) -> dict[str, Any]:
     """The context of a job's page."""
-    now = vendors.database_now(connections[PeasyJobQueue.objects.all().db])
+    now = database_now(connections[PeasyJobQueue.objects.all().db])
     return {
         "job": job,
-        "row": row(job, vendors.as_field(now)),
+        "row": row(job, as_field(now)),
         "version": version(job),
         "milestone": widget.milestone(job),
         "arguments": formatting.arguments(job),
@@ -209,7 +208,7 @@ def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
 
 def hosts(now: datetime, runners: Iterable[PeasyRunner], running: list[PeasyJobQueue]) -> list[Host]:
     """What is shown of these runners, of which `running` names the jobs."""
-    moment, found = vendors.as_field(now), []
+    moment, found = as_field(now), []
     for runner in runners:
         mine = [job for job in running if job.runner_id == runner.pk and job.status in (ONGOING, CANCELLED)]
         ages = [(job, _age(job.started, moment)) for job in mine if job.started]

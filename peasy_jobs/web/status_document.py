@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.core.serializers.json import DjangoJSONEncoder
-from django.core.signing import BadSignature, TimestampSigner
+from django.core.signing import BadSignature
 from django.urls import NoReverseMatch
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.links import signer
+from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, WORDS
 from peasy_jobs.urlresolution import address
 from peasy_jobs.web import permissions
 
@@ -24,26 +25,7 @@ if TYPE_CHECKING:
 
     from peasy_jobs.models import PeasyJobQueue
 
-# What the pages and the JSON document call the statuses: the letters in the database are nobody else's business.
-WORDS = {
-    ENQUEUED: "enqueued",
-    SCHEDULED: "scheduled",
-    ONGOING: "ongoing",
-    COMPLETED: "completed",
-    FAILED: "failed",
-    CANCELLED: "cancelled",
-}
 LARGEST_KEY = 2**63 - 1  # that a database can be asked for
-
-
-def signed_url(job: PeasyJobQueue, view: str) -> str:
-    """The path of a view of this job, for whoever is given it. Raises `NoReverseMatch` where no URLs of ours are."""
-    return f"{address(view, job.pk)}?t={token(job)}"
-
-
-def token(job: PeasyJobQueue) -> str:
-    """Lets its bearer see the status of this one job for `PEASY_TOKEN_MAX_AGE` seconds, and nothing else."""
-    return _signer(job).sign(str(job.pk)).partition(":")[2]
 
 
 def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
@@ -53,7 +35,7 @@ def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
     """
     try:
         # First: where it is valid nothing else is asked, not even who the visitor is.
-        _signer(job).unsign(f"{job.pk}:{request.GET.get('t', '')}", max_age=timedelta(seconds=conf.get().token_max_age))
+        signer(job).unsign(f"{job.pk}:{request.GET.get('t', '')}", max_age=timedelta(seconds=conf.get().token_max_age))
         return True
     except (BadSignature, UnicodeEncodeError):  # a charset that the request names may give half a surrogate pair
         pass
@@ -144,9 +126,3 @@ def _iso(moment: datetime | None) -> str | None:
         return None
     aware = moment if timezone.is_aware(moment) else timezone.make_aware(moment, timezone.get_default_timezone())
     return aware.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _signer(job: PeasyJobQueue) -> TimestampSigner:
-    # With the time: a database may use a primary key again. In UTC: a row that was read may be in the database's zone.
-    created = job.created.astimezone(UTC) if timezone.is_aware(job.created) else job.created
-    return TimestampSigner(salt=f"peasy_jobs.job:{created:%Y%m%d%H%M%S%f}")

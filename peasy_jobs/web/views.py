@@ -17,10 +17,9 @@ from django.views.decorators.http import require_POST, require_safe
 
 from peasy_jobs import conf
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.runner import counters as minutes
-from peasy_jobs.store import vendors
+from peasy_jobs.store.clock import database_now
 from peasy_jobs.urlresolution import address
-from peasy_jobs.web import actions, charts, filters, permissions, presenters, widget
+from peasy_jobs.web import actions, charts, filters, history, permissions, presenters, widget
 from peasy_jobs.web.status_document import LARGEST_KEY
 
 A_DAY = 24 * 60 * 60  # seconds; a browser takes a timer of more than 25 days for none
@@ -66,8 +65,8 @@ def statistics_charts(request: HttpRequest) -> HttpResponse:
 
 
 def _charts() -> dict[str, Any]:
-    now = vendors.database_now(connections[PeasyJobQueue.objects.db])
-    spans = (minutes.last_hour(now), minutes.last_day(now))
+    now = database_now(connections[PeasyJobQueue.objects.db])
+    spans = (history.last_hour(now), history.last_day(now))
     return {"charts": [draw(points) for points in spans for draw in (charts.jobs_per_minute, charts.seconds)]}
 
 

@@ -16,7 +16,7 @@ from django.utils import timezone
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 
-from peasy_jobs.store.querysets import ONGOING, SCHEDULED
+from peasy_jobs.statuses import ONGOING, SCHEDULED
 from peasy_jobs.urlresolution import address
 from peasy_jobs.web import formatting, status_document
 

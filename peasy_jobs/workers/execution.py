@@ -15,7 +15,7 @@ from contextvars import Context, ContextVar, copy_context
 from importlib import import_module
 from inspect import isawaitable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from asgiref.sync import async_to_sync
 from django.apps import apps
@@ -23,64 +23,15 @@ from django.db import connections
 from django.utils import timezone, translation
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
+from peasy_jobs.exceptions import Cancel, Fail, Failure, NotStorable, Retry, Stop, TimeLimit, Unknown
+from peasy_jobs.job import Job
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.store.values import Run
-
-if TYPE_CHECKING:
-    from peasy_jobs.peasy_jobs import Job
 
 logger = logging.getLogger("peasy_jobs")
 
 TRACEBACK_LIMIT, MESSAGE_LIMIT = 20_000, 1_000  # characters
 UNKNOWN_DELAY, UNKNOWN_PATIENCE = 60.0, 3  # seconds, and times that a function that is not there is waited for
-
-
-class Failure(Exception):
-    """A job failed for a reason that is not an exception of its own code."""
-
-
-class Unknown(Failure):
-    """There is no such job function here: maybe not yet, while a new version is being deployed."""
-
-
-class NotStorable(Failure):
-    """A job finished, but its result cannot be stored. Its work is done, so it is not run again."""
-
-
-class TimeLimit(Failure):
-    """A job took longer than its time limit."""
-
-
-class Stop(BaseException):
-    """Raised inside a job that is to end now: it may catch this to clean up, and is killed if that takes too long.
-
-    Not an `Exception`, so that a job which catches those and goes on ends all the same.
-    """
-
-
-class Retry(Exception):
-    """Raise this in a job to have it run again later. It does not count as a failed attempt.
-
-    after: seconds from now.
-    """
-
-    def __init__(self, after: float = 60) -> None:
-        self.after = after
-        super().__init__(f"to run again in {self.seconds():g} seconds")
-
-    def seconds(self) -> float:
-        """Until it runs again. Raises `ValueError` when `after` is not that."""
-        if not isinstance(self.after, int | float) or not 0 <= self.after < 10**9:
-            raise ValueError(f"after is {self.after!r}. Give a number of seconds, 0 or more.")
-        return float(self.after)
-
-
-class Fail(Failure):
-    """Raise this in a job to have it FAILED at once, with this message and without further attempts."""
-
-
-class Cancel(Exception):
-    """Raise this in a job to have it CANCELLED."""
 
 
 class Outcome(NamedTuple):
@@ -267,8 +218,6 @@ def find(job_name: str) -> Job[..., Any]:
 
     A module that is not loaded yet is imported only inside an installed app.
     """
-    from peasy_jobs.peasy_jobs import Job  # late: that module imports this one
-
     module_name, _, name = job_name.rpartition(".")
     loaded = sys.modules.get(module_name) is not None
     if not loaded and (not module_name or apps.get_containing_app_config(module_name) is None):

@@ -23,11 +23,11 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextvars import Context
-from importlib import import_module
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peasy_jobs.workers.channel import CHUNK, LENGTH, take_messages
+from peasy_jobs.workers.startup import import_jobs, show_log
 
 if TYPE_CHECKING:
     from peasy_jobs.workers.execution import Outcome, Report
@@ -45,21 +45,6 @@ TICKET = struct.Struct("!qq")  # job and claim: a job that was recalled may come
 ASKED = struct.Struct("!qq9p128p")
 EXIT_TRIES, EXIT_PAUSE = 20, 0.005  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-_shown = logging.StreamHandler()
-_shown.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-
-def show_log(level: int) -> None:
-    """Show the log on the terminal, where the project's LOGGING sends it nowhere."""
-    if not logger.hasHandlers():
-        logger.addHandler(_shown)
-        logger.setLevel(logger.level or level)
-
-
-def log_level() -> int:
-    """The level at which `show_log` shows the log here; 0 where it does not."""
-    return logger.level if _shown in logger.handlers else 0
 
 
 def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
@@ -142,25 +127,6 @@ def _flush() -> bool:
         except Exception:  # a job may have left anything there
             useful = False
     return useful
-
-
-def import_jobs() -> bool:
-    """Import the module `jobs` of each app that has one, before several threads do it at the same time.
-
-    Returns whether all of them could be.
-    """
-    from django.apps import apps
-    from django.utils.module_loading import module_has_submodule
-
-    fine = True
-    for app in apps.get_app_configs():
-        if module_has_submodule(app.module, "jobs"):
-            try:
-                import_module(f"{app.name}.jobs")
-            except (Exception, SystemExit):  # its jobs will fail and say so; those of other apps run
-                logger.exception("Could not import %s.jobs.", app.name)
-                fine = False
-    return fine
 
 
 def _ends_by_itself(pid: int) -> bool:

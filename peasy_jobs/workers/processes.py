@@ -31,8 +31,8 @@ from peasy_jobs.workers.forkserver import (
     STARTED,
     TICKET,
     WAS_CUT_OFF,
-    log_level,
 )
+from peasy_jobs.workers.startup import log_level
 
 logger = logging.getLogger("peasy_jobs")
 

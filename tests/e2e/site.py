@@ -8,8 +8,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from peasy_jobs import payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.store.clock import as_field, database_now
 
 TRACEBACK = "Traceback (most recent call last):\n" + '  File "/srv/shop/jobs.py", line 7, in export\n' * 30
 
@@ -24,8 +24,8 @@ def change(job: PeasyJobQueue, **columns: Any) -> None:
 
 def a_busy_site() -> dict[str, PeasyJobQueue]:
     """A job in every state, a runner that lives and one that is dead."""
-    now = vendors.database_now(connection)
-    moment = vendors.as_field(now)
+    now = database_now(connection)
+    moment = as_field(now)
     runner = {"worker_type": "process", "concurrency": 4, "pid": 4242, "started": moment, "heartbeat": moment}
     alive = PeasyRunner.objects.create(host="web-1", queues=[], lease_until=now.timestamp() + 1000, **runner)
     PeasyRunner.objects.create(host="web-2", queues=["slow", "mail"], lease_until=0, **runner)

@@ -9,7 +9,7 @@ from django.contrib.auth.models import User
 from playwright.sync_api import Browser, Page, expect
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store.querysets import CANCELLED, ENQUEUED
+from peasy_jobs.statuses import CANCELLED, ENQUEUED
 from tests.e2e.conftest import a_server_of_its_own
 from tests.e2e.site import a_busy_site, add
 

@@ -11,8 +11,8 @@ from django.db import connection
 from playwright.sync_api import Browser, Page, expect
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import CANCELLED, ENQUEUED, FAILED, ONGOING
+from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING
+from peasy_jobs.store.clock import as_field, database_now
 from tests import jobs
 from tests.e2e import urls
 from tests.e2e.conftest import a_server_of_its_own, log_in
@@ -226,7 +226,7 @@ def test_a_session_that_ends_leads_to_the_login(page: Page, staff: User, base_ur
 def test_everything_works_without_javascript(browser: Browser, staff: User, base_url: str) -> None:
     for n in range(55):
         add(f"job {n}")
-    broken = add("broken", FAILED, completed=vendors.as_field(vendors.database_now(connection)))
+    broken = add("broken", FAILED, completed=as_field(database_now(connection)))
     context = browser.new_context(java_script_enabled=False, base_url=base_url)
     log_in(context, staff, base_url)
     page = context.new_page()

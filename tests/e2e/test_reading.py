@@ -5,8 +5,8 @@ from django.db import connection
 from playwright.sync_api import Page, expect
 
 from peasy_jobs.models import PeasyMinute
-from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import COMPLETED, FAILED, ONGOING
+from peasy_jobs.statuses import COMPLETED, FAILED, ONGOING
+from peasy_jobs.store.clock import database_now
 from tests.e2e.site import a_busy_site, add, change, row
 from tests.e2e.test_widget import PAYLOADS
 
@@ -238,7 +238,7 @@ def test_the_whole_of_a_title_with_its_number_is_the_link(staff_page: Page) -> N
 
 
 def test_the_letters_of_the_charts_are_legible_at_any_width(staff_page: Page) -> None:
-    minute = int(vendors.database_now(connection).timestamp()) // 60
+    minute = int(database_now(connection).timestamp()) // 60
     PeasyMinute.objects.bulk_create([PeasyMinute(minute=minute - n, completed=5000, w0=1, r11=1) for n in range(1, 9)])
     staff_page.goto("/peasy/statistics/")
     for width in (320, 360, 420, 480, 560, 640, 700, 760, 1000, 1280, 1920):

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import transaction
 
-from peasy_jobs.store.querysets import COMPLETED
+from peasy_jobs.statuses import COMPLETED
 from tests import jobs
 from tests.faults.test_database_trouble import LATE, SHORT_LEASE, assert_each_ran_once, assert_one_episode
 from tests.jobs import notes

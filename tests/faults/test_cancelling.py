@@ -16,7 +16,7 @@ from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.runner.loop import Runner
 from peasy_jobs.runner.outcomes import given_back
 from peasy_jobs.runner.recorder import Recorder
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, ENQUEUED, ONGOING
+from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, ONGOING
 from peasy_jobs.store.values import Claim
 from tests import jobs
 from tests.jobs import notes
@@ -217,7 +217,7 @@ def test_a_thread_that_does_not_notice_keeps_its_slot_and_its_row_names_the_runn
 def _now():
     from django.db import connection
 
-    from peasy_jobs.store.vendors import as_field, database_now
+    from peasy_jobs.store.clock import as_field, database_now
 
     return as_field(database_now(connection))
 

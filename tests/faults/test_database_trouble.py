@@ -17,8 +17,8 @@ from django.db import connection, transaction
 from django.db.migrations.recorder import MigrationRecorder
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store.querysets import COMPLETED, ENQUEUED, ONGOING
-from peasy_jobs.store.vendors import database_now
+from peasy_jobs.statuses import COMPLETED, ENQUEUED, ONGOING
+from peasy_jobs.store.clock import database_now
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import Command

@@ -3,7 +3,7 @@
 import pytest
 
 from peasy_jobs.peasy_jobs import peasy
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, FAILED
+from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED
 from tests import jobs
 from tests.jobs import notes
 from tests.rows import finished, is_gone, row

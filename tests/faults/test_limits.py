@@ -9,8 +9,8 @@ import pytest
 from django.db import connection, transaction
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, FAILED, ONGOING
-from peasy_jobs.store.vendors import as_field, database_now
+from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED, ONGOING
+from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.workers.processes import BEGIN_TIMEOUT
 from tests import jobs
 from tests.jobs import notes
@@ -33,7 +33,7 @@ def test_a_job_over_its_limit_may_clean_up_and_has_failed(run_peasy, tmp_path):
     pid = int(notes(record)[0].split()[1])
     assert (job.status, job.error, job.attempts, job.crashes, job.runner_id) == (FAILED, OWN_LIMIT, 1, 0, None)
     (entry,) = job.errors
-    assert entry["exception"] == "peasy_jobs.workers.execution.TimeLimit"
+    assert entry["exception"] == "peasy_jobs.exceptions.TimeLimit"
     assert entry["where"] == f"{socket.gethostname()}, pid {pid}"
     assert "in clean_up" in entry["traceback"]  # where it was when it was stopped
     assert job.completed - job.started >= timedelta(seconds=0.4)

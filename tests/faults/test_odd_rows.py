@@ -17,8 +17,10 @@ from peasy_jobs.runner import outcomes
 from peasy_jobs.runner.lease import Presence
 from peasy_jobs.runner.maintenance import Housekeeping
 from peasy_jobs.runner.recorder import Recorder
+from peasy_jobs.statuses import COMPLETED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import vendors
-from peasy_jobs.store.querysets import COMPLETED, FAILED, ONGOING, SCHEDULED, Ending
+from peasy_jobs.store.clock import Clock, as_field, database_now
+from peasy_jobs.store.querysets import Ending
 from tests import jobs
 from tests.processes import Command
 from tests.rivals import TABLE
@@ -180,7 +182,7 @@ def a_runner_works(record: Recorder, presence: Presence, house: Housekeeping) ->
         all_jobs.close_cancelled(ME, pk, claims, clock.at(monotonic()))
     for queues in ([], ["default"]):
         all_jobs.peek(queues)
-        now = vendors.as_field(vendors.database_now(connection))
+        now = as_field(database_now(connection))
         for claim in all_jobs.claim(ME, 10, queues, now):
             if why := claim.damage():
                 record.end(outcomes.damaged(claim, why, clock))
@@ -210,7 +212,7 @@ def a_runner_works(record: Recorder, presence: Presence, house: Housekeeping) ->
 @example("F", ME, {"completed": "soon"})
 def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, runner, odd):
     caplog.set_level(logging.CRITICAL, "peasy_jobs")
-    clock = vendors.Clock(connection)
+    clock = Clock(connection)
     all_jobs = PeasyJobQueue.objects.all()
     site_conf = conf.Conf(max_completed=0, max_failed=0, max_cancelled=0, prune_grace=0)
     presence = Presence(all_jobs, clock, site_conf)

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db import connection
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.store.querysets import COMPLETED, FAILED
+from peasy_jobs.statuses import COMPLETED, FAILED
 from tests import jobs
 from tests.processes import both_worker_types
 from tests.rows import finished, row, running, with_app

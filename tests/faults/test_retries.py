@@ -7,14 +7,17 @@ from types import SimpleNamespace
 import pytest
 from django.db import connection
 
+from peasy_jobs import exceptions
+from peasy_jobs.exceptions import Fail, NotStorable, Retry, TimeLimit, Unknown
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.policy import FIRST_DELAY, LONGEST_DELAY, Policy
 from peasy_jobs.runner import outcomes
-from peasy_jobs.store.querysets import CANCELLED, COMPLETED, FAILED, SCHEDULED, Claim
-from peasy_jobs.store.vendors import as_field, database_now
+from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED, SCHEDULED
+from peasy_jobs.store.clock import as_field, database_now
+from peasy_jobs.store.querysets import Claim
 from peasy_jobs.workers import execution
-from peasy_jobs.workers.execution import Fail, NotStorable, Outcome, Retry, TimeLimit, Unknown, verdict
+from peasy_jobs.workers.execution import Outcome, verdict
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types
@@ -256,7 +259,7 @@ def with_policy(**options) -> SimpleNamespace:
         (Fail("no"), 1, (FAILED, 0)),
         (NotStorable("no"), 1, (FAILED, 0)),
         (Retry(5), 99, (SCHEDULED, 5)),
-        (execution.Cancel(), 1, (CANCELLED, 0)),
+        (exceptions.Cancel(), 1, (CANCELLED, 0)),
         (Unknown("no"), 1, (FAILED, execution.UNKNOWN_DELAY)),
     ],
 )

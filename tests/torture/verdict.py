@@ -7,7 +7,7 @@ from time import monotonic, time
 from typing import Any
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.store.querysets import FINISHED
+from peasy_jobs.statuses import FINISHED
 from peasy_jobs.workers import execution
 from tests.torture import database
 from tests.torture.hand import LEASE, ORPHANS_LIVE, SUSPENSIONS, Hand

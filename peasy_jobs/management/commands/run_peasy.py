@@ -17,7 +17,7 @@ from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import autoreload
 from peasy_jobs.runner.healthcheck import problems
 from peasy_jobs.runner.loop import Runner
-from peasy_jobs.workers.forkserver import import_jobs, show_log
+from peasy_jobs.workers.startup import import_jobs, show_log
 
 
 class Command(BaseCommand):
