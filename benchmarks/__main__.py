@@ -27,13 +27,29 @@ def arguments() -> argparse.Namespace:
     for option, known in (("only", PARTS), ("systems", SYSTEMS), ("databases", databases.NAMES)):
         names = list(known)
         parser.add_argument(
-            f"--{option}", type=chosen(names), default=names, metavar="A,B", help=f"Of: {', '.join(names)}."
+            f"--{option}",
+            type=chosen(names),
+            default=names,
+            metavar="A,B",
+            help=f"Of: {', '.join(names)}.",
         )
-    parser.add_argument("--repetitions", type=int, default=3, help="How often each figure is measured (default: 3).")
-    parser.add_argument("--scale", type=float, default=1.0, help="Times the usual number of jobs (default: 1).")
-    parser.add_argument("--quick", action="store_true", help="One repetition at scale 0.01: whether it works at all.")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="The folder to write to (default: docs).")
-    parser.add_argument("--draw", action="store_true", help="Measure nothing: draw anew what benchmark.json says.")
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="How often each figure is measured (default: 3)."
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="Times the usual number of jobs (default: 1)."
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="One repetition at scale 0.01: whether it works at all.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), help="The folder to write to (default: docs)."
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="Measure nothing: draw anew what benchmark.json says."
+    )
     options = parser.parse_args()
     if options.quick:
         options.repetitions, options.scale = 1, 0.01
@@ -91,7 +107,11 @@ def main() -> None:
                 found = cell.measure()
                 told = [f"{name}: {report.number(value)}" for name, value in found.items()]
                 where = f"{repetition}/{options.repetitions}, load {machine.load():.1f}, {cell}"
-                print(f"{where}: {', '.join([*told, *cell.failures[failures:]])}", file=sys.stderr, flush=True)
+                print(
+                    f"{where}: {', '.join([*told, *cell.failures[failures:]])}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             write(cells, options, facts)
     print(write(cells, options, facts))
 

@@ -10,7 +10,13 @@ from benchmarks.measure import Figures
 from benchmarks.systems import OURS, SYSTEMS, System, Unable
 
 # Not a system: what each database does by bare SQL, with nothing run.
-RAW = System("raw", "the database alone", jobs={}, workers=(), settings="bare SQL, claim and finish in batches of 100")
+RAW = System(
+    "raw",
+    "the database alone",
+    jobs={},
+    workers=(),
+    settings="bare SQL, claim and finish in batches of 100",
+)
 
 
 @dataclass
@@ -71,7 +77,9 @@ class Plan:
 
     def own(self) -> list[str]:
         """The databases on which peasy_jobs is measured by itself."""
-        return [name for name in self.databases if OURS in self.systems and name in SYSTEMS[OURS].jobs]
+        return [
+            name for name in self.databases if OURS in self.systems and name in SYSTEMS[OURS].jobs
+        ]
 
     def pairs(self) -> Iterator[tuple[System, str]]:
         """Systems with each database that they work on, those that share a database one after the other."""
@@ -85,7 +93,9 @@ def throughput(plan: Plan) -> Iterator[Cell]:
     for system, database in plan.pairs():
         jobs = plan.jobs(system.jobs[database])
         if system.name == OURS:
-            yield Cell("throughput", RAW, database, "batches of 100", partial(ours.raw, database, jobs))
+            yield Cell(
+                "throughput", RAW, database, "batches of 100", partial(ours.raw, database, jobs)
+            )
         for workers in system.workers:
             if workers.databases and database not in workers.databases:
                 continue
@@ -95,13 +105,21 @@ def throughput(plan: Plan) -> Iterator[Cell]:
 
 def latency(plan: Plan) -> Iterator[Cell]:
     for system, database in plan.pairs():
-        run = partial(measure.latency, system, database, plan.jobs(system.samples, 5), plan.gap(system))
+        run = partial(
+            measure.latency, system, database, plan.jobs(system.samples, 5), plan.gap(system)
+        )
         yield Cell("latency", system, database, "", run)
 
 
 def enqueue(plan: Plan) -> Iterator[Cell]:
     for system, database in plan.pairs():
-        yield Cell("enqueue", system, database, "", partial(measure.enqueue, system, database, plan.jobs(3_000)))
+        yield Cell(
+            "enqueue",
+            system,
+            database,
+            "",
+            partial(measure.enqueue, system, database, plan.jobs(3_000)),
+        )
 
 
 def idle(plan: Plan) -> Iterator[Cell]:
@@ -113,7 +131,9 @@ def idle(plan: Plan) -> Iterator[Cell]:
 
 def orm(plan: Plan) -> Iterator[Cell]:
     for database in plan.own():
-        yield Cell("orm", SYSTEMS[OURS], database, "", partial(ours.orm, database, plan.jobs(3_000)))
+        yield Cell(
+            "orm", SYSTEMS[OURS], database, "", partial(ours.orm, database, plan.jobs(3_000))
+        )
 
 
 def work(plan: Plan) -> Iterator[Cell]:
@@ -133,7 +153,9 @@ def growth(plan: Plan) -> Iterator[Cell]:
 def dashboard(plan: Plan) -> Iterator[Cell]:
     # Always at full size: the script has no other.
     for database in plan.own() if plan.scale >= 1 else ():
-        yield Cell("dashboard", SYSTEMS[OURS], database, "", partial(ours.dashboard, database), once=True)
+        yield Cell(
+            "dashboard", SYSTEMS[OURS], database, "", partial(ours.dashboard, database), once=True
+        )
 
 
 PARTS: dict[str, Callable[[Plan], Iterator[Cell]]] = {

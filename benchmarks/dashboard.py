@@ -16,12 +16,33 @@ from typing import Any
 
 FINISHED, WAITING, TIMES = 1_000_000, 200_000, 5
 PAGES = (
-    *("", "?status=enqueued", "?status=completed", "?status=failed", "?status=ongoing", "?q=zzz", "?q=123"),
+    *(
+        "",
+        "?status=enqueued",
+        "?status=completed",
+        "?status=failed",
+        "?status=ongoing",
+        "?q=zzz",
+        "?q=123",
+    ),
     *("?queue=default", "?before=500000", "?status=failed&before=500000"),
 )
 ADMIN = (
-    *("", "?p=200", *(f"?status={word}" for word in ("enqueued", "completed", "failed", "ongoing", "cancelled"))),
-    *("?queue=default", "?job=shop.jobs.export", "?created=hour", "?created=week", "?status=failed&created=week"),
+    *(
+        "",
+        "?p=200",
+        *(
+            f"?status={word}"
+            for word in ("enqueued", "completed", "failed", "ongoing", "cancelled")
+        ),
+    ),
+    *(
+        "?queue=default",
+        "?job=shop.jobs.export",
+        "?created=hour",
+        "?created=week",
+        "?status=failed&created=week",
+    ),
     *("?status=failed&p=16", "?status=completed&p=200", "?status=enqueued&queue=default"),
     *("?q=zzz", "?q=export", "?q=123", "?status=failed&q=export", "123/change/", "123/delete/"),
 )
@@ -35,7 +56,10 @@ def insert(low: int, high: int, status: str, ended: str, *, keys: bool = True) -
     """Jobs with these primary keys, or with the next ones without `keys`; status and end as SQL."""
     from django.db import connection
 
-    numbers, source = f"WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})", "n"
+    numbers, source = (
+        f"WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})",
+        "n",
+    )
     if connection.vendor == "mysql":  # which knows no recursion as deep
         numbers, source = "", f"(SELECT seq AS i FROM seq_{low}_to_{high}) AS n"
     created, ended = (
@@ -56,7 +80,9 @@ def fill() -> None:
     insert(1, FINISHED, ENDED, OVER)
     insert(FINISHED + 1, FINISHED + WAITING, "'Q'", "NULL")
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE TABLE peasy_jobs_peasyjobqueue" if connection.vendor == "mysql" else "ANALYZE")
+        cursor.execute(
+            "ANALYZE TABLE peasy_jobs_peasyjobqueue" if connection.vendor == "mysql" else "ANALYZE"
+        )
 
 
 def measured(client: Any, path: str) -> tuple[Any, float, int]:
@@ -71,7 +97,9 @@ def measured(client: Any, path: str) -> tuple[Any, float, int]:
         times.append(1000 * (perf_counter() - started))
     with CaptureQueriesContext(connection) as queries:
         client.get(path)
-    ours = [query for query in queries if not re.search('FROM ["`](django_session|auth_)', query["sql"])]
+    ours = [
+        query for query in queries if not re.search('FROM ["`](django_session|auth_)', query["sql"])
+    ]
     return answer, min(times), len(ours)
 
 
@@ -81,7 +109,9 @@ def main(database: str) -> None:
     os.environ.update(
         DJANGO_SETTINGS_MODULE="tests.settings",
         PEASY_TEST_DATABASE=database,
-        PEASY_TEST_DB_NAME=str(Path(directory.name) / "db.sqlite3") if database == "sqlite" else name,
+        PEASY_TEST_DB_NAME=str(Path(directory.name) / "db.sqlite3")
+        if database == "sqlite"
+        else name,
     )
     import django
 
@@ -104,7 +134,9 @@ def main(database: str) -> None:
             page, time, count = measured(client, f"/peasy/{query}")
             assert page.status_code == 200
             version = page.context["version"]
-            poll, again, least = measured(client, f"/peasy/live/{query}{'&' if query else '?'}v={version}")
+            poll, again, least = measured(
+                client, f"/peasy/live/{query}{'&' if query else '?'}v={version}"
+            )
             assert poll.status_code == 204
             print(f"/peasy/{query:25}{time:8.1f}{count:9}{again:10.1f}{least:9}")
         for pk in DOCUMENTS:

@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 URLS = {
-    "postgres": os.environ.get("PEASY_TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres"),
+    "postgres": os.environ.get(
+        "PEASY_TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres"
+    ),
     "mariadb": os.environ.get("PEASY_TEST_MARIADB_URL", "mariadb://root@127.0.0.1:3306/test"),
 }
 NAMES = {"sqlite": "SQLite", "postgres": "PostgreSQL", "mariadb": "MariaDB", "redis": "Redis"}
@@ -30,12 +32,17 @@ def fresh(kind: str, directory: Path) -> Iterator[str]:
             yield f"redis://127.0.0.1:{port}/0"
         return
     name = f"peasy_bench_{uuid.uuid4().hex[:12]}"
-    options = {"postgres": "ENCODING 'UTF8' TEMPLATE template0", "mariadb": "CHARACTER SET utf8mb4"}[kind]
+    options = {
+        "postgres": "ENCODING 'UTF8' TEMPLATE template0",
+        "mariadb": "CHARACTER SET utf8mb4",
+    }[kind]
     execute(kind, f"CREATE DATABASE {name} {options}")
     try:
         yield urlsplit(URLS[kind])._replace(scheme=kind, path=f"/{name}").geturl()
     finally:
-        execute(kind, f"DROP DATABASE IF EXISTS {name}{' WITH (FORCE)' if kind == 'postgres' else ''}")
+        execute(
+            kind, f"DROP DATABASE IF EXISTS {name}{' WITH (FORCE)' if kind == 'postgres' else ''}"
+        )
 
 
 def analyze(kind: str, url: str) -> None:
@@ -59,7 +66,10 @@ def execute(kind: str, statement: str) -> list[Any]:
 
     parts = urlsplit(URLS[kind])
     login = {"user": parts.username, "password": parts.password or "", "port": parts.port or 3306}
-    with pymysql.connect(host=parts.hostname, connect_timeout=5, **login) as connection, connection.cursor() as cursor:
+    with (
+        pymysql.connect(host=parts.hostname, connect_timeout=5, **login) as connection,
+        connection.cursor() as cursor,
+    ):
         cursor.execute(statement)
         return list(cursor.fetchall())
 
@@ -73,7 +83,8 @@ def _redis(directory: Path) -> Iterator[int]:
     own = directory / f"redis-{port}"
     own.mkdir()
     server = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(own)], stdout=subprocess.DEVNULL
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(own)],
+        stdout=subprocess.DEVNULL,
     )
     try:
         for _ in range(500):
@@ -100,7 +111,9 @@ def version(kind: str) -> str:
 
             return sqlite3.sqlite_version
         if kind == "redis":
-            answer = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=True).stdout
+            answer = subprocess.run(
+                ["redis-server", "--version"], capture_output=True, text=True, check=True
+            ).stdout
             return answer.split("v=")[1].split()[0]
         statement = {"postgres": "SHOW server_version", "mariadb": "SELECT VERSION()"}[kind]
         return str(execute(kind, statement)[0][0]).split()[0]

@@ -20,7 +20,11 @@ def idle(system: System, database: str, workers: Workers, seconds: float) -> Fig
         with system.working({**env, "BENCH_COUNTER": str(counter)}, workers, log) as pids:
             wait_for(found, WARM_UP)
             sleep(min(REST, seconds))
-            before, asked, started = _cpu(pids), _questions(system, database, env, counter), monotonic()
+            before, asked, started = (
+                _cpu(pids),
+                _questions(system, database, env, counter),
+                monotonic(),
+            )
             sleep(seconds)
             minutes = (monotonic() - started) / 60
             spent, after = _cpu(pids) - before, _questions(system, database, env, counter)
@@ -46,7 +50,11 @@ def _cpu(pids: list[int]) -> float:
 
 
 def pss(pids: list[int]) -> float:
-    lines = [line for pid in _tree(pids) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    lines = [
+        line
+        for pid in _tree(pids)
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    ]
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
@@ -54,7 +62,9 @@ def _questions(system: System, database: str, env: dict[str, str], counter: Path
     """What the database has been asked so far, as each can tell."""
     if database == "postgres":
         name = os.path.basename(env["BENCH_URL"])
-        statement = f"SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{name}'"
+        statement = (
+            f"SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{name}'"
+        )
         return {"transactions/min": float(databases.execute(database, statement)[0][0])}
     if database == "mariadb":  # of the whole server, which has nothing else to do
         answer = databases.execute(database, "SHOW GLOBAL STATUS LIKE 'Questions'")

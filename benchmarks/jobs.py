@@ -25,7 +25,11 @@ def pause(number: int, seconds: float) -> None:
 def row(job: Any, *args: Any) -> dict[str, Any]:
     """The columns that calling this job function with these arguments writes."""
     data = payloads.dumps(
-        list(args), job_name=job.job_name, column=payloads.ARGS, max_bytes=conf.get().max_payload, serializer="pickle"
+        list(args),
+        job_name=job.job_name,
+        column=payloads.ARGS,
+        max_bytes=conf.get().max_payload,
+        serializer="pickle",
     )
     return {"title": job.title, "job_name": job.job_name, "args_data": data}
 

@@ -36,7 +36,9 @@ def wait_for(found: marks.Marks, jobs: int) -> None:
     done, since = -1, monotonic()
     while done < jobs:
         if monotonic() > since + STALL:
-            raise Unable(f"stalled: {max(done, 0):,} of {jobs:,} jobs began, then none for {STALL:g} s")
+            raise Unable(
+                f"stalled: {max(done, 0):,} of {jobs:,} jobs began, then none for {STALL:g} s"
+            )
         sleep(0.05)
         if (now := found.done()) > done:
             done, since = now, monotonic()
@@ -48,7 +50,9 @@ def checked(system: System, env: dict[str, str], found: marks.Marks, jobs: int) 
     if repeated := found.repeated():
         raise Unable(f"{repeated:,} of {jobs:,} jobs ran more than once")
     if outcomes["stored"] != jobs:
-        raise Unable(f"{outcomes['stored']:,} of {jobs:,} jobs are stored as completed after one run")
+        raise Unable(
+            f"{outcomes['stored']:,} of {jobs:,} jobs are stored as completed after one run"
+        )
     return outcomes
 
 

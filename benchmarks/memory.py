@@ -51,7 +51,9 @@ def main() -> None:
         django.setup()
         call_command("migrate", verbosity=0)
         for worker_type in ("process", "thread"):
-            runner = subprocess.Popen([sys.executable, "-m", "django", "run_peasy", "--worker-type", worker_type])
+            runner = subprocess.Popen(
+                [sys.executable, "-m", "django", "run_peasy", "--worker-type", worker_type]
+            )
             enqueue(EARLY)
             wait_until_run()
             early = pss([runner.pid])

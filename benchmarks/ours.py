@@ -44,7 +44,9 @@ def work(database: str, jobs: int, long: float) -> Figures:
             wait_for(found, jobs)
             checked(SYSTEM, env, found, jobs)
         ideal = jobs * SHORT / THREADS.concurrency
-        figures[f"{jobs:,} jobs of 5 ms on 4 threads, times the ideal"] = (found.seconds() + SHORT) / ideal
+        figures[f"{jobs:,} jobs of 5 ms on 4 threads, times the ideal"] = (
+            found.seconds() + SHORT
+        ) / ideal
     for workers in (Workers("2 processes", concurrency=2), THREADS):
         with place(SYSTEM, database, jobs + 1, KEEP_ALL) as (env, found, log):
             probe(env, "mix", jobs, long)
@@ -53,7 +55,9 @@ def work(database: str, jobs: int, long: float) -> Figures:
                 checked(SYSTEM, env, found, jobs + 1)
             name = f"longest pause between two of {jobs:,} short jobs beside one of {long:g} s, {workers.label}, ms"
             times = sorted(found.times[:jobs])
-            figures[name] = 1000 * max(after - before for before, after in zip(times, times[1:], strict=False))
+            figures[name] = 1000 * max(
+                after - before for before, after in zip(times, times[1:], strict=False)
+            )
     return figures
 
 
@@ -63,7 +67,11 @@ def growth(
     """The same runner of one queue by turns on an empty table and on a full one; then pruning what has finished."""
     full = f"{waiting:,} waiting and {finished:,} finished rows"
     numbers = jobs + samples + 10  # of the jobs of one turn
-    with place(SYSTEM, database, turns * numbers + waiting, KEEP_ALL, BENCH_QUEUES="default") as (env, found, log):
+    with place(SYSTEM, database, turns * numbers + waiting, KEEP_ALL, BENCH_QUEUES="default") as (
+        env,
+        found,
+        log,
+    ):
         probe(env, "finished", finished)
         probe(env, "insert", turns * numbers, waiting, "other")
         for turn in range(turns):
@@ -72,18 +80,24 @@ def growth(
             after = _one_queue(env, found, log, turn * numbers, jobs, samples, gap)
             figures = {f"empty table, {name}": value for name, value in before.items()}
             figures |= {f"{full} of another queue, {name}": value for name, value in after.items()}
-            figures[f"{full} of another queue, share of the empty table's rate"] = after["jobs/s"] / before["jobs/s"]
+            figures[f"{full} of another queue, share of the empty table's rate"] = (
+                after["jobs/s"] / before["jobs/s"]
+            )
             begun = sum(1 for runs in found.runs[turns * numbers :] if runs)
             if waiting - begun > jobs:
                 with SYSTEM.working({**env, "BENCH_QUEUES": ""}, ONE, log):
                     own = _rate(found, turns * numbers + begun, jobs)
                 figures[f"{full} of its own, jobs/s"] = own
-                figures[f"{full} of its own, share of the empty table's rate"] = own / before["jobs/s"]
+                figures[f"{full} of its own, share of the empty table's rate"] = (
+                    own / before["jobs/s"]
+                )
             if found.repeated():
                 raise Unable(f"{found.repeated():,} jobs ran more than once")
             yield figures
         # Through the front door: a runner that exits when nothing is left prunes all there is to prune.
-        yield {"pruning, rows/s": probe({**env, "BENCH_SETTINGS": '{"PEASY_PRUNE_GRACE": 0}'}, "prune")}
+        yield {
+            "pruning, rows/s": probe({**env, "BENCH_SETTINGS": '{"PEASY_PRUNE_GRACE": 0}'}, "prune")
+        }
 
 
 def _one_queue(
@@ -103,7 +117,9 @@ def _rate(found: Marks, first: int, count: int) -> float:
     slots, deadline = found.runs[first : first + count], monotonic() + TIMEOUT
     while not all(slots):
         if monotonic() > deadline:
-            raise Unable(f"{sum(1 for runs in slots if runs):,} of {count:,} jobs began within {TIMEOUT} s")
+            raise Unable(
+                f"{sum(1 for runs in slots if runs):,} of {count:,} jobs began within {TIMEOUT} s"
+            )
         sleep(0.02)
     times = found.times[first : first + count]
     return count / (max(times) - min(times))

@@ -39,11 +39,20 @@ def panels(cells: list[Cell]) -> list[Panel]:
         ("latency", "p50 ms", "median wait of a lone job in milliseconds, less is better"),
     ):
         for database in dict.fromkeys(cell.database for cell in cells):
-            mine = [cell for cell in cells if (cell.part, cell.database) == (part, database) and cell.system is not RAW]
+            mine = [
+                cell
+                for cell in cells
+                if (cell.part, cell.database) == (part, database) and cell.system is not RAW
+            ]
             names = dict.fromkeys(cell.system.name for cell in mine)
-            tops = [best([cell for cell in mine if cell.system.name == name], figure) for name in names]
+            tops = [
+                best([cell for cell in mine if cell.system.name == name], figure) for name in names
+            ]
             measured = [cell for cell in tops if cell]
-            measured.sort(key=lambda cell: statistics.median(cell.figures[figure]), reverse=figure.endswith("/s"))
+            measured.sort(
+                key=lambda cell: statistics.median(cell.figures[figure]),
+                reverse=figure.endswith("/s"),
+            )
             if measured:
                 found.append(Panel(databases.NAMES[database], unit, figure, measured))
     return found
@@ -59,7 +68,13 @@ def svg(drawn: list[Panel]) -> str:
     width, height = WIDTH + 2 * EDGE, top + 8 + EDGE
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-EDGE} 0 {width} {height}" width="{width}" role="img"'
     ground = f'<rect class="ground" x="{-EDGE}" width="{width}" height="{height}" rx="6"/>'
-    parts = [f'{head} aria-label="{escape(_told(drawn))}">', f"<style>{STYLE}</style>", ground, *lines, "</svg>"]
+    parts = [
+        f'{head} aria-label="{escape(_told(drawn))}">',
+        f"<style>{STYLE}</style>",
+        ground,
+        *lines,
+        "</svg>",
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -68,7 +83,8 @@ def _told(drawn: list[Panel]) -> str:
     return " ".join(
         f"{panel.title}, {panel.unit}: "
         + ", ".join(
-            f"{cell.system.title} {number(statistics.median(cell.figures[panel.figure]))}" for cell in panel.cells
+            f"{cell.system.title} {number(statistics.median(cell.figures[panel.figure]))}"
+            for cell in panel.cells
         )
         + "."
         for panel in drawn
@@ -83,7 +99,9 @@ def _panel(panel: Panel, top: int, most: float) -> list[str]:
     ]
     for place, cell in enumerate(panel.cells):
         values, y = cell.figures[panel.figure], top + GAP - 6 + LINE * place
-        low, middle, high = (room * value / most for value in (min(values), statistics.median(values), max(values)))
+        low, middle, high = (
+            room * value / most for value in (min(values), statistics.median(values), max(values))
+        )
         kind = "bar ours" if cell.system.name == OURS else "bar"
         lines += [
             f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{escape(cell.system.title)}</text>',

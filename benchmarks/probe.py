@@ -62,7 +62,9 @@ def compare(count: str) -> dict[str, float]:
     }
 
 
-def _by_turns(one: Callable[[], None], other: Callable[[], None], rounds: int) -> tuple[float, float]:
+def _by_turns(
+    one: Callable[[], None], other: Callable[[], None], rounds: int
+) -> tuple[float, float]:
     """Seconds that a round of each takes."""
     seconds = [0.0, 0.0]
     for number in range(rounds + 1):
@@ -83,7 +85,9 @@ def raw(count: str) -> dict[str, float]:
         _finish(pks)
         done += len(pks)
     seconds = perf_counter() - started
-    stored = PeasyJobQueue.objects.filter(status="C", runner=None, claims=1, attempts=1, completed__isnull=False)
+    stored = PeasyJobQueue.objects.filter(
+        status="C", runner=None, claims=1, attempts=1, completed__isnull=False
+    )
     assert done == stored.count() == int(count)
     return {"jobs/s": done / seconds}
 
@@ -108,12 +112,17 @@ def _claims() -> Iterator[list[int]]:
     now = connection.ops.adapt_datetimefield_value(timezone.now())
     while True:
         locked = connection.vendor == "mysql"
-        with transaction.atomic() if locked else connection.cursor() as _, connection.cursor() as cursor:
+        with (
+            transaction.atomic() if locked else connection.cursor() as _,
+            connection.cursor() as cursor,
+        ):
             cursor.execute(CLAIM[connection.vendor], [] if locked else [now])
             pks = [row[0] for row in cursor.fetchall()]
             if locked and pks:
                 marks = ", ".join(["%s"] * len(pks))
-                cursor.execute(f"UPDATE peasy_jobs_peasyjobqueue SET {SET} WHERE id IN ({marks})", [now, *pks])
+                cursor.execute(
+                    f"UPDATE peasy_jobs_peasyjobqueue SET {SET} WHERE id IN ({marks})", [now, *pks]
+                )
         if not pks:
             return
         yield pks
@@ -144,7 +153,10 @@ def sleepers(count: str, seconds: str) -> None:
     from benchmarks import jobs
     from peasy_jobs.models import PeasyJobQueue
 
-    rows = (PeasyJobQueue(**jobs.row(jobs.pause, number, float(seconds))) for number in range(int(count)))
+    rows = (
+        PeasyJobQueue(**jobs.row(jobs.pause, number, float(seconds)))
+        for number in range(int(count))
+    )
     PeasyJobQueue.objects.bulk_create(rows, batch_size=1000)
 
 
@@ -170,7 +182,10 @@ def settle() -> None:
     statements = {
         "sqlite": ["PRAGMA wal_checkpoint(TRUNCATE)"],
         "postgresql": ["VACUUM ANALYZE peasy_jobs_peasyjobqueue", "CHECKPOINT"],
-        "mysql": ["ANALYZE TABLE peasy_jobs_peasyjobqueue", "FLUSH TABLES peasy_jobs_peasyjobqueue FOR EXPORT"],
+        "mysql": [
+            "ANALYZE TABLE peasy_jobs_peasyjobqueue",
+            "FLUSH TABLES peasy_jobs_peasyjobqueue FOR EXPORT",
+        ],
     }
     with connection.cursor() as cursor:
         for statement in statements[connection.vendor]:
@@ -186,7 +201,9 @@ def prune() -> float:
 
     PeasyJobQueue.objects.filter(status__in="QO").delete()
     before, started = PeasyJobQueue.objects.count(), perf_counter()
-    call_command("run_peasy", "--exit-on-empty", "--worker-type=thread", verbosity=0, stdout=sys.stderr)
+    call_command(
+        "run_peasy", "--exit-on-empty", "--worker-type=thread", verbosity=0, stdout=sys.stderr
+    )
     seconds = perf_counter() - started
     return (before - PeasyJobQueue.objects.count()) / seconds
 

@@ -35,13 +35,21 @@ OWN = ("orm", "work", "growth", "dashboard")  # of peasy_jobs alone, many figure
 
 def number(value: float) -> str:
     """Three digits at least, so that ranges can be compared."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.2f}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100
+        else f"{value:,.1f}"
+        if abs(value) >= 10
+        else f"{value:,.2f}"
+    )
 
 
 def spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"**{number(values[0])}**"
-    return f"{number(min(values))} / **{number(statistics.median(values))}** / {number(max(values))}"
+    return (
+        f"{number(min(values))} / **{number(statistics.median(values))}** / {number(max(values))}"
+    )
 
 
 def best(cells: list[Cell], figure: str) -> Cell | None:
@@ -54,7 +62,9 @@ def best(cells: list[Cell], figure: str) -> Cell | None:
 def rounds(cells: list[Cell]) -> str:
     """How often each figure was measured, or failed to be, which differs when Ctrl-C has ended a round."""
     repeated = [cell for cell in cells if not cell.once]
-    counts = {len(values) + len(cell.failures) for cell in repeated for values in cell.figures.values()} or {1}
+    counts = {
+        len(values) + len(cell.failures) for cell in repeated for values in cell.figures.values()
+    } or {1}
     least, most = min(counts), max(counts)
     return f"{most} round{'s' * (most > 1)}" if least == most else f"{least} to {most} rounds"
 
@@ -87,9 +97,16 @@ def markdown(found: dict[str, Any]) -> str:
         for database in dict.fromkeys(cell.database for cell in mine):
             lines += [*_table([cell for cell in mine if cell.database == database], mine), ""]
     lines += ["## Settings", ""]
-    lines += ["Every system runs the same job, logs at WARNING and has SQLite in WAL mode with synchronous NORMAL,"]
-    lines += ["PostgreSQL and MariaDB as they are configured, Redis as it is shipped: without an append-only file."]
-    lines += ["PostgreSQL has counted (ANALYZE) the jobs that wait before anybody is measured at them.", ""]
+    lines += [
+        "Every system runs the same job, logs at WARNING and has SQLite in WAL mode with synchronous NORMAL,"
+    ]
+    lines += [
+        "PostgreSQL and MariaDB as they are configured, Redis as it is shipped: without an append-only file."
+    ]
+    lines += [
+        "PostgreSQL has counted (ANALYZE) the jobs that wait before anybody is measured at them.",
+        "",
+    ]
     systems = {cell.system.name: cell.system for cell in cells}
     lines += [f"- {system.title}: {system.settings}." for system in systems.values()]
     return "\n".join(lines) + "\n"
@@ -98,16 +115,25 @@ def markdown(found: dict[str, Any]) -> str:
 def _table(cells: list[Cell], part: list[Cell]) -> Iterator[str]:
     figures = list(dict.fromkeys(name for cell in cells for name in cell.figures))
     database = cells[0].database
-    like = [cell for cell in part if cell.database == ("sqlite" if database == "redis" else database)]
+    like = [
+        cell for cell in part if cell.database == ("sqlite" if database == "redis" else database)
+    ]
     theirs = {name for cell in cells if cell.system.name != OURS for name in cell.figures}
-    compared = [name for name in figures if name in theirs and (name == figures[0] or name.endswith("/s"))]
-    ours = {figure: best([cell for cell in like if cell.system.name == OURS], figure) for figure in compared}
+    compared = [
+        name for name in figures if name in theirs and (name == figures[0] or name.endswith("/s"))
+    ]
+    ours = {
+        figure: best([cell for cell in like if cell.system.name == OURS], figure)
+        for figure in compared
+    }
     names = [f"peasy_jobs, {figure.removesuffix(', jobs/s')}" for figure in ours]
     heads = [databases.NAMES[database], "setting", *(figures or ["figures"]), *names]
     yield f"| {' | '.join(heads)} |"
     yield f"|---|---|{'---:|' * (max(1, len(figures)) + len(ours))}"
     for cell in cells:
-        values = [spread(cell.figures[figure]) if figure in cell.figures else "–" for figure in figures] or ["–"]
+        values = [
+            spread(cell.figures[figure]) if figure in cell.figures else "–" for figure in figures
+        ] or ["–"]
         if not cell.figures:
             values[0] = f"not measured: {cell.trouble}"
         elif cell.failures:
@@ -145,7 +171,10 @@ def raw(cells: list[Cell], facts: dict[str, str]) -> dict[str, Any]:
                 "system": cell.system.title,
                 "database": cell.database,
                 "setting": cell.setting,
-                "figures": {name: [round(value, 3) for value in values] for name, values in cell.figures.items()},
+                "figures": {
+                    name: [round(value, 3) for value in values]
+                    for name, values in cell.figures.items()
+                },
                 "failures": cell.failures,
             }
             for cell in cells
@@ -170,7 +199,10 @@ def summary(found: dict[str, Any]) -> str:
     parts = [part for part, _, _ in SHORT]
     cells = [cell for cell in read(found) if cell.part in parts and cell.system is not RAW]
     names = [name for name in databases.NAMES if any(cell.database == name for cell in cells)]
-    lines = [f"| | {' | '.join(databases.NAMES[name] for name in names)} |", f"|---|{'---|' * len(names)}"]
+    lines = [
+        f"| | {' | '.join(databases.NAMES[name] for name in names)} |",
+        f"|---|{'---|' * len(names)}",
+    ]
     for part, figure, words in SHORT:
         measured = [cell for cell in cells if cell.part == part]
         if not any(figure in cell.figures for cell in measured):
@@ -179,7 +211,9 @@ def summary(found: dict[str, Any]) -> str:
         for name in names:
             here = [cell for cell in measured if cell.database == name]
             theirs = [cell for cell in here if cell.system.name != OURS]
-            ours.append(_short(best([cell for cell in here if cell.system.name == OURS], figure), figure))
+            ours.append(
+                _short(best([cell for cell in here if cell.system.name == OURS], figure), figure)
+            )
             others.append(_short(best(theirs, figure), figure) if theirs else "not measured")
         lines += [f"| **peasy_jobs**: {words} | {' | '.join(ours)} |"]
         lines += [f"| the fastest other there | {' | '.join(others)} |"]

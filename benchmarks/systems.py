@@ -58,7 +58,11 @@ class System:
 
     @property
     def python(self) -> str:
-        return sys.executable if self.name == OURS else str(ENVIRONMENTS / self.name / "bin" / "python")
+        return (
+            sys.executable
+            if self.name == OURS
+            else str(ENVIRONMENTS / self.name / "bin" / "python")
+        )
 
     @property
     def script(self) -> Path:
@@ -74,7 +78,15 @@ class System:
         print(f"Installing {', '.join(self.packages)}", file=sys.stderr, flush=True)
         for command in (
             [sys.executable, "-m", "venv", str(stamp.parent)],
-            [self.python, "-m", "pip", "--disable-pip-version-check", "install", "-qq", *self.packages],
+            [
+                self.python,
+                "-m",
+                "pip",
+                "--disable-pip-version-check",
+                "install",
+                "-qq",
+                *self.packages,
+            ],
         ):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -87,12 +99,16 @@ class System:
         return json.loads(printed) if printed.strip() else None
 
     @contextlib.contextmanager
-    def working(self, environment: dict[str, str], workers: Workers, log: Path) -> Iterator[list[int]]:
+    def working(
+        self, environment: dict[str, str], workers: Workers, log: Path
+    ) -> Iterator[list[int]]:
         """Its runners, while they run: their pids."""
         command = [self.python, str(self.script), "work", workers.kind, str(workers.concurrency)]
         with log.open("w") as output:
             runners = [
-                subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+                subprocess.Popen(
+                    command, stdout=output, stderr=output, env=environment, start_new_session=True
+                )
                 for _ in range(workers.runners)
             ]
         try:
@@ -107,13 +123,17 @@ class System:
 
 def answer(command: list[str], environment: dict[str, str] | None = None) -> str:
     """What a command prints. Raises `Unable` with the last thing it said if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=TIMEOUT)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=TIMEOUT
+    )
     if done.returncode:
         raise Unable(f"{' '.join(command[2:])[:80]}: {_last_line(done.stderr)}")
     return done.stdout
 
 
-def environment(system: System, url: str, marks: Path, settings: dict[str, Any], **more: str) -> dict[str, str]:
+def environment(
+    system: System, url: str, marks: Path, settings: dict[str, Any], **more: str
+) -> dict[str, str]:
     return {
         **os.environ,
         # Not for the others: the release of ours among them has the same name as the package in here.
@@ -143,7 +163,11 @@ def _last_line(text: str) -> str:
 def _peer(name: str, **fields: Any) -> System:
     described = PEERS[name]
     return System(
-        name, described["title"], packages=tuple(described["packages"]), settings=described["settings"], **fields
+        name,
+        described["title"],
+        packages=tuple(described["packages"]),
+        settings=described["settings"],
+        **fields,
     )
 
 
@@ -182,7 +206,10 @@ SYSTEMS = {
             workers=(
                 THREAD,
                 Workers(
-                    "1 thread, synchronous FULL", "thread", settings={"synchronous": "FULL"}, databases=("sqlite",)
+                    "1 thread, synchronous FULL",
+                    "thread",
+                    settings={"synchronous": "FULL"},
+                    databases=("sqlite",),
                 ),
                 ONE,
                 TWO,

@@ -60,7 +60,9 @@ def free_port(text: str) -> int:
         try:
             probe.bind((HOST, int(text)))
         except OSError as error:
-            sys.exit(f"Port {text} cannot be used: {error.strerror}. Choose another one: make demo PORT=8001")
+            sys.exit(
+                f"Port {text} cannot be used: {error.strerror}. Choose another one: make demo PORT=8001"
+            )
     return int(text)
 
 
@@ -78,7 +80,9 @@ def prepare() -> str:
 
     call_command("migrate", verbosity=0)
     password = kept_secret("demo_password", 8)
-    user, _ = User.objects.get_or_create(username=LOGIN, defaults={"is_staff": True, "is_superuser": True})
+    user, _ = User.objects.get_or_create(
+        username=LOGIN, defaults={"is_staff": True, "is_superuser": True}
+    )
     if not user.check_password(password):
         user.set_password(password)
         user.save()

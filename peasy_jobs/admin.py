@@ -66,7 +66,9 @@ class JobAdmin(ReadOnly, OfJobs):
     show_facets = admin.ShowFacets.NEVER
     sortable_by = ()
     search_fields = ("title", "job_name", "status_msg")
-    search_help_text = gettext_lazy("Title, job and message of the newest 10,000 jobs, or a job's number.")
+    search_help_text = gettext_lazy(
+        "Title, job and message of the newest 10,000 jobs, or a job's number."
+    )
     actions = ("cancel_selected", "retry_selected", "delete_selected")
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
@@ -75,7 +77,9 @@ class JobAdmin(ReadOnly, OfJobs):
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeasyJobQueue]:
         return super().get_queryset(request).select_related("runner", "user")
 
-    def get_search_results(self, request: HttpRequest, queryset: QuerySet[Any], search_term: str) -> Any:
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> Any:
         term = search_term.strip().replace("\0", "")
         return filters.search(queryset, term, status(request)) if term else queryset, False
 
@@ -92,15 +96,20 @@ class JobAdmin(ReadOnly, OfJobs):
     @admin.display(description=gettext_lazy("status"))
     def state(self, job: Any) -> str:
         icon = (
-            '<span class="peasy-status" data-status="{}"><span class="peasy-icon" aria-hidden="true"></span> {}</span>'
+            '<span class="peasy-status" data-status="{}">'
+            '<span class="peasy-icon" aria-hidden="true"></span> {}</span>'
         )
         shown = format_html(icon, job.row.word, job.row.label)
         took = job.row.duration
-        return format_html('{}<br><span class="peasy-took">{}</span>', shown, took) if took else shown
+        return (
+            format_html('{}<br><span class="peasy-took">{}</span>', shown, took) if took else shown
+        )
 
     @admin.display(description=gettext_lazy("job"))
     def name(self, job: PeasyJobQueue) -> str:
-        dotted = format_html_join(SafeString("<wbr>."), "{}", ((part,) for part in job.job_name.split(".")))
+        dotted = format_html_join(
+            SafeString("<wbr>."), "{}", ((part,) for part in job.job_name.split("."))
+        )
         return format_html("{} #{} <code>{}</code>", job.title or "–", str(job.pk), dotted)
 
     @admin.display(description=gettext_lazy("progress"))
@@ -120,7 +129,9 @@ class JobAdmin(ReadOnly, OfJobs):
 
     def _may(self, request: HttpRequest, action: str) -> bool:
         # Not `has_change_permission`: a job is cancelled and retried by who may change jobs, though nobody edits one.
-        return bool(request.user.has_perm(f"peasy_jobs.{permissions.PERMISSIONS[action]}_peasyjobqueue"))
+        return bool(
+            request.user.has_perm(f"peasy_jobs.{permissions.PERMISSIONS[action]}_peasyjobqueue")
+        )
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
         return self._may(request, "cancel")
@@ -141,7 +152,9 @@ class JobAdmin(ReadOnly, OfJobs):
         pks = self._chosen(request, queryset)
         if not request.POST.get("post") and actions.are_some(request, pks):
             asked = PeasyJobQueue.objects.filter(pk__in=pks).only("title", "status")
-            return delete_selected(self, request, asked)  # Django's question, which leads here again
+            return delete_selected(
+                self, request, asked
+            )  # Django's question, which leads here again
         if request.POST.get("post"):
             self._perform(request, "delete", pks)
         return None
@@ -188,15 +201,21 @@ class JobAdmin(ReadOnly, OfJobs):
         self._perform(request, action, [job.pk])
         return HttpResponseRedirect(request.get_full_path())
 
-    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: Any = None
+    ) -> HttpResponse:
         job = self.get_object(request, unquote(object_id)) if request.method == "POST" else None
         if job is None or not self.has_delete_permission(request, job):
             return super().delete_view(request, object_id, extra_context)
         # Not as Django would: it says that the job was deleted, whatever has become of it.
         self._perform(request, "delete", [job.pk])
-        return HttpResponseRedirect(reverse(f"{self.admin_site.name}:peasy_jobs_peasyjobqueue_changelist"))
+        return HttpResponseRedirect(
+            reverse(f"{self.admin_site.name}:peasy_jobs_peasyjobqueue_changelist")
+        )
 
-    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
         detail = presenters.detail(context["original"])
         may = {action: self._may(request, action) for action in permissions.ACTIONS}
         context |= {**detail, "may": may, "show_delete": detail["can_be"]["delete"]}
@@ -205,7 +224,16 @@ class JobAdmin(ReadOnly, OfJobs):
 
 @admin.register(PeasyRunner)
 class RunnerAdmin(ReadOnly, OfRunners):
-    list_display = ("state", "host", "process", "workers", "served", "doing", "started", "heartbeat")
+    list_display = (
+        "state",
+        "host",
+        "process",
+        "workers",
+        "served",
+        "doing",
+        "started",
+        "heartbeat",
+    )
     list_display_links = ("host",)
     list_max_show_all = 0
     show_full_result_count = False
@@ -218,17 +246,25 @@ class RunnerAdmin(ReadOnly, OfRunners):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # a runner removes itself, or is found dead by another
 
-    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> PeasyRunner | None:
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> PeasyRunner | None:
         runner = super().get_object(request, object_id, from_field)
-        return self.described(request, [runner])[0] if runner else None
+        return self.error_entry(request, [runner])[0] if runner else None
 
-    def described(self, request: HttpRequest, runners: Sequence[Any]) -> list[Any]:
+    def error_entry(self, request: HttpRequest, runners: Sequence[Any]) -> list[Any]:
         """These runners, each with what `overview` says of it as `shown`."""
         running = PeasyJobQueue.objects.filter(runner__in=[runner.pk for runner in runners])
-        columns = running.only("title", "status", "started", "runner_id").order_by("runner_id", "pk")
+        columns = running.only("title", "status", "started", "runner_id").order_by(
+            "runner_id", "pk"
+        )
         site = self.admin_site  # which may have been told to leave the jobs out
-        may_see = site.is_registered(PeasyJobQueue) and site.get_model_admin(PeasyJobQueue).has_view_permission(request)
-        found = presenters.hosts(now_of(request), runners, list(columns[: filters.RUNNING]) if may_see else [])
+        may_see = site.is_registered(PeasyJobQueue) and site.get_model_admin(
+            PeasyJobQueue
+        ).has_view_permission(request)
+        found = presenters.hosts(
+            now_of(request), runners, list(columns[: filters.RUNNING]) if may_see else []
+        )
         for host in found:
             setattr(host.runner, "shown", host)  # noqa: B010  no field of the model
         return [host.runner for host in found]
@@ -236,8 +272,12 @@ class RunnerAdmin(ReadOnly, OfRunners):
     @admin.display(description=gettext_lazy("status"))
     def state(self, runner: Any) -> str:
         if runner.shown.alive:
-            return format_html('<span class="peasy-alive"><span aria-hidden="true">●</span> {}</span>', _("alive"))
-        return format_html('<span class="peasy-dead"><span aria-hidden="true">✕</span> {}</span>', _("dead"))
+            return format_html(
+                '<span class="peasy-alive"><span aria-hidden="true">●</span> {}</span>', _("alive")
+            )
+        return format_html(
+            '<span class="peasy-dead"><span aria-hidden="true">✕</span> {}</span>', _("dead")
+        )
 
     @admin.display(description=gettext_lazy("pid"))
     def process(self, runner: PeasyRunner) -> str:
@@ -256,11 +296,18 @@ class RunnerAdmin(ReadOnly, OfRunners):
         view = f"{self.admin_site.name}:peasy_jobs_peasyjobqueue_change"
         lines = [
             format_html(
-                '<a href="{}">{}</a> {}', reverse(view, args=[job.pk]), f"{job.title or '–'} #{job.pk}", job.duration
+                '<a href="{}">{}</a> {}',
+                reverse(view, args=[job.pk]),
+                f"{job.title or '–'} #{job.pk}",
+                job.duration,
             )
             for job in runner.shown.doing
         ]
         if ahead := runner.shown.ahead:
             text = ngettext("%(n)d more job claimed", "%(n)d more jobs claimed", ahead)
             lines.append(format_html("{}", text % {"n": ahead}))
-        return format_html_join(SafeString("<br>"), "{}", ((line,) for line in lines)) if lines else "–"
+        return (
+            format_html_join(SafeString("<br>"), "{}", ((line,) for line in lines))
+            if lines
+            else "–"
+        )

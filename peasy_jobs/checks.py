@@ -19,7 +19,10 @@ HOOKS = ("dashboard_permission", "can_view_job", "job_json", "mask_argument")
 
 @register("peasy_jobs")
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    return [Error(problem.message, hint=problem.hint, id=f"peasy_jobs.{problem.id}") for problem in conf.problems()]
+    return [
+        Error(problem.message, hint=problem.hint, id=f"peasy_jobs.{problem.id}")
+        for problem in conf.problems()
+    ]
 
 
 @register("peasy_jobs")
@@ -30,8 +33,14 @@ def check_names(**kwargs: Any) -> list[CheckMessage]:
     for name in conf.unknown():
         # Without what they have in common, which makes any two alike.
         near = get_close_matches(name.removeprefix(conf.PREFIX), known, n=1)
-        hint = f"Did you mean {conf.PREFIX}{near[0]}?" if near else f"The settings are {', '.join(conf.names())}."
-        messages.append(Warning(f"{name} is no setting of peasy_jobs.", hint=hint, id="peasy_jobs.W005"))
+        hint = (
+            f"Did you mean {conf.PREFIX}{near[0]}?"
+            if near
+            else f"The settings are {', '.join(conf.names())}."
+        )
+        messages.append(
+            Warning(f"{name} is no setting of peasy_jobs.", hint=hint, id="peasy_jobs.W005")
+        )
     return messages
 
 
@@ -75,7 +84,9 @@ def check_pages(**kwargs: Any) -> list[CheckMessage]:
 
 @register("peasy_jobs")
 def check_database(**kwargs: Any) -> list[CheckMessage]:
-    from peasy_jobs.models import PeasyJobQueue  # late: checks are registered before models are loaded
+    from peasy_jobs.models import (
+        PeasyJobQueue,
+    )  # late: checks are registered before models are loaded
 
     alias = router.db_for_write(PeasyJobQueue)
     messages: list[CheckMessage] = []

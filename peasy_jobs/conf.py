@@ -76,14 +76,22 @@ RULES = {
     "max_failed": Rule("E002", _maximum, KEEP),
     "max_cancelled": Rule("E003", _maximum, KEEP),
     "prune_grace": Rule("E004", _seconds(0), "Set it to a number of seconds, 0 or more."),
-    "polling_interval": Rule("E005", _seconds(0.01), "Set it to a number of seconds, 0.01 or more."),
-    "concurrency": Rule("E006", _whole(1), "Set it to how many workers a runner has, a whole number, 1 or more."),
-    "worker_type": Rule("E007", lambda value: value in ("process", "thread"), 'Set it to "process" or "thread".'),
+    "polling_interval": Rule(
+        "E005", _seconds(0.01), "Set it to a number of seconds, 0.01 or more."
+    ),
+    "concurrency": Rule(
+        "E006", _whole(1), "Set it to how many workers a runner has, a whole number, 1 or more."
+    ),
+    "worker_type": Rule(
+        "E007", lambda value: value in ("process", "thread"), 'Set it to "process" or "thread".'
+    ),
     "shutdown_timeout": Rule("E008", _seconds(0), "Set it to a number of seconds, 0 or more."),
     "lease": Rule("E009", _seconds(2), "Set it to a number of seconds, 2 or more."),
     "crash_retries": Rule("E010", _whole(0), "Set it to a whole number, 0 or more."),
     "max_payload": Rule("E011", _whole(1), "Set it to a number of bytes, 1 or more."),
-    "serializer": Rule("E012", lambda value: value in ("pickle", "json"), 'Set it to "pickle" or "json".'),
+    "serializer": Rule(
+        "E012", lambda value: value in ("pickle", "json"), 'Set it to "pickle" or "json".'
+    ),
     "job_timeout": Rule(
         "E013",
         lambda value: value is None or (_seconds(0)(value) and value > 0),
@@ -169,7 +177,11 @@ def _setting(name: str) -> str:
 
 def _given() -> dict[str, Any]:
     names = [field.name for field in fields(Conf)]
-    return {name: getattr(settings, _setting(name)) for name in names if hasattr(settings, _setting(name))}
+    return {
+        name: getattr(settings, _setting(name))
+        for name in names
+        if hasattr(settings, _setting(name))
+    }
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

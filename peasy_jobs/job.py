@@ -46,14 +46,20 @@ class Job(Generic[P, R]):
 
     __wrapped__: Callable[P, R]
 
-    def __init__(self, function: Callable[P, R], title: str, policy: Policy, **options: Any) -> None:
-        update_wrapper(self, function)  # first: an attribute of the function must not replace one of ours
+    def __init__(
+        self, function: Callable[P, R], title: str, policy: Policy, **options: Any
+    ) -> None:
+        update_wrapper(
+            self, function
+        )  # first: an attribute of the function must not replace one of ours
         self.function, self.title, self.policy = function, title, policy
         self.module_spec = _module_spec(function)
         self.job_name = f"{function.__module__}.{function.__qualname__}"
         self.signature = inspect.signature(function)
         self.takes_pk = "job_pk" in self.signature.parameters
-        self.fitting: set[int] = set()  # numbers of positional arguments that are known to bind without keywords
+        self.fitting: set[int] = (
+            set()
+        )  # numbers of positional arguments that are known to bind without keywords
         self.options: dict[str, Any] = {}
         self._set(**options)
 
@@ -87,7 +93,9 @@ class Job(Generic[P, R]):
         """Run the function here and now, without the queue. A `job_pk` that is not given is None."""
         return self.function(*args, **self.with_pk(None, args, kwargs))
 
-    def with_pk(self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def with_pk(
+        self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         """The keyword arguments of a call that runs as the job with this primary key."""
         if self.takes_pk and "job_pk" not in self.signature.bind_partial(*args, **kwargs).arguments:
             return {**kwargs, "job_pk": pk}
@@ -130,7 +138,9 @@ class Job(Generic[P, R]):
             self.options["priority"] = priority
         if queue_name is not None:
             if not _is_name(queue_name, QUEUE_NAME_LIMIT):
-                raise ValueError(f"queue_name is {queue_name!r}. Give a name of 1 to {QUEUE_NAME_LIMIT} characters.")
+                raise ValueError(
+                    f"queue_name is {queue_name!r}. Give a name of 1 to {QUEUE_NAME_LIMIT} characters."
+                )
             self.options["queue_name"] = queue_name
         if user is not None:
             if not isinstance(user, get_user_model()) and not getattr(user, "is_anonymous", False):
@@ -139,14 +149,18 @@ class Job(Generic[P, R]):
                 raise ValueError(f"user is {user!r}, which is not saved yet. Save the user first.")
             self.options["user_id"] = user.pk
         if run_after is not None:
-            self.options["run_after"] = run_after if isinstance(run_after, timedelta) else _moment(run_after)
+            self.options["run_after"] = (
+                run_after if isinstance(run_after, timedelta) else _moment(run_after)
+            )
         if timeout is not None:
             if type(timeout) not in (int, float) or not 0 < timeout <= 10**9:
                 raise ValueError(f"timeout is {timeout!r}. Give a number of seconds above 0.")
             self.options["timeout"] = timeout
         if crash_retries is not None:
             if type(crash_retries) is not int or not 0 <= crash_retries < 2**31:
-                raise ValueError(f"crash_retries is {crash_retries!r}. Give a whole number, 0 or more.")
+                raise ValueError(
+                    f"crash_retries is {crash_retries!r}. Give a whole number, 0 or more."
+                )
             self.options["crash_retries"] = crash_retries
 
     def _options_now(self) -> dict[str, Any]:
@@ -160,7 +174,9 @@ class Job(Generic[P, R]):
                 raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
         return self.options if run_after is None else {**self.options, "run_after": run_after}
 
-    def _encoded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes | None, bytes | None]:
+    def _encoded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bytes | None, bytes | None]:
         """The arguments of a call as they are stored. Raises `TypeError` or `PayloadError`."""
         if kwargs or len(args) not in self.fitting:
             try:
@@ -185,20 +201,33 @@ class Job(Generic[P, R]):
     ) -> payloads.PayloadError:
         """The same error, naming the argument that is to blame."""
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        names = [name for name, parameter in self.signature.parameters.items() if parameter.kind in positional]
-        named = [(names[n] if n < len(names) else f"number {n + 1}", value) for n, value in enumerate(args)]
+        names = [
+            name
+            for name, parameter in self.signature.parameters.items()
+            if parameter.kind in positional
+        ]
+        named = [
+            (names[n] if n < len(names) else f"number {n + 1}", value)
+            for n, value in enumerate(args)
+        ]
         for name, value in [*named, *kwargs.items()]:
             try:
                 self._dumps(value, payloads.ARGS)
             except payloads.PayloadError as blamed:
                 reason, kind = str(blamed), type(value).__name__
-                advice = ADVICE.get(reason) or ADVICE.get(kind) or "Pass plain values, such as a primary key."
+                advice = (
+                    ADVICE.get(reason)
+                    or ADVICE.get(kind)
+                    or "Pass plain values, such as a primary key."
+                )
                 if "PEASY_MAX_PAYLOAD" in reason:
                     advice = "Store the data first, in a file or a row, and pass its path or primary key."
                 return payloads.PayloadError(
                     f"Cannot enqueue \"{self.title}\": argument '{name}' ({kind}) cannot be stored: {reason}. {advice}"
                 )
-        return payloads.PayloadError(f'Cannot enqueue "{self.title}": its arguments cannot be stored: {error}.')
+        return payloads.PayloadError(
+            f'Cannot enqueue "{self.title}": its arguments cannot be stored: {error}.'
+        )
 
 
 def _arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -208,7 +237,9 @@ def _arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _is_name(value: object, limit: int) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= limit and payloads.text(value, limit) == value
+    return (
+        isinstance(value, str) and 0 < len(value) <= limit and payloads.text(value, limit) == value
+    )
 
 
 def _moment(run_after: datetime) -> datetime:
@@ -220,7 +251,9 @@ def _moment(run_after: datetime) -> datetime:
         except OverflowError:
             raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
     if conf.uses_time_zones():
-        raise ValueError(f"run_after is {run_after!r}, which has no time zone. Give an aware datetime, or a timedelta.")
+        raise ValueError(
+            f"run_after is {run_after!r}, which has no time zone. Give an aware datetime, or a timedelta."
+        )
     return run_after
 
 
@@ -240,10 +273,14 @@ def _check_findable(function: Callable[..., Any]) -> None:
         )
     job_name = f"{function.__module__}.{name}"
     if len(job_name) > NAME_LIMIT:
-        raise ValueError(f"@peasy.job cannot decorate {job_name}: a name may have {NAME_LIMIT} characters.")
+        raise ValueError(
+            f"@peasy.job cannot decorate {job_name}: a name may have {NAME_LIMIT} characters."
+        )
     earlier = getattr(sys.modules.get(function.__module__), name, None)
     if isinstance(earlier, Job) and earlier.module_spec is _module_spec(function):
-        raise ValueError(f"There are two jobs named {job_name}: rename one, or the runner could run the wrong one.")
+        raise ValueError(
+            f"There are two jobs named {job_name}: rename one, or the runner could run the wrong one."
+        )
 
 
 def _module_spec(function: Callable[..., Any]) -> object:

@@ -26,7 +26,9 @@ class LiveIndex(models.Index):
         return path, expressions, {**kwargs, "where": self.where}
 
     def create_sql(self, model: Any, schema_editor: Any, *args: Any, **kwargs: Any) -> Any:
-        condition = self.where if schema_editor.connection.features.supports_partial_indexes else None
+        condition = (
+            self.where if schema_editor.connection.features.supports_partial_indexes else None
+        )
         index = models.Index(fields=self.fields, name=self.name, condition=condition)
         return index.create_sql(model, schema_editor, *args, **kwargs)
 
@@ -81,7 +83,9 @@ class PeasyJobQueue(models.Model):
     job_name = models.CharField(max_length=255)
     args_data = models.BinaryField(null=True)
     kwargs_data = models.BinaryField(null=True)
-    user = models.ForeignKey(conf.user_model(), on_delete=models.SET_NULL, null=True, related_name="+")
+    user = models.ForeignKey(
+        conf.user_model(), on_delete=models.SET_NULL, null=True, related_name="+"
+    )
 
     queue_name = models.CharField(max_length=64, default="default")
     priority = models.SmallIntegerField(default=0)
@@ -99,9 +103,16 @@ class PeasyJobQueue(models.Model):
     # Set from claim to the end, whoever ends it: a row that names a runner is being run. No constraint: claiming
     # would lock the runner's row against its own heartbeat.
     runner = models.ForeignKey(
-        PeasyRunner, on_delete=models.DO_NOTHING, null=True, db_constraint=False, db_index=False, related_name="jobs"
+        PeasyRunner,
+        on_delete=models.DO_NOTHING,
+        null=True,
+        db_constraint=False,
+        db_index=False,
+        related_name="jobs",
     )
-    claims = models.PositiveIntegerField(default=0)  # fences every later write; never reset, never lowered
+    claims = models.PositiveIntegerField(
+        default=0
+    )  # fences every later write; never reset, never lowered
     attempts = models.PositiveIntegerField(default=0)
     crashes = models.PositiveIntegerField(default=0)
 
@@ -128,7 +139,9 @@ class PeasyJobQueue(models.Model):
                 where=models.Q(status="Q"),
             ),
             LiveIndex(fields=["status", "run_after"], name="peasy_due", where=models.Q(status="S")),
-            LiveIndex(fields=["runner"], name="peasy_running", where=models.Q(runner__isnull=False)),
+            LiveIndex(
+                fields=["runner"], name="peasy_running", where=models.Q(runner__isnull=False)
+            ),
             LiveIndex(
                 # Not by status: SQLite does not see that one of three is meant by a status that it is asked for.
                 fields=["status", "completed", "id"],
@@ -153,7 +166,11 @@ class PeasyJobQueue(models.Model):
 
         An old copy of a row must not undo a cancel, a claim or a finish that happened since it was read.
         """
-        if not self._state.adding and not kwargs.get("force_insert") and kwargs.get("update_fields") is None:
+        if (
+            not self._state.adding
+            and not kwargs.get("force_insert")
+            and kwargs.get("update_fields") is None
+        ):
             kwargs["update_fields"] = self.USER_FIELDS
         super().save(**kwargs)
 
@@ -211,7 +228,9 @@ class PeasyJobQueue(models.Model):
     def _load(self, data: bytes | memoryview | None, column: str) -> Any:
         if data is None:
             return None
-        return payloads.loads(data, job_name=self.job_name, column=column, serializer=conf.get().serializer)
+        return payloads.loads(
+            data, job_name=self.job_name, column=column, serializer=conf.get().serializer
+        )
 
 
 class PeasyMinute(models.Model):
@@ -222,8 +241,12 @@ class PeasyMinute(models.Model):
     failed = models.IntegerField(default=0)
     cancelled = models.IntegerField(default=0)  # while they ran, or by themselves
     # How many jobs waited and ran for how long: `statistics.EDGES`. Columns, because only those can be added to.
-    w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11 = (models.IntegerField(default=0) for _ in range(12))
-    r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11 = (models.IntegerField(default=0) for _ in range(12))
+    w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11 = (
+        models.IntegerField(default=0) for _ in range(12)
+    )
+    r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11 = (
+        models.IntegerField(default=0) for _ in range(12)
+    )
     # The longest time that any of them waited and ran, in seconds. None where none did, or where nobody kept it.
     waited_max, run_max = (models.FloatField(null=True) for _ in range(2))
 

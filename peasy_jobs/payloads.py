@@ -17,7 +17,9 @@ from django.utils.crypto import constant_time_compare
 
 JSON, PICKLE = b"J", b"P"
 ARGS, KWARGS, RESULT = "arguments", "keyword arguments", "results"
-_as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # json.dumps would make one each time
+_as_json = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":")
+).encode  # json.dumps would make one each time
 _from_json = json.JSONDecoder().decode  # json.loads would ask which encoding this is
 
 
@@ -38,7 +40,10 @@ def dumps(value: Any, *, job_name: str, column: str, max_bytes: int, serializer:
     """
     try:
         data = JSON + _as_json(value).encode() if _is_plain(value) else b""
-    except (RecursionError, ValueError):  # a list that holds itself, a lone surrogate, an integer of 5,000 digits
+    except (
+        RecursionError,
+        ValueError,
+    ):  # a list that holds itself, a lone surrogate, an integer of 5,000 digits
         data = b""
     if not data:
         data = signed(_pickled(value, column, serializer), job_name=job_name, column=column)
@@ -56,12 +61,18 @@ def loads(data: bytes | memoryview, *, job_name: str, column: str, serializer: s
         except (ValueError, RecursionError) as error:
             raise PayloadRefused(f"The stored {column} of this job are damaged: {error}.") from None
         if column != RESULT and type(value) is not (list if column == ARGS else dict):
-            raise PayloadRefused(f"The stored {column} of this job are damaged: they are {type(value).__name__}.")
+            raise PayloadRefused(
+                f"The stored {column} of this job are damaged: they are {type(value).__name__}."
+            )
         return value
     if data[:1] != PICKLE:
-        raise PayloadRefused(f"The stored {column} of this job are not in a format that peasy_jobs writes.")
+        raise PayloadRefused(
+            f"The stored {column} of this job are not in a format that peasy_jobs writes."
+        )
     if serializer == "json":
-        raise PayloadRefused(f'The stored {column} of this job are a pickle, and PEASY_SERIALIZER is "json".')
+        raise PayloadRefused(
+            f'The stored {column} of this job are a pickle, and PEASY_SERIALIZER is "json".'
+        )
     signature, _, pickled = data[1:].partition(b":")
     signer = _signer(job_name, column)
     keys = [signer.key, *signer.fallback_keys]
@@ -89,7 +100,9 @@ def signed(pickled: bytes, *, job_name: str, column: str) -> bytes:
 def text(value: object, limit: int) -> str:
     """`value` as text that every database can store, `limit` characters at most."""
     cut = str(value)[:limit].replace("\0", "\ufffd")
-    return cut if cut.isascii() else cut.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return (
+        cut if cut.isascii() else cut.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
 
 
 def json_text(value: object) -> str:
@@ -130,7 +143,10 @@ def _pickled(value: Any, column: str, serializer: str) -> bytes:
         (pickle.Pickler if column == RESULT else _ArgumentPickler)(buffer, protocol=5).dump(value)
     except PayloadError:
         raise
-    except (Exception, SystemExit) as error:  # pickling runs the value's own code, so anything can come out of it
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # pickling runs the value's own code, so anything can come out of it
         raise PayloadError(text(error, 200) or type(error).__name__) from error
     return buffer.getvalue()
 

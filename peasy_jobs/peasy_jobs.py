@@ -56,9 +56,13 @@ class Peasy:
         Raises `TypeError` or `ValueError` when the function could not be found again by its name.
         """
         if callable(title):
-            raise TypeError('@peasy.job needs a title: write @peasy.job("export data"), not @peasy.job.')
+            raise TypeError(
+                '@peasy.job needs a title: write @peasy.job("export data"), not @peasy.job.'
+            )
         if not _is_name(title, TITLE_LIMIT):
-            raise TypeError(f"@peasy.job needs a title of 1 to {TITLE_LIMIT} characters, not {title!r}.")
+            raise TypeError(
+                f"@peasy.job needs a title of 1 to {TITLE_LIMIT} characters, not {title!r}."
+            )
 
         policy = Policy(retries, backoff, retry_on)
         budget = {"timeout": timeout, "crash_retries": crash_retries}
@@ -81,7 +85,9 @@ class Peasy:
         """
         if job_pk is None:
             return
-        message = None if status_msg is None else payloads.text(status_msg, querysets.STATUS_MSG_LIMIT)
+        message = (
+            None if status_msg is None else payloads.text(status_msg, querysets.STATUS_MSG_LIMIT)
+        )
         text = None if extra is None else _extra_text(extra)
         running = execution.current(job_pk)
         if running is None:
@@ -109,7 +115,9 @@ class Peasy:
             return bool(running.asked)
         return jobs_model().objects.filter(pk=job_pk, status=statuses.CANCELLED).exists()
 
-    def track(self, job_pk: int | None, items: Iterable[R], message: str = "", total: int | None = None) -> Iterator[R]:
+    def track(
+        self, job_pk: int | None, items: Iterable[R], message: str = "", total: int | None = None
+    ) -> Iterator[R]:
         """Go through `items` and show how far it is, a few times a second.
 
         Sets `extra["progress"]` (0 to 100) where the number of items is known, and leaves the rest of `extra`. Raises
@@ -154,7 +162,9 @@ def _extra_text(extra: dict[str, Any]) -> str:
         return payloads.json_text(extra)
     except (TypeError, ValueError, RecursionError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"extra cannot be stored as JSON: {error}. Give a dictionary of JSON values.") from None
+        raise kind(
+            f"extra cannot be stored as JSON: {error}. Give a dictionary of JSON values."
+        ) from None
 
 
 peasy = Peasy()

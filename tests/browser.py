@@ -40,7 +40,12 @@ def install() -> None:
     for way in ways:
         print(f"{'browser':9}| {' '.join(way[-4:])}", flush=True)
         try:
-            done = subprocess.run(way, stdin=subprocess.DEVNULL, capture_output=True, timeout=600).returncode == 0
+            done = (
+                subprocess.run(
+                    way, stdin=subprocess.DEVNULL, capture_output=True, timeout=600
+                ).returncode
+                == 0
+            )
         except subprocess.TimeoutExpired:
             done = False
         if done:

@@ -49,7 +49,9 @@ class Over:
 
     def __call__(self) -> bool:
         alive = jobs.filter(status__in=(ENQUEUED, SCHEDULED, ONGOING))
-        assert monotonic() < self.deadline, f"{jobs.count()} jobs, still alive: {list(alive.values()[:5])}"
+        assert monotonic() < self.deadline, (
+            f"{jobs.count()} jobs, still alive: {list(alive.values()[:5])}"
+        )
         return jobs.count() == self.total and not alive.exists()
 
 
@@ -93,7 +95,9 @@ def worker(runner: int, limit: int, total: int) -> list[tuple[int, int, str, boo
         step()
         endings = [ended(claim) for claim in claims]
         lost = patiently(lambda endings=endings: jobs.end(runner, endings, now()))
-        runs += [(end.claim.pk, end.claim.claims, end.status, end.claim not in lost) for end in endings]
+        runs += [
+            (end.claim.pk, end.claim.claims, end.status, end.claim not in lost) for end in endings
+        ]
     return runs
 
 
@@ -103,7 +107,9 @@ def ended(claim: Claim) -> Ending:
     if claim.pk % 3 == 0:
         error = {"exception": "builtins.ValueError", "message": "no", "traceback": ""}
         return Ending(claim=claim, status=FAILED, error=error, started=now(), completed=now())
-    return Ending(claim=claim, status=COMPLETED, result=b"J%d" % claim.pk, started=now(), completed=now())
+    return Ending(
+        claim=claim, status=COMPLETED, result=b"J%d" % claim.pk, started=now(), completed=now()
+    )
 
 
 def enqueuer(count: int) -> list[int]:
@@ -127,7 +133,9 @@ def canceller(every: int, total: int) -> list[int]:
     cancelled: list[int] = []
     over = Over(total)
     while not over():
-        alive = jobs.filter(status__in=(ENQUEUED, ONGOING)).order_by("pk").values_list("pk", flat=True)
+        alive = (
+            jobs.filter(status__in=(ENQUEUED, ONGOING)).order_by("pk").values_list("pk", flat=True)
+        )
         for pk in [pk for pk in alive if pk % every == 0]:
             if patiently(lambda pk=pk: cancel(pk)):
                 cancelled.append(pk)
@@ -167,7 +175,9 @@ def ender(dead: list[int]) -> list[int]:
     for runner in dead:
         pks = jobs.filter(title=f"of runner {runner}").order_by("pk").values_list("pk", flat=True)
         claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
-        endings = [Ending(claim=claim, status=COMPLETED, result=b"J1", completed=now()) for claim in claims]
+        endings = [
+            Ending(claim=claim, status=COMPLETED, result=b"J1", completed=now()) for claim in claims
+        ]
         lost = patiently(lambda runner=runner, endings=endings: jobs.end(runner, endings, now()))
         written += [claim.pk for claim in claims if claim not in lost]
         step(meet=True)
@@ -178,14 +188,18 @@ def teller(minutes: list[int], seconds: list[float]) -> None:
     """Adds a job to each of these minutes, in turn, that ran for each of these seconds, over and over again."""
     tally = Tally("default", Clock(connection))
     for minute, run in zip(minutes, cycle(seconds), strict=False):
-        tally.counts, tally.longest = {minute: Counter(completed=1, r0=1)}, {minute: {"run_max": run}}
+        tally.counts, tally.longest = (
+            {minute: Counter(completed=1, r0=1)},
+            {minute: {"run_max": run}},
+        )
         while tally.counts:
             tally.write()
         step(meet=True)
 
 
 PARTS: dict[str, Callable[..., Any]] = {
-    part.__name__: part for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer, ender, teller)
+    part.__name__: part
+    for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer, ender, teller)
 }
 
 if __name__ == "__main__":

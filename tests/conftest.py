@@ -50,7 +50,14 @@ def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., 
         program: tuple[str, ...] = ("-m", "django"),
     ) -> processes.Command:
         command = processes.Command(
-            ("run_peasy", *args), tmp_path, cwd or tmp_path, settings or {}, env or {}, flags, stdout, program
+            ("run_peasy", *args),
+            tmp_path,
+            cwd or tmp_path,
+            settings or {},
+            env or {},
+            flags,
+            stdout,
+            program,
         )
         commands.callback(command.clean_up)
         return command.ready() if ready else command

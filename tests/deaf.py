@@ -53,7 +53,9 @@ class LateSignal(AppConfig):
 
     def ready(self) -> None:
         class Last:
-            def __del__(self, kill: Any = os.kill, pid: int = os.getpid(), signum: int = signal.SIGINT) -> None:
+            def __del__(
+                self, kill: Any = os.kill, pid: int = os.getpid(), signum: int = signal.SIGINT
+            ) -> None:
                 kill(pid, signum)
 
         sys.modules[__name__].last = Last()  # type: ignore[attr-defined]

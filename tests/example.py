@@ -91,7 +91,11 @@ class Demo:
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(EXAMPLE / "demo.py")],
-                env={**environment(directory / "data", pause), "PORT": port, processes.TOKEN: self.token},
+                env={
+                    **environment(directory / "data", pause),
+                    "PORT": port,
+                    processes.TOKEN: self.token,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -103,7 +107,9 @@ class Demo:
 
     def ready(self) -> "Demo":
         wait_until(lambda: "Ctrl-C\n" in self.output() or self.process.poll(), message=self.output)
-        wait_until(lambda: "run_peasy serves" in self.output() or self.process.poll(), message=self.output)
+        wait_until(
+            lambda: "run_peasy serves" in self.output() or self.process.poll(), message=self.output
+        )
         assert self.process.poll() is None, self.output()
         return self
 
@@ -123,7 +129,10 @@ class Demo:
 
     def owns(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get(processes.TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                process.environ().get(processes.TOKEN) == self.token
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.Error:
             return False
 

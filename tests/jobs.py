@@ -138,7 +138,9 @@ def track_rows(count: int, job_pk: int) -> int:
 
 @peasy.job("show progress from a thread")
 def progress_from_thread(job_pk: int) -> None:
-    thread = threading.Thread(target=peasy.update_status, args=[job_pk, "from a thread", {"progress": 30}])
+    thread = threading.Thread(
+        target=peasy.update_status, args=[job_pk, "from a thread", {"progress": 30}]
+    )
     thread.start()
     thread.join()
 

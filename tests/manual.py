@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = {path: path.read_text() for path in (README, *sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md")}
+PAGES = {
+    path: path.read_text()
+    for path in (README, *sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md")
+}
 MANUAL = "\n".join(PAGES.values())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -113,7 +113,10 @@ class Command:
 
     def owns(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get(TOKEN) == self.token and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                process.environ().get(TOKEN) == self.token
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.Error:
             return False
 
@@ -122,7 +125,11 @@ class Command:
         ended = self.process.poll() is not None and not self.killed
         try:
             if ended:
-                wait_until(lambda: not self.processes(), 5, lambda: f"It left processes behind. {self.describe()}")
+                wait_until(
+                    lambda: not self.processes(),
+                    5,
+                    lambda: f"It left processes behind. {self.describe()}",
+                )
         finally:
             # Again until none is left: a process may start another while it is being killed.
             while processes := self.processes():
@@ -144,4 +151,6 @@ def children() -> set[psutil.Process]:
         multiprocessing.forkserver._forkserver._forkserver_pid,
         multiprocessing.resource_tracker._resource_tracker._pid,
     }
-    return {process for process in psutil.Process().children(recursive=True) if process.pid not in kept}
+    return {
+        process for process in psutil.Process().children(recursive=True) if process.pid not in kept
+    }

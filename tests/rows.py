@@ -22,14 +22,21 @@ def finished(*jobs: PeasyJobQueue, timeout: float = DEADLINE) -> list[PeasyJobQu
     def over() -> bool:
         return mine.filter(status__in=FINISHED).count() == len(pks)
 
-    wait_until(over, timeout, lambda: f"Jobs: {list(mine.values_list('pk', 'title', 'status', 'errors')[:20])}")
+    wait_until(
+        over,
+        timeout,
+        lambda: f"Jobs: {list(mine.values_list('pk', 'title', 'status', 'errors')[:20])}",
+    )
     found = mine.in_bulk()
     return [found[pk] for pk in pks]
 
 
 def running(job: PeasyJobQueue) -> PeasyJobQueue:
     """Wait until a job runs and return it as it is then."""
-    wait_until(lambda: row(job).status == ONGOING and row(job).started, message=lambda: f"{row(job).__dict__}")
+    wait_until(
+        lambda: row(job).status == ONGOING and row(job).started,
+        message=lambda: f"{row(job).__dict__}",
+    )
     return row(job)
 
 
@@ -73,5 +80,7 @@ def workers_of(command: Command) -> list[psutil.Process]:
 
 def assert_gone(command: Command) -> None:
     """Nothing is left of a runner: no process, no row."""
-    wait_until(lambda: not command.processes(), 2, lambda: f"{command.processes()} {command.describe()}")
+    wait_until(
+        lambda: not command.processes(), 2, lambda: f"{command.processes()} {command.describe()}"
+    )
     assert not PeasyRunner.objects.filter(pid=command.pid).exists()

@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 
 DATABASES = ("sqlite", "postgres", "mariadb")
-OPTIONS = ("-n", "2", "-rfEs")  # two tests at a time, and in the end what failed and what was skipped, and why
+OPTIONS = (
+    "-n",
+    "2",
+    "-rfEs",
+)  # two tests at a time, and in the end what failed and what was skipped, and why
 BROWSER = "browser"
 # What no database can change is tested on SQLite alone.
 ANYWHERE = [
@@ -32,7 +36,11 @@ except Exception as error:
 
 
 def environment(database: str) -> dict[str, str]:
-    return {**os.environ, "PEASY_TEST_DATABASE": database, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    return {
+        **os.environ,
+        "PEASY_TEST_DATABASE": database,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+    }
 
 
 def unreachable(database: str) -> str:
@@ -41,16 +49,28 @@ def unreachable(database: str) -> str:
         return ""
     command = [sys.executable, "-W", "ignore", "-c", PROBE]
     try:
-        probe = subprocess.run(command, env=environment(database), capture_output=True, text=True, timeout=15)
+        probe = subprocess.run(
+            command, env=environment(database), capture_output=True, text=True, timeout=15
+        )
     except subprocess.TimeoutExpired:
         return "no answer within 15 s"
-    return "" if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
+    return (
+        ""
+        if probe.returncode == 0
+        else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
+    )
 
 
 def without_browser() -> str:
     """Why nothing can be looked at in a browser, or an empty string. Installs one where that can be done."""
-    probe = subprocess.run([sys.executable, "-m", "tests.browser", "install"], stderr=subprocess.PIPE, text=True)
-    return "" if probe.returncode == 0 else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
+    probe = subprocess.run(
+        [sys.executable, "-m", "tests.browser", "install"], stderr=subprocess.PIPE, text=True
+    )
+    return (
+        ""
+        if probe.returncode == 0
+        else (probe.stderr.strip().splitlines() or ["the probe died"])[-1]
+    )
 
 
 def run(name: str, arguments: list[str], left_out: list[str]) -> str:
@@ -77,9 +97,15 @@ def run(name: str, arguments: list[str], left_out: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    required = {name.strip() for name in os.environ.get("PEASY_TEST_REQUIRE", "sqlite").split(",") if name.strip()}
+    required = {
+        name.strip()
+        for name in os.environ.get("PEASY_TEST_REQUIRE", "sqlite").split(",")
+        if name.strip()
+    }
     if unknown := required - set(DATABASES):
-        print(f"PEASY_TEST_REQUIRE names {', '.join(sorted(unknown))}. Known: {', '.join(DATABASES)}.")
+        print(
+            f"PEASY_TEST_REQUIRE names {', '.join(sorted(unknown))}. Known: {', '.join(DATABASES)}."
+        )
         return 2
     outcomes = {}
     # All that a machine has to do is the same, and what is hurried less trips over its own patience less.
@@ -87,7 +113,9 @@ def main(arguments: list[str]) -> int:
 
     def test(database: str) -> None:
         if reason := unreachable(database):
-            outcomes[database] = f"NOT REACHABLE{', but required' * (database in required)}: {reason}"
+            outcomes[database] = (
+                f"NOT REACHABLE{', but required' * (database in required)}: {reason}"
+            )
         else:
             left_out = [] if database == "sqlite" or arguments else ANYWHERE
             with turns:
@@ -114,7 +142,9 @@ def main(arguments: list[str]) -> int:
     for database in DATABASES:
         print(f"{database:10}{outcomes[database]}")
     print(f"\n=== browser tests ===\n{outcomes[BROWSER]}")
-    failed = any(outcome.startswith("FAILED") or "but required" in outcome for outcome in outcomes.values())
+    failed = any(
+        outcome.startswith("FAILED") or "but required" in outcome for outcome in outcomes.values()
+    )
     return 1 if failed else 0
 
 

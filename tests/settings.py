@@ -13,7 +13,9 @@ TEST_DB_NAME = os.environ.get("PEASY_TEST_DB_NAME")
 
 def sqlite() -> dict:
     # Made when it is first opened: reading the settings, as mypy does, leaves nothing behind.
-    name = TEST_DB_NAME or os.path.join(tempfile.gettempdir(), f"peasy_jobs-{uuid.uuid4().hex}.sqlite3")
+    name = TEST_DB_NAME or os.path.join(
+        tempfile.gettempdir(), f"peasy_jobs-{uuid.uuid4().hex}.sqlite3"
+    )
     return {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": name,
@@ -45,7 +47,9 @@ def server(engine: str, url: str, options: dict, test: dict) -> dict:
 def postgres() -> dict:
     url = os.environ.get("PEASY_TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres")
     # A cluster that was made without a UTF-8 locale has SQL_ASCII templates.
-    return server("django.db.backends.postgresql", url, {}, {"CHARSET": "UTF8", "TEMPLATE": "template0"})
+    return server(
+        "django.db.backends.postgresql", url, {}, {"CHARSET": "UTF8", "TEMPLATE": "template0"}
+    )
 
 
 def mariadb() -> dict:
@@ -55,7 +59,9 @@ def mariadb() -> dict:
 
         pymysql.install_as_MySQLdb()
     elif driver != "mysqlclient":
-        raise ValueError(f"PEASY_TEST_MARIADB_DRIVER is {driver!r}. Set it to pymysql or mysqlclient.")
+        raise ValueError(
+            f"PEASY_TEST_MARIADB_DRIVER is {driver!r}. Set it to pymysql or mysqlclient."
+        )
     url = os.environ.get("PEASY_TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306/test")
     options = {"charset": "utf8mb4", "isolation_level": "read committed"}
     return server("django.db.backends.mysql", url, options, {"CHARSET": "utf8mb4"})
@@ -63,11 +69,15 @@ def mariadb() -> dict:
 
 choices = {"sqlite": sqlite, "postgres": postgres, "mariadb": mariadb}
 if TEST_DATABASE not in choices:
-    raise ValueError(f"PEASY_TEST_DATABASE is {TEST_DATABASE!r}. Set it to one of: {', '.join(choices)}.")
+    raise ValueError(
+        f"PEASY_TEST_DATABASE is {TEST_DATABASE!r}. Set it to one of: {', '.join(choices)}."
+    )
 DATABASES = {"default": choices[TEST_DATABASE]()}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-SECRET_KEY = "for the tests only, but long enough for the deployment check that wants fifty characters"
+SECRET_KEY = (
+    "for the tests only, but long enough for the deployment check that wants fifty characters"
+)
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "tests.urls"
 STATIC_URL = "static/"

@@ -67,12 +67,23 @@ def staff(client: Client) -> Client:
 def links(response: HttpResponse) -> list[str]:
     """The addresses that a page names, without those of static files."""
     found = re.findall(r'(?:href|action|hx-get|value)="(/[^"]*)"', response.content.decode())
-    return [link.replace("&amp;", "&") for link in found if not link.startswith(("/static/", "/shop/static/"))]
+    return [
+        link.replace("&amp;", "&")
+        for link in found
+        if not link.startswith(("/static/", "/shop/static/"))
+    ]
 
 
 def assert_all_is_there(staff: Client, prefix: str, job: PeasyJobQueue) -> None:
     """Every page answers, and names addresses that are below the prefix and answer too."""
-    pages = ["", "?q=export&queue=default", "live/", "statistics/", f"jobs/{job.pk}/", f"jobs/{job.pk}/live/"]
+    pages = [
+        "",
+        "?q=export&queue=default",
+        "live/",
+        "statistics/",
+        f"jobs/{job.pk}/",
+        f"jobs/{job.pk}/live/",
+    ]
     for page in [*pages, f"jobs/{job.pk}/progress/?t={token(job)}"]:
         response = staff.get(prefix + page)
         assert response.status_code == 200, page
@@ -80,10 +91,15 @@ def assert_all_is_there(staff: Client, prefix: str, job: PeasyJobQueue) -> None:
         assert named and all(link.startswith(prefix) for link in named), named
         for link in named:
             expected = 405 if link == f"{prefix}jobs/actions/" else (200, 204)
-            assert staff.get(link).status_code in (expected if isinstance(expected, tuple) else (expected,)), link
+            assert staff.get(link).status_code in (
+                expected if isinstance(expected, tuple) else (expected,)
+            ), link
     asked = staff.post(f"{prefix}jobs/actions/", {"action": "delete", "pk": job.pk})
     assert prefix in links(asked) and all(link.startswith(prefix) for link in links(asked))
-    assert staff.post(f"{prefix}jobs/actions/", {"action": "retry", "pk": job.pk})["Location"] == prefix
+    assert (
+        staff.post(f"{prefix}jobs/actions/", {"action": "retry", "pk": job.pk})["Location"]
+        == prefix
+    )
     assert staff.get(f"{prefix}jobs/{job.pk}.json").json()["url"] == f"{prefix}jobs/{job.pk}/"
 
 
@@ -92,7 +108,10 @@ LAYOUTS = {
     "under a deep prefix": (ours("deep/er/"), "/deep/er/"),
     "with a namespace": (ours("x/", namespace="jobs"), "/x/"),
     "inside another app": (another_app("ops/", "ops", ours("queue/")), "/ops/queue/"),
-    "inside another app, with a namespace": (another_app("ops/", "ops", ours("", namespace="jobs")), "/ops/"),
+    "inside another app, with a namespace": (
+        another_app("ops/", "ops", ours("", namespace="jobs")),
+        "/ops/",
+    ),
     "inside two apps": (another_app("a/", "a", another_app("b/", "b", ours("c/"))), "/a/b/c/"),
     "inside a plain include": (path("a/", include([ours("b/")])), "/a/b/"),
     "inside an app of our name": (another_app("a/", "peasy_jobs", ours("b/")), "/a/b/"),
@@ -100,17 +119,24 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_everything_works_wherever_it_is_mounted(layout: str, mount: Any, staff: Client, job: PeasyJobQueue) -> None:
+def test_everything_works_wherever_it_is_mounted(
+    layout: str, mount: Any, staff: Client, job: PeasyJobQueue
+) -> None:
     pattern, prefix = LAYOUTS[layout]
     mount(pattern)
     assert_all_is_there(staff, prefix, job)
-    for link, start in ((job.status_url, f"jobs/{job.pk}.json?t="), (job.progress_url, f"jobs/{job.pk}/progress/?t=")):
+    for link, start in (
+        (job.status_url, f"jobs/{job.pk}.json?t="),
+        (job.progress_url, f"jobs/{job.pk}/progress/?t="),
+    ):
         assert link.startswith(prefix + start)
         assert Client().get(link).status_code == 200
 
 
 @pytest.mark.parametrize("outer", [None, "ops"])
-def test_each_of_two_copies_keeps_to_itself(mount: Any, staff: Client, job: PeasyJobQueue, outer: str | None) -> None:
+def test_each_of_two_copies_keeps_to_itself(
+    mount: Any, staff: Client, job: PeasyJobQueue, outer: str | None
+) -> None:
     copies = ours("one/", namespace="one"), ours("two/", namespace="two")
     mount(*([another_app("ops/", outer, *copies)] if outer else copies))
     for name in ("one", "two"):
@@ -133,7 +159,9 @@ BOTH = {
 
 
 @pytest.mark.parametrize("both", BOTH)
-def test_both_urlconfs_at_once_find_each_other(mount: Any, staff: Client, job: PeasyJobQueue, both: str) -> None:
+def test_both_urlconfs_at_once_find_each_other(
+    mount: Any, staff: Client, job: PeasyJobQueue, both: str
+) -> None:
     mount(*BOTH[both])
     assert_all_is_there(staff, "/staff/", job)
     document = staff.get(f"/jobs-of-ours/jobs/{job.pk}.json").json()
@@ -143,8 +171,12 @@ def test_both_urlconfs_at_once_find_each_other(mount: Any, staff: Client, job: P
     assert Client().get(job.status_url).json()["id"] == str(job.pk)
 
 
-def test_a_widget_takes_the_copy_that_is_nearest_to_its_page(mount: Any, job: PeasyJobQueue) -> None:
-    mount(ours("peasy/"), path("page/", host_page), another_app("ops/", "ops", for_visitors("jobs/")))
+def test_a_widget_takes_the_copy_that_is_nearest_to_its_page(
+    mount: Any, job: PeasyJobQueue
+) -> None:
+    mount(
+        ours("peasy/"), path("page/", host_page), another_app("ops/", "ops", for_visitors("jobs/"))
+    )
     assert links(Client().get("/page/"))[0].startswith("/peasy/jobs/")
     assert links(Client().get("/ops/page/"))[0].startswith("/ops/jobs/jobs/")
 
@@ -169,7 +201,9 @@ def test_a_site_of_several_languages_keeps_to_the_one_that_is_shown(
             assert job.status_url.startswith(f"/{language}/peasy/jobs/{job.pk}.json?t=")
 
 
-def test_a_site_under_a_path_of_its_server_has_it_in_every_address(mount: Any, staff: Client, job: Any) -> None:
+def test_a_site_under_a_path_of_its_server_has_it_in_every_address(
+    mount: Any, staff: Client, job: Any
+) -> None:
     mount(another_app("ops/", "ops", ours("queue/")))
     static("")  # the storage keeps the prefix that it meets first
     with override_script_prefix("/shop/"):
@@ -183,20 +217,27 @@ def test_a_site_under_a_path_of_its_server_has_it_in_every_address(mount: Any, s
         ):
             named = links(staff.get(f"/ops/queue/{page}"))
             assert named and all(link.startswith("/shop/ops/queue/") for link in named)
-        assert staff.post("/ops/queue/jobs/actions/", {"action": "cancel"})["Location"] == "/shop/ops/queue/"
+        assert (
+            staff.post("/ops/queue/jobs/actions/", {"action": "cancel"})["Location"]
+            == "/shop/ops/queue/"
+        )
 
 
 def test_what_is_mounted_nowhere_has_no_address(mount: Any, job: PeasyJobQueue) -> None:
     mount(for_visitors("jobs/"))
     assert job.progress_url
-    with pytest.raises(NoReverseMatch, match="'dashboard' is mounted nowhere: include peasy_jobs.urls"):
+    with pytest.raises(
+        NoReverseMatch, match="'dashboard' is mounted nowhere: include peasy_jobs.urls"
+    ):
         address("dashboard")
     mount()
     with pytest.raises(NoReverseMatch):
         job.status_url  # noqa: B018
 
 
-def test_a_missing_django_htmx_is_warned_of_wherever_the_pages_are(mount: Any, settings: Any) -> None:
+def test_a_missing_django_htmx_is_warned_of_wherever_the_pages_are(
+    mount: Any, settings: Any
+) -> None:
     settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if name != "django_htmx"]
     mount(another_app("ops/", "ops", ours("queue/")))
     assert [message.id for message in run_checks(tags=["peasy_jobs"])] == ["peasy_jobs.W004"]

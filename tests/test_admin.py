@@ -38,7 +38,12 @@ def titles(response: Any) -> list[str]:
 
 
 def act(client: Client, action: str, *jobs: PeasyJobQueue, query: str = "", **sent: Any) -> Any:
-    sent = {"action": f"{action}_selected", "_selected_action": [job.pk for job in jobs], "index": 0, **sent}
+    sent = {
+        "action": f"{action}_selected",
+        "_selected_action": [job.pk for job in jobs],
+        "index": 0,
+        **sent,
+    }
     return client.post(f"{JOBS}{query}", sent, follow=True)
 
 
@@ -70,7 +75,8 @@ def test_each_status_is_seen_by_an_icon_and_a_word(staff: Client) -> None:
     text = staff.get(JOBS).content.decode()
     for word in ("Enqueued", "Scheduled", "Ongoing", "Completed", "Failed", "Cancelled"):
         assert re.search(
-            f'data-status="{word.lower()}"><span class="peasy-icon" aria-hidden="true"></span> {word}<', text
+            f'data-status="{word.lower()}"><span class="peasy-icon" aria-hidden="true"></span> {word}<',
+            text,
         )
     assert "peasy_jobs/admin.css" in text
 
@@ -78,17 +84,33 @@ def test_each_status_is_seen_by_an_icon_and_a_word(staff: Client) -> None:
 def test_the_list_shows_job_queue_user_duration_and_progress(staff: Client) -> None:
     anna = User.objects.create(username="anna")
     started = as_field(database_now(connection)) - timedelta(seconds=65)
-    columns = {"runner_id": add_runner().pk, "started": started, "status_msg": "40 of 100", "queue_name": "slow"}
+    columns = {
+        "runner_id": add_runner().pk,
+        "started": started,
+        "status_msg": "40 of 100",
+        "queue_name": "slow",
+    }
     add("resize", ONGOING, user=anna, extra={"progress": 40.2}, **columns)
     add("broken", FAILED, errors=[{"message": "no such file"}])
     text = staff.get(JOBS).content.decode()
-    for shown in ("shop<wbr>.jobs<wbr>.export</code>", "slow", "anna", "1 min 5 s", "40 of 100", "no such file"):
+    for shown in (
+        "shop<wbr>.jobs<wbr>.export</code>",
+        "slow",
+        "anna",
+        "1 min 5 s",
+        "40 of 100",
+        "no such file",
+    ):
         assert shown in text
-    assert 'max="100" value="40" aria-label="Progress of resize"></progress> 40 %<br>40 of 100' in text
+    assert (
+        'max="100" value="40" aria-label="Progress of resize"></progress> 40 %<br>40 of 100' in text
+    )
 
 
 def test_the_list_is_newest_first_whatever_the_address_says_and_pages(staff: Client) -> None:
-    PeasyJobQueue.objects.bulk_create([PeasyJobQueue(title=f"{n}", job_name="x.y") for n in range(120)])
+    PeasyJobQueue.objects.bulk_create(
+        [PeasyJobQueue(title=f"{n}", job_name="x.y") for n in range(120)]
+    )
     for query in ("?", "?status=enqueued&", "?o=5&", "?o=7.-1&"):
         seen = [titles(staff.get(f"{JOBS}{query}p={n}")) for n in (1, 2, 3)]
         assert [title for some in seen for title in some] == [f"{n}" for n in reversed(range(120))]
@@ -98,7 +120,9 @@ def test_the_list_is_newest_first_whatever_the_address_says_and_pages(staff: Cli
     assert len(titles(staff.get(f"{JOBS}?all="))) == 50
 
 
-def test_more_than_can_be_counted_is_said_and_not_counted(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_can_be_counted_is_said_and_not_counted(
+    staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(filters, "WINDOW", 3)
     monkeypatch.setattr(filters, "CAP", 4)
     old = add("old", FAILED, queue_name="rare")
@@ -112,12 +136,17 @@ def test_more_than_can_be_counted_is_said_and_not_counted(staff: Client, monkeyp
     assert titles(staff.get(f"{JOBS}?status=failed")) == ["old"], "the newest of its status"
     for query in ("queue=rare", "q=ol", "q=ol&created=day"):
         page = staff.get(f"{JOBS}?status=failed&{query}")
-        assert titles(page) == ["old"] and "Among the newest 10,000 jobs of this status." in page.content.decode()
+        assert (
+            titles(page) == ["old"]
+            and "Among the newest 10,000 jobs of this status." in page.content.decode()
+        )
     assert titles(staff.get(f"{JOBS}?status=failed&q=%20")) == ["old"]
     assert titles(staff.get(f"{JOBS}?q={old.pk}")) == ["old"]
     for query in ("?queue=rare", "?job=shop.jobs.export", "?created=day", "?q=o"):
         page = staff.get(JOBS + query)
-        assert "old" not in titles(page) and "Among the newest 10,000 jobs." in page.content.decode()
+        assert (
+            "old" not in titles(page) and "Among the newest 10,000 jobs." in page.content.decode()
+        )
     old.delete()
     assert note not in staff.get(JOBS).content.decode()
     add("3"), add("4")
@@ -126,11 +155,17 @@ def test_more_than_can_be_counted_is_said_and_not_counted(staff: Client, monkeyp
     assert note in page.content.decode()
 
 
-@pytest.mark.parametrize("query", ["", "?status=enqueued", "?queue=default", "?q=e", "?status=enqueued&q=e"])
-def test_a_site_may_leave_jobs_out(staff: Client, monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+@pytest.mark.parametrize(
+    "query", ["", "?status=enqueued", "?queue=default", "?q=e", "?status=enqueued&q=e"]
+)
+def test_a_site_may_leave_jobs_out(
+    staff: Client, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
     add("hers"), add("theirs")
     everything = JobAdmin.get_queryset
-    monkeypatch.setattr(JobAdmin, "get_queryset", lambda *args: everything(*args).exclude(title="theirs"))
+    monkeypatch.setattr(
+        JobAdmin, "get_queryset", lambda *args: everything(*args).exclude(title="theirs")
+    )
     assert titles(staff.get(JOBS + query)) == ["hers"]
 
 
@@ -146,10 +181,17 @@ def test_every_filter_finds_its_jobs(staff: Client) -> None:
     now = as_field(database_now(connection))
     for title, age in (("enqueued", 0.5), ("scheduled", 2), ("ongoing", 30), ("completed", 24 * 6)):
         PeasyJobQueue.objects.filter(title=title).update(created=now - timedelta(hours=age))
-    PeasyJobQueue.objects.exclude(title__in=["enqueued", "scheduled", "ongoing", "completed"]).delete()
+    PeasyJobQueue.objects.exclude(
+        title__in=["enqueued", "scheduled", "ongoing", "completed"]
+    ).delete()
     assert titles(staff.get(f"{JOBS}?created=hour")) == ["enqueued"]
     assert titles(staff.get(f"{JOBS}?created=day")) == ["scheduled", "enqueued"]
-    assert titles(staff.get(f"{JOBS}?created=week")) == ["completed", "ongoing", "scheduled", "enqueued"]
+    assert titles(staff.get(f"{JOBS}?created=week")) == [
+        "completed",
+        "ongoing",
+        "scheduled",
+        "enqueued",
+    ]
     assert titles(staff.get(f"{JOBS}?created=day&status=scheduled")) == ["scheduled"]
 
 
@@ -185,20 +227,35 @@ def queries(client: Client, url: str) -> list[str]:
     with CaptureQueriesContext(connection) as captured:
         assert client.get(url).status_code == 200
     found = [
-        query["sql"] for query in captured if not re.search("FROM .(django_session|auth_permission)", query["sql"])
+        query["sql"]
+        for query in captured
+        if not re.search("FROM .(django_session|auth_permission)", query["sql"])
     ]
-    found.remove(next(sql for sql in found if re.search("FROM .auth_user", sql)))  # whose request it is
+    found.remove(
+        next(sql for sql in found if re.search("FROM .auth_user", sql))
+    )  # whose request it is
     return found
 
 
 @pytest.mark.parametrize(
     "query",
-    ["", "?p=2", *(f"?status={word}" for word in filters.LETTERS), "?q=job", "?queue=a&job=x.y&created=day&q=j"],
+    [
+        "",
+        "?p=2",
+        *(f"?status={word}" for word in filters.LETTERS),
+        "?q=job",
+        "?queue=a&job=x.y&created=day&q=j",
+    ],
 )
 def test_the_list_takes_few_queries_and_reads_no_arguments(staff: Client, query: str) -> None:
     one_of_each()
     for n in range(60):
-        add(queue_name="a" if n % 2 else "b", job_name="x.y", user=User.objects.get(), args=["x" * 1000])
+        add(
+            queue_name="a" if n % 2 else "b",
+            job_name="x.y",
+            user=User.objects.get(),
+            args=["x" * 1000],
+        )
     found = queries(staff, JOBS + query)
     assert len(found) < 6
     assert not [sql for sql in found if "args_data" in sql or "result_data" in sql]
@@ -223,7 +280,12 @@ def test_the_other_pages_take_few_queries(staff: Client) -> None:
 
 
 def test_the_page_shows_all_of_a_job_and_masks_secrets(staff: Client) -> None:
-    error = {"at": "2026-06-01T04:00:00+00:00", "where": "web-1", "exception": "shop.Broken", "message": "it broke"}
+    error = {
+        "at": "2026-06-01T04:00:00+00:00",
+        "where": "web-1",
+        "exception": "shop.Broken",
+        "message": "it broke",
+    }
     job = add(
         "resize",
         FAILED,
@@ -236,9 +298,23 @@ def test_the_page_shows_all_of_a_job_and_masks_secrets(staff: Client) -> None:
     )
     text = staff.get(page_of(job)).content.decode()
     assert "hush" not in text
-    for shown in ("resize", "Failed", "shop.jobs.export", "shop.Broken", "it broke", "Traceback (most", "web-1"):
+    for shown in (
+        "resize",
+        "Failed",
+        "shop.jobs.export",
+        "shop.Broken",
+        "it broke",
+        "Traceback (most",
+        "web-1",
+    ):
         assert shown in text
-    for shown in ("&quot;n&quot;: 1", "&quot;made&quot;: 3", "&quot;progress&quot;: 40", "Timeline", "Arguments"):
+    for shown in (
+        "&quot;n&quot;: 1",
+        "&quot;made&quot;: 3",
+        "&quot;progress&quot;: 40",
+        "Timeline",
+        "Arguments",
+    ):
         assert shown in text
     assert f'href="/peasy/jobs/{job.pk}/"' in text and "View on site" in text
 
@@ -264,10 +340,21 @@ def test_a_pickle_is_not_loaded(staff: Client, monkeypatch: pytest.MonkeyPatch) 
 def test_markup_is_text_everywhere(staff: Client, payload: str) -> None:
     error = dict.fromkeys(("at", "where", "exception", "message", "traceback"), payload)
     runner = add_runner(host=payload, queues=[payload], worker_type="thread")
-    columns = {"status_msg": payload, "extra": {payload: payload}, "queue_name": payload, "job_name": f"x.{payload}"}
+    columns = {
+        "status_msg": payload,
+        "extra": {payload: payload},
+        "queue_name": payload,
+        "job_name": f"x.{payload}",
+    }
     arguments = {"args": [payload], "kwargs": {payload: payload}, "result": payload}
     job = add(payload, FAILED, errors=[error], **columns, **arguments)
-    add(payload, ONGOING, runner_id=runner.pk, started=runner.started, **{**columns, "extra": {"progress": 3}})
+    add(
+        payload,
+        ONGOING,
+        runner_id=runner.pk,
+        started=runner.started,
+        **{**columns, "extra": {"progress": 3}},
+    )
     staff.force_login(User.objects.create_superuser("root"))
     pages = [
         staff.get(JOBS),
@@ -305,7 +392,13 @@ def test_no_field_is_editable_and_nothing_is_added(staff: Client) -> None:
     for url in (page_of(job), f"{RUNNERS}{runner.pk}/change/"):
         text = staff.get(url).content.decode()
         assert not re.search(r'<(select|textarea)|type="(text|number)"|name="_save"', text)
-        sent = {"title": "new", "status": COMPLETED, "status_msg": "new", "host": "new", "_save": "Save"}
+        sent = {
+            "title": "new",
+            "status": COMPLETED,
+            "status_msg": "new",
+            "host": "new",
+            "_save": "Save",
+        }
         assert staff.post(url, sent).status_code == 403
     for url in (JOBS, RUNNERS):
         assert staff.get(f"{url}add/").status_code == 403
@@ -328,13 +421,22 @@ def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> No
     assert told(page) == ["3 jobs cancelled.", "3 jobs had ended already."]
     assert [statuses()[word] for word in ("enqueued", "scheduled", "ongoing")] == [CANCELLED] * 3
     page = act(staff, "retry", *jobs.values())
-    assert told(page)[0] == "4 jobs enqueued again." and told(page)[1].startswith("2 jobs were not retried")
-    assert statuses() == {**dict.fromkeys(jobs, ENQUEUED), "completed": COMPLETED, "ongoing": CANCELLED}
+    assert told(page)[0] == "4 jobs enqueued again." and told(page)[1].startswith(
+        "2 jobs were not retried"
+    )
+    assert statuses() == {
+        **dict.fromkeys(jobs, ENQUEUED),
+        "completed": COMPLETED,
+        "ongoing": CANCELLED,
+    }
     asked = act(staff, "delete", *jobs.values())
     assert "Are you sure" in asked.content.decode() and "Jobs: 6" in asked.content.decode()
     assert PeasyJobQueue.objects.count() == 6
     page = act(staff, "delete", *jobs.values(), post="yes")
-    assert told(page) == ["5 jobs deleted.", "1 job was not deleted: it is running, or gone. Cancel it first."]
+    assert told(page) == [
+        "5 jobs deleted.",
+        "1 job was not deleted: it is running, or gone. Cancel it first.",
+    ]
     assert list(statuses()) == ["ongoing"], "it names a runner, which is stopping it"
     assert {entry.object_repr for entry in LogEntry.objects.all()} == {
         str(job) for job in jobs.values() if job.title != "ongoing"
@@ -346,7 +448,9 @@ def test_a_job_that_has_left_the_list_is_still_meant(staff: Client) -> None:
     assert told(act(staff, "cancel", job, query="?status=enqueued")) == ["1 job cancelled."]
 
 
-def test_all_of_a_list_can_be_meant_up_to_a_limit(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_a_list_can_be_meant_up_to_a_limit(
+    staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(actions, "MOST", 60)
     for n in range(60):
         add(f"{n}", FAILED)
@@ -363,7 +467,10 @@ def test_the_page_of_a_job_has_the_buttons_that_can_be_pressed(staff: Client) ->
 
     def buttons(job: PeasyJobQueue) -> set[str]:
         text = staff.get(page_of(job)).content.decode()
-        return {*re.findall('name="action" value="(.*?)"', text), *re.findall('class="(deletelink)"', text)}
+        return {
+            *re.findall('name="action" value="(.*?)"', text),
+            *re.findall('class="(deletelink)"', text),
+        }
 
     assert {word: buttons(job) for word, job in jobs.items()} == {
         "enqueued": {"cancel", "deletelink"},
@@ -374,9 +481,14 @@ def test_the_page_of_a_job_has_the_buttons_that_can_be_pressed(staff: Client) ->
         "cancelled": {"retry", "deletelink"},
     }
     page = staff.post(page_of(jobs["ongoing"]), {"action": "cancel"}, follow=True)
-    assert (told(page), page.request["PATH_INFO"]) == (["1 job cancelled."], page_of(jobs["ongoing"]))
+    assert (told(page), page.request["PATH_INFO"]) == (
+        ["1 job cancelled."],
+        page_of(jobs["ongoing"]),
+    )
     assert "Cancelled, still stopping" in page.content.decode() and not buttons(jobs["ongoing"])
-    assert told(staff.post(page_of(jobs["failed"]), {"action": "retry"}, follow=True)) == ["1 job enqueued again."]
+    assert told(staff.post(page_of(jobs["failed"]), {"action": "retry"}, follow=True)) == [
+        "1 job enqueued again."
+    ]
     for action in ("", "delete", "explode"):
         assert staff.post(page_of(jobs["failed"]), {"action": action}).status_code == 403
 
@@ -407,12 +519,18 @@ def test_whoever_deletes_through_the_admin_deletes_no_running_job(rf: Any) -> No
 @pytest.mark.parametrize("granted", [(), ("change",), ("delete",), ("change", "delete")])
 def test_each_action_needs_its_permission(client: Client, granted: Any) -> None:
     client.force_login(user("view", *granted))
-    allowed = {"cancel": "change" in granted, "retry": "change" in granted, "delete": "delete" in granted}
+    allowed = {
+        "cancel": "change" in granted,
+        "retry": "change" in granted,
+        "delete": "delete" in granted,
+    }
     jobs = {"cancel": add("one"), "retry": add("two", FAILED), "delete": add("three", FAILED)}
     text = client.get(JOBS).content.decode()
     assert {action: f'value="{action}_selected"' in text for action in allowed} == allowed
     pages = "".join(client.get(page_of(job)).content.decode() for job in jobs.values())
-    assert ('value="cancel"' in pages, 'value="retry"' in pages, "deletelink" in pages) == tuple(allowed.values())
+    assert ('value="cancel"' in pages, 'value="retry"' in pages, "deletelink" in pages) == tuple(
+        allowed.values()
+    )
     if not granted:
         before = statuses()
         for action, job in jobs.items():
@@ -429,7 +547,13 @@ def test_each_action_needs_its_permission(client: Client, granted: Any) -> None:
 def test_who_has_no_permission_sees_nothing(client: Client) -> None:
     job, runner = add("a secret title"), add_runner()
     client.force_login(user())
-    for url in (JOBS, page_of(job), f"{JOBS}{job.pk}/delete/", RUNNERS, f"{RUNNERS}{runner.pk}/change/"):
+    for url in (
+        JOBS,
+        page_of(job),
+        f"{JOBS}{job.pk}/delete/",
+        RUNNERS,
+        f"{RUNNERS}{runner.pk}/change/",
+    ):
         assert client.get(url).status_code == 403
     assert "peasy" not in client.get("/admin/").content.decode()
     client.force_login(user("view", "change", "delete", staff=False))
@@ -460,10 +584,21 @@ def test_runners_are_listed_with_their_heartbeat_and_what_they_run(client: Clien
     client.force_login(User.objects.create_superuser("root"))
     for url in (RUNNERS, f"{RUNNERS}{runner.pk}/change/"):
         text = client.get(url).content.decode()
-        for shown in ("alive", "web-1", "1234567", "2 × process", "post, slow", "1 min 5 s", "1 more job claimed"):
+        for shown in (
+            "alive",
+            "web-1",
+            "1234567",
+            "2 × process",
+            "post, slow",
+            "1 min 5 s",
+            "1 more job claimed",
+        ):
             assert shown in text
         assert f'<a href="{page_of(job)}">resize #{job.pk}</a>' in text
-    assert "web-2" in client.get(RUNNERS).content.decode() and "dead" in client.get(RUNNERS).content.decode()
+    assert (
+        "web-2" in client.get(RUNNERS).content.decode()
+        and "dead" in client.get(RUNNERS).content.decode()
+    )
     assert client.post(f"{RUNNERS}{runner.pk}/delete/", {"post": "yes"}).status_code == 403
 
 
@@ -479,7 +614,9 @@ def test_what_a_runner_runs_is_for_those_who_may_see_jobs(client: Client) -> Non
 
 
 def test_the_checks_of_the_admin_find_nothing() -> None:
-    assert [found for found in checks.run_checks() if found.id and found.id.startswith("admin.")] == []
+    assert [
+        found for found in checks.run_checks() if found.id and found.id.startswith("admin.")
+    ] == []
 
 
 urlpatterns = [path("admin/", admin.site.urls)]

@@ -30,7 +30,16 @@ def measured(system: str, rates: list[float], setting: str = "1 process") -> Cel
 
 @pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="it makes databases of its own")
 def test_a_quick_run_measures_ours_and_writes_a_table_and_a_picture(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--systems", OURS, "--databases", "sqlite"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "--quick",
+        "--systems",
+        OURS,
+        "--databases",
+        "sqlite",
+    ]
     run = subprocess.run(
         [*command, "--only", "throughput,latency", "--out", str(tmp_path)],
         cwd=REPOSITORY,
@@ -77,7 +86,9 @@ def test_a_round_in_which_a_peer_failed_is_one_that_was_measured() -> None:
 def test_each_way_to_enqueue_has_a_ratio_where_others_have_that_way_too() -> None:
     def cell(system: str, database: str, *rates: float) -> Cell:
         names = ("one at a time, jobs/s", "in bulk, jobs/s")
-        found = Cell("enqueue", SYSTEMS[system], database, "", lambda: dict(zip(names, rates, strict=False)))
+        found = Cell(
+            "enqueue", SYSTEMS[system], database, "", lambda: dict(zip(names, rates, strict=False))
+        )
         found.measure()
         return found
 
@@ -119,7 +130,9 @@ def test_what_went_wrong_does_not_break_the_row_of_the_table() -> None:
     assert "| not measured | a / b c |" in table
 
 
-def test_what_takes_turns_by_itself_gives_a_figure_for_each_and_keeps_them_when_it_breaks_off() -> None:
+def test_what_takes_turns_by_itself_gives_a_figure_for_each_and_keeps_them_when_it_breaks_off() -> (
+    None
+):
     def turns() -> Iterator[measure.Figures]:
         yield {"jobs/s": 900.0}
         yield {"jobs/s": 1100.0, "share": 1.5}
@@ -127,10 +140,15 @@ def test_what_takes_turns_by_itself_gives_a_figure_for_each_and_keeps_them_when_
 
     cell = Cell("growth", SYSTEMS[OURS], "sqlite", "", turns, once=True)
     assert cell.measure() == {"jobs/s": 1100.0, "share": 1.5}
-    assert (cell.figures, cell.failures) == ({"jobs/s": [900.0, 1100.0], "share": [1.5]}, ["stalled"])
+    assert (cell.figures, cell.failures) == (
+        {"jobs/s": [900.0, 1100.0], "share": [1.5]},
+        ["stalled"],
+    )
 
 
-def test_a_job_that_ran_twice_or_is_not_stored_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_ran_twice_or_is_not_stored_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system, found = SYSTEMS[OURS], marks.create(tmp_path / "marks", 3)
     monkeypatch.setattr(type(system), "call", lambda *args: {"stored": 2, "seconds": 1.0})
     for number in range(3):
@@ -143,16 +161,26 @@ def test_a_job_that_ran_twice_or_is_not_stored_is_a_failure(tmp_path: Path, monk
 
 
 def test_the_picture_has_a_bar_for_the_best_setting_of_each_system() -> None:
-    cells = [measured(OURS, [900, 1000]), measured(OURS, [2000], "4 threads"), measured("huey", [500])]
+    cells = [
+        measured(OURS, [900, 1000]),
+        measured(OURS, [2000], "4 threads"),
+        measured("huey", [500]),
+    ]
     picture = plot.svg(plot.panels(cells))
     assert picture.count('<rect class="bar') == 2
     assert "4 threads" in picture
-    assert ElementTree.fromstring(picture).get("aria-label", "").endswith("peasy_jobs 2,000, huey 3.5.4 500.")
+    assert (
+        ElementTree.fromstring(picture)
+        .get("aria-label", "")
+        .endswith("peasy_jobs 2,000, huey 3.5.4 500.")
+    )
 
 
 def test_the_picture_has_a_ground_of_its_own_in_light_and_in_dark() -> None:
     picture = plot.svg(plot.panels([measured(OURS, [900])]))
-    assert picture.count(".ground { fill:") == 2 and picture.index('class="ground"') < picture.index("<text")
+    assert picture.count(".ground { fill:") == 2 and picture.index(
+        'class="ground"'
+    ) < picture.index("<text")
 
 
 def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database() -> None:

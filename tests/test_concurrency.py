@@ -18,12 +18,17 @@ pytestmark = pytest.mark.django_db(transaction=True)
 jobs = PeasyJobQueue.objects
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 # As a runner sets its connection up; on MariaDB also as the server has it, which locks gaps.
-set_ups = pytest.mark.parametrize("set_up", [True, False] if settings.TEST_DATABASE == "mariadb" else [True])
+set_ups = pytest.mark.parametrize(
+    "set_up", [True, False] if settings.TEST_DATABASE == "mariadb" else [True]
+)
 
 
 def insert(count: int, **columns: Any) -> list[int]:
     """Make so many rows and return their keys, oldest first."""
-    rows = [PeasyJobQueue(**{"title": "a job", "job_name": "tests.jobs.nothing", **columns}) for _ in range(count)]
+    rows = [
+        PeasyJobQueue(**{"title": "a job", "job_name": "tests.jobs.nothing", **columns})
+        for _ in range(count)
+    ]
     before = set(jobs.values_list("pk", flat=True))
     jobs.bulk_create(rows)  # MariaDB before 10.5 and MySQL do not tell the keys
     return sorted(set(jobs.values_list("pk", flat=True)) - before)
@@ -37,7 +42,9 @@ def flat(lists: list[list[Any]]) -> list[Any]:
 def test_eight_claimers_share_2000_jobs_none_twice_and_none_lost(set_up):
     pks = insert(2000)
 
-    got = compete(*(Rival("claimer", runner=n, limit=10, queues=[], set_up=set_up) for n in range(1, 9)))
+    got = compete(
+        *(Rival("claimer", runner=n, limit=10, queues=[], set_up=set_up) for n in range(1, 9))
+    )
 
     assert sorted(pk for pk, _ in flat(got)) == pks
     assert {claims for _, claims in flat(got)} == {1}
@@ -52,7 +59,10 @@ def test_claimers_of_different_queues_take_each_their_own(set_up):
     served = [["mail"], ["mail", "post"], ["post"], ["post", "mail"]]
 
     got = compete(
-        *(Rival("claimer", runner=n, limit=7, queues=queues, set_up=set_up) for n, queues in enumerate(served, 1))
+        *(
+            Rival("claimer", runner=n, limit=7, queues=queues, set_up=set_up)
+            for n, queues in enumerate(served, 1)
+        )
     )
 
     assert sorted(pk for pk, _ in flat(got)) == mail + post
@@ -75,14 +85,21 @@ def test_each_job_ends_once_while_others_are_enqueued_and_cancelled(set_up):
     claims = Counter(pk for pk, *_ in runs)
     landed = Counter(pk for pk, _, status, written in runs if written and status != ENQUEUED)
     assert sorted(jobs.values_list("pk", flat=True)) == pks
-    assert len(cancelled) == len(set(cancelled)) and landed == dict.fromkeys(set(pks) - set(cancelled), 1)
-    assert len({(pk, number) for pk, number, *_ in runs}) == len(runs), "one claim was given to two workers"
+    assert len(cancelled) == len(set(cancelled)) and landed == dict.fromkeys(
+        set(pks) - set(cancelled), 1
+    )
+    assert len({(pk, number) for pk, number, *_ in runs}) == len(runs), (
+        "one claim was given to two workers"
+    )
     for job in jobs.all():
         if job.pk in cancelled:
             assert job.status == CANCELLED
         else:
             assert job.status == (COMPLETED if job.pk % 3 else FAILED)
-            assert job.completed is not None and (job.result, len(job.errors)) in {(job.pk, 0), (None, 1)}
+            assert job.completed is not None and (job.result, len(job.errors)) in {
+                (job.pk, 0),
+                (None, 1),
+            }
         assert (job.runner_id, job.claims) == (None, claims[job.pk])
         assert job.completed is not None or not job.claims or job.status == CANCELLED
 
@@ -100,7 +117,9 @@ def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(set_up):
     held = {pk: runner for runner, claims in enumerate(got, 1) for pk, _ in claims}
     for job in jobs.all():
         assert job.status == CANCELLED
-        assert (job.runner_id, job.claims, job.attempts) == ((held[job.pk], 1, 1) if job.pk in held else (None, 0, 0))
+        assert (job.runner_id, job.claims, job.attempts) == (
+            (held[job.pk], 1, 1) if job.pk in held else (None, 0, 0)
+        )
         assert (job.completed is None) == (job.pk in held), "over means that nobody runs it"
 
 
@@ -110,7 +129,15 @@ def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(set_up):
     for runner in dead:
         insert(8, status=ONGOING, runner_id=runner, claims=1, attempts=1, started=as_field(START))
         insert(4, status=ONGOING, runner_id=runner, claims=1, attempts=1)  # claimed ahead
-        insert(4, status=ONGOING, runner_id=runner, claims=2, attempts=2, crashes=1, started=as_field(START))
+        insert(
+            4,
+            status=ONGOING,
+            runner_id=runner,
+            claims=2,
+            attempts=2,
+            crashes=1,
+            started=as_field(START),
+        )
         insert(2, status=CANCELLED, runner_id=runner, claims=1, attempts=1, started=as_field(START))
 
     one, two = compete(*(Rival("rescuer", dead=dead, set_up=set_up) for _ in range(2)))
@@ -152,8 +179,12 @@ def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_nev
 
     written = {*first, *second}
     assert sum(rescued) == len(pks) - len(written)
-    found = {pk: state for pk, *state in jobs.values_list("pk", "status", "runner", "claims", "crashes")}
-    assert found == {pk: [COMPLETED, None, 1, 0] if pk in written else [ENQUEUED, None, 1, 1] for pk in pks}
+    found = {
+        pk: state for pk, *state in jobs.values_list("pk", "status", "runner", "claims", "crashes")
+    }
+    assert found == {
+        pk: [COMPLETED, None, 1, 0] if pk in written else [ENQUEUED, None, 1, 1] for pk in pks
+    }
 
 
 def test_a_job_that_goes_back_to_the_queue_just_now_is_cancelled_all_the_same():
@@ -164,7 +195,9 @@ def test_a_job_that_goes_back_to_the_queue_just_now_is_cancelled_all_the_same():
         result = execute(sql, params, many, context)
         if sql.startswith("UPDATE"):
             with connection.cursor() as cursor:
-                cursor.cursor.execute(f"UPDATE {TABLE} SET status = 'Q', runner_id = NULL WHERE status = 'O'")
+                cursor.cursor.execute(
+                    f"UPDATE {TABLE} SET status = 'Q', runner_id = NULL WHERE status = 'O'"
+                )
         return result
 
     with connection.execute_wrapper(give_back):

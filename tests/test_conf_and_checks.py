@@ -57,7 +57,12 @@ RULES: dict[str, tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
     "PEASY_MAX_FAILED": ("E002", KEEP, (None, 0, 10**6), NO_COUNT),
     "PEASY_MAX_CANCELLED": ("E003", KEEP, (None, 0, 10**6), NO_COUNT),
     "PEASY_PRUNE_GRACE": ("E004", SECONDS.format("0"), (0, 0.5, 86400), NO_SECONDS),
-    "PEASY_POLLING_INTERVAL": ("E005", SECONDS.format("0.01"), (0.01, 1, 60), (0, 0.009, *NO_SECONDS)),
+    "PEASY_POLLING_INTERVAL": (
+        "E005",
+        SECONDS.format("0.01"),
+        (0.01, 1, 60),
+        (0, 0.009, *NO_SECONDS),
+    ),
     "PEASY_CONCURRENCY": (
         "E006",
         "Set it to how many workers a runner has, a whole number, 1 or more.",
@@ -72,8 +77,18 @@ RULES: dict[str, tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
     ),
     "PEASY_SHUTDOWN_TIMEOUT": ("E008", SECONDS.format("0"), (0, 0.5, 3600), NO_SECONDS),
     "PEASY_LEASE": ("E009", SECONDS.format("2"), (2, 2.5, 3600), (0, 1.9, *NO_SECONDS)),
-    "PEASY_CRASH_RETRIES": ("E010", "Set it to a whole number, 0 or more.", (0, 3), (None, *NO_COUNT)),
-    "PEASY_MAX_PAYLOAD": ("E011", "Set it to a number of bytes, 1 or more.", (1, 2**40), (0, None, *NO_COUNT)),
+    "PEASY_CRASH_RETRIES": (
+        "E010",
+        "Set it to a whole number, 0 or more.",
+        (0, 3),
+        (None, *NO_COUNT),
+    ),
+    "PEASY_MAX_PAYLOAD": (
+        "E011",
+        "Set it to a number of bytes, 1 or more.",
+        (1, 2**40),
+        (0, None, *NO_COUNT),
+    ),
     "PEASY_JOB_TIMEOUT": (
         "E013",
         "Set it to a number of seconds above 0, or to None for no limit.",
@@ -86,7 +101,12 @@ RULES: dict[str, tuple[str, str, tuple[Any, ...], tuple[Any, ...]]] = {
         (None, 1, 1000),
         (0, *NO_COUNT),
     ),
-    "PEASY_SERIALIZER": ("E012", 'Set it to "pickle" or "json".', ("pickle", "json"), ("yaml", "", None, 1, {})),
+    "PEASY_SERIALIZER": (
+        "E012",
+        'Set it to "pickle" or "json".',
+        ("pickle", "json"),
+        ("yaml", "", None, 1, {}),
+    ),
     "PEASY_TOKEN_MAX_AGE": ("E016", SECONDS.format("1"), (1, 3600), (0, 0.9, *NO_SECONDS)),
     "PEASY_DASHBOARD_POLL": (
         "E017",
@@ -125,7 +145,9 @@ def cases(column: int) -> list[Any]:
 def test_every_setting_has_the_documented_default() -> None:
     given = {f"PEASY_{name.upper()}": value for name, value in asdict(conf.get()).items()}
     assert given == DEFAULTS
-    assert not [name for name in dir(django_settings) if name.startswith("PEASY_")], "the tests give none"
+    assert not [name for name in dir(django_settings) if name.startswith("PEASY_")], (
+        "the tests give none"
+    )
 
 
 def test_every_setting_has_a_rule_and_an_id_of_its_own() -> None:
@@ -142,7 +164,9 @@ def test_a_right_value_is_taken(settings: Any, name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), cases(3))
-def test_a_wrong_value_is_a_check_with_its_id_the_value_and_the_remedy(settings: Any, name: str, value: Any) -> None:
+def test_a_wrong_value_is_a_check_with_its_id_the_value_and_the_remedy(
+    settings: Any, name: str, value: Any
+) -> None:
     setattr(settings, name, value)
     [message] = run_checks(tags=["peasy_jobs"])
     assert message.id == f"peasy_jobs.{RULES[name][0]}"
@@ -165,7 +189,10 @@ def test_nothing_works_with_a_wrong_value(settings: Any, name: str, value: Any) 
 
 def test_all_wrong_values_are_told_at_once(settings: Any) -> None:
     settings.PEASY_LEASE, settings.PEASY_CONCURRENCY = 0, 0
-    assert {message.id for message in run_checks(tags=["peasy_jobs"])} == {"peasy_jobs.E006", "peasy_jobs.E009"}
+    assert {message.id for message in run_checks(tags=["peasy_jobs"])} == {
+        "peasy_jobs.E006",
+        "peasy_jobs.E009",
+    }
 
 
 @pytest.mark.django_db
@@ -179,7 +206,9 @@ def test_run_peasy_refuses_to_start_on_a_wrong_value(settings: Any, name: str, v
     assert not PeasyRunner.objects.exists()
 
 
-def test_run_peasy_says_what_to_do_about_a_wrong_value_and_exits_with_1(run_peasy: Callable[..., Any]) -> None:
+def test_run_peasy_says_what_to_do_about_a_wrong_value_and_exits_with_1(
+    run_peasy: Callable[..., Any],
+) -> None:
     command = run_peasy(settings={"PEASY_WORKER_TYPE": "greenlet"}, ready=False)
     assert command.wait() == 1
     output = command.output()
@@ -212,7 +241,10 @@ def test_a_misspelled_setting_is_a_warning_that_names_the_one_that_is_meant(
 def test_a_setting_that_is_like_none_is_a_warning_with_all_there_are(settings: Any) -> None:
     settings.PEASY_FOO = 5
     [message] = run_checks(tags=["peasy_jobs"])
-    assert (message.id, message.msg) == ("peasy_jobs.W005", "PEASY_FOO is no setting of peasy_jobs.")
+    assert (message.id, message.msg) == (
+        "peasy_jobs.W005",
+        "PEASY_FOO is no setting of peasy_jobs.",
+    )
     assert all(name in str(message.hint) for name in DEFAULTS)
 
 
@@ -225,7 +257,9 @@ def another_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any]
 
     def place(name: Any) -> None:
         given = {"default": {}, "jobs": {"ENGINE": "django.db.backends.sqlite3", "NAME": name}}
-        monkeypatch.setitem(connections.settings, "jobs", connections.configure_settings(given)["jobs"])
+        monkeypatch.setitem(
+            connections.settings, "jobs", connections.configure_settings(given)["jobs"]
+        )
         monkeypatch.setattr("django.db.router.routers", [JobsElsewhere()])
 
     yield place
@@ -238,28 +272,39 @@ class JobsElsewhere:
         return "jobs" if model._meta.app_label == "peasy_jobs" else None
 
 
-def test_a_router_that_parts_the_jobs_from_the_data_is_a_warning(another_database: Any, tmp_path: Path) -> None:
+def test_a_router_that_parts_the_jobs_from_the_data_is_a_warning(
+    another_database: Any, tmp_path: Path
+) -> None:
     assert not run_checks(tags=["peasy_jobs"])
     another_database(tmp_path / "jobs.sqlite3")
     [message, _] = run_checks(tags=["peasy_jobs"])  # the other one: it is not in WAL mode
     assert message.id == "peasy_jobs.W002"
-    assert message.msg == "A database router puts the jobs into 'jobs', apart from the data in 'default'."
+    assert (
+        message.msg
+        == "A database router puts the jobs into 'jobs', apart from the data in 'default'."
+    )
     assert "transaction.on_commit()" in message.hint
     assert not message.is_serious()
 
 
 @pytest.mark.parametrize("name", [":memory:", "file:jobs?mode=memory&cache=shared"])
-def test_an_in_memory_database_is_a_warning_and_run_peasy_refuses_it(another_database: Any, name: str) -> None:
+def test_an_in_memory_database_is_a_warning_and_run_peasy_refuses_it(
+    another_database: Any, name: str
+) -> None:
     another_database(name)
     first, second = run_checks(tags=["peasy_jobs"])
     assert (first.id, second.id) == ("peasy_jobs.W001", "peasy_jobs.W002")
     assert first.msg == "The jobs are in an in-memory database ('jobs')."
     assert "give DATABASES a file or a server" in first.hint
-    with pytest.raises(CommandError, match=r"in-memory database \('jobs'\), which run_peasy cannot see"):
+    with pytest.raises(
+        CommandError, match=r"in-memory database \('jobs'\), which run_peasy cannot see"
+    ):
         call_command("run_peasy", "--exit-on-empty")
 
 
-def test_the_database_in_memory_that_a_test_runner_makes_is_no_warning(another_database: Any) -> None:
+def test_the_database_in_memory_that_a_test_runner_makes_is_no_warning(
+    another_database: Any,
+) -> None:
     """Django checks a site's databases after it has put its own in their place."""
     another_database("file:memorydb_jobs?mode=memory&cache=shared")
     assert [message.id for message in run_checks(tags=["peasy_jobs"])] == ["peasy_jobs.W002"]
@@ -287,13 +332,17 @@ def test_an_sqlite_that_cannot_claim_is_an_error_with_its_version(
     assert not errors or "SQLite 3.35 or newer" in errors[0].hint
 
 
-@pytest.mark.parametrize("name", ["memory", "file:jobs.sqlite3?mode=rwc", Path(":memory:.sqlite3")], ids=str)
+@pytest.mark.parametrize(
+    "name", ["memory", "file:jobs.sqlite3?mode=rwc", Path(":memory:.sqlite3")], ids=str
+)
 def test_a_file_is_not_taken_for_an_in_memory_database(another_database: Any, name: Any) -> None:
     another_database(name)
     assert not checks.is_in_memory("jobs")
 
 
-def test_run_peasy_refuses_an_in_memory_database_in_one_line_and_exits_with_1(run_peasy: Callable[..., Any]) -> None:
+def test_run_peasy_refuses_an_in_memory_database_in_one_line_and_exits_with_1(
+    run_peasy: Callable[..., Any],
+) -> None:
     memory = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
     command = run_peasy(settings={"DATABASES": memory}, ready=False)
     assert command.wait() == 1
@@ -304,10 +353,12 @@ def test_run_peasy_refuses_an_in_memory_database_in_one_line_and_exits_with_1(ru
 
 
 @pytest.mark.parametrize(
-    "name", ["PEASY_DASHBOARD_PERMISSION", "PEASY_CAN_VIEW_JOB", "PEASY_JOB_JSON", "PEASY_MASK_ARGUMENT"]
+    "name",
+    ["PEASY_DASHBOARD_PERMISSION", "PEASY_CAN_VIEW_JOB", "PEASY_JOB_JSON", "PEASY_MASK_ARGUMENT"],
 )
 @pytest.mark.parametrize(
-    "path", ["nowhere.at_all", "tests.jobs.no_such_thing", "tests.waiting.DEADLINE", "asyncio.sleep"]
+    "path",
+    ["nowhere.at_all", "tests.jobs.no_such_thing", "tests.waiting.DEADLINE", "asyncio.sleep"],
 )
 def test_a_hook_that_is_not_there_is_an_error(settings: Any, name: str, path: str) -> None:
     setattr(settings, name, path)
@@ -369,10 +420,20 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def imports(*modules: str) -> Finder:
-    return lambda node: any((name + ".").startswith(f"{module}.") for name in imported(node) for module in modules)
+    return lambda node: any(
+        (name + ".").startswith(f"{module}.") for name in imported(node) for module in modules
+    )
 
 
-WRITERS = {"update", "create", "get_or_create", "update_or_create", "bulk_create", "bulk_update", "enqueue"}
+WRITERS = {
+    "update",
+    "create",
+    "get_or_create",
+    "update_or_create",
+    "bulk_create",
+    "bulk_update",
+    "enqueue",
+}
 WRITERS |= {f"a{name}" for name in WRITERS} | {"save", "asave", "PeasyJobQueue", "setattr"}
 
 
@@ -381,7 +442,10 @@ def writes_status(node: ast.AST) -> bool:
     if isinstance(node, ast.Attribute):
         return node.attr == "status" and isinstance(node.ctx, ast.Store)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return re.search(r"\bSET\b.*\bstatus\s*=", node.value, re.DOTALL) is not None or "INSERT INTO" in node.value
+        return (
+            re.search(r"\bSET\b.*\bstatus\s*=", node.value, re.DOTALL) is not None
+            or "INSERT INTO" in node.value
+        )
     if isinstance(node, ast.Call):
         called = getattr(node.func, "attr", getattr(node.func, "id", ""))
         named = {keyword.arg for keyword in node.keywords}
@@ -424,7 +488,9 @@ def test_only_conf_reads_the_settings_of_the_site() -> None:
 
 
 def test_only_payloads_pickles() -> None:
-    assert set(where(imports("pickle", "cPickle", "_pickle", "shelve", "dill"), list(TREES))) == {"payloads.py"}
+    assert set(where(imports("pickle", "cPickle", "_pickle", "shelve", "dill"), list(TREES))) == {
+        "payloads.py"
+    }
 
 
 def test_only_queue_writes_a_status() -> None:
@@ -457,9 +523,15 @@ def test_no_function_body_is_longer_than_40_lines() -> None:
 
 
 def test_nothing_is_called_a_utility() -> None:
-    assert not [name for name in FILES if Path(name).stem in ("utils", "helpers", "core", "common", "misc")]
+    assert not [
+        name for name in FILES if Path(name).stem in ("utils", "helpers", "core", "common", "misc")
+    ]
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    silent = [name for name in ROOMS if FILES[name].read_text().strip() and not ast.get_docstring(TREES[name])]
+    silent = [
+        name
+        for name in ROOMS
+        if FILES[name].read_text().strip() and not ast.get_docstring(TREES[name])
+    ]
     assert silent == []

@@ -38,7 +38,9 @@ XSS = [
     "javascript:alert(1)",
     "<!--<script>",
 ]
-odd = st.text(max_size=30) | st.sampled_from(["-1", "²", "9" * 19, "9" * 40, "\0", "%00", "1e3", "\ud800", "enqueued"])
+odd = st.text(max_size=30) | st.sampled_from(
+    ["-1", "²", "9" * 19, "9" * 40, "\0", "%00", "1e3", "\ud800", "enqueued"]
+)
 HOSTILE = re.compile(r"<(script>|img|svg|!--)|'? onmouseover='", re.IGNORECASE)
 
 
@@ -46,9 +48,18 @@ def add(title: str = "a job", status: str = ENQUEUED, **columns: Any) -> PeasyJo
     now = as_field(database_now(connection))
     if status in (COMPLETED, FAILED, CANCELLED):
         columns = {"started": now, "completed": now, **columns}
-    for name, kind in (("args", payloads.ARGS), ("kwargs", payloads.KWARGS), ("result", payloads.RESULT)):
+    for name, kind in (
+        ("args", payloads.ARGS),
+        ("kwargs", payloads.KWARGS),
+        ("result", payloads.RESULT),
+    ):
         if name in columns:
-            how = {"job_name": "shop.jobs.export", "column": kind, "max_bytes": 10**7, "serializer": "pickle"}
+            how = {
+                "job_name": "shop.jobs.export",
+                "column": kind,
+                "max_bytes": 10**7,
+                "serializer": "pickle",
+            }
             columns[f"{name}_data"] = payloads.dumps(columns.pop(name), **how)
     columns.setdefault("job_name", "shop.jobs.export")
     return PeasyJobQueue.objects.create(title=title, status=status, **columns)
@@ -78,10 +89,17 @@ def test_strangers_are_sent_to_log_in_and_fragments_reload_the_page(client: Clie
     job = add()
     for url in ("/peasy/", "/peasy/?status=failed", f"/peasy/jobs/{job.pk}/", "/peasy/jobs/999/"):
         response = client.get(url)
-        assert (response.status_code, response["Location"].partition("?")[0]) == (302, "/accounts/login/")
+        assert (response.status_code, response["Location"].partition("?")[0]) == (
+            302,
+            "/accounts/login/",
+        )
     for url in ("/peasy/live/", f"/peasy/jobs/{job.pk}/live/", "/peasy/jobs/999/live/"):
         response = client.get(url)
-        assert (response.status_code, response["HX-Refresh"], response.content) == (401, "true", b"")
+        assert (response.status_code, response["HX-Refresh"], response.content) == (
+            401,
+            "true",
+            b"",
+        )
 
 
 @pytest.mark.parametrize("person", [((), True), (("change", "delete"), True), (("view",), False)])
@@ -90,21 +108,33 @@ def test_who_is_logged_in_without_the_permission_is_refused(client: Client, pers
     job = add()
     for url in ("/peasy/", f"/peasy/jobs/{job.pk}/", "/peasy/live/", f"/peasy/jobs/{job.pk}/live/"):
         assert client.get(url).status_code == 403
-    assert client.post("/peasy/jobs/actions/", {"action": "cancel", "pk": job.pk}).status_code == 403
+    assert (
+        client.post("/peasy/jobs/actions/", {"action": "cancel", "pk": job.pk}).status_code == 403
+    )
 
 
 @pytest.mark.parametrize("granted", [(), ("change",), ("delete",), ("change", "delete")])
-def test_each_action_needs_its_permission_and_shows_its_button_only_then(client: Client, granted: Any) -> None:
+def test_each_action_needs_its_permission_and_shows_its_button_only_then(
+    client: Client, granted: Any
+) -> None:
     client.force_login(user("view", *granted))
-    allowed = {"cancel": "change" in granted, "retry": "change" in granted, "delete": "delete" in granted}
+    allowed = {
+        "cancel": "change" in granted,
+        "retry": "change" in granted,
+        "delete": "delete" in granted,
+    }
     waiting, failed = add(), add(status=FAILED)
     page = client.get("/peasy/").content.decode()
     assert {action: f'value="{action}"' in page for action in permissions.ACTIONS} == allowed
     assert ('type="checkbox" name="pk"' in page) == any(allowed.values())
-    detail = "".join(client.get(f"/peasy/jobs/{job.pk}/").content.decode() for job in (waiting, failed))
+    detail = "".join(
+        client.get(f"/peasy/jobs/{job.pk}/").content.decode() for job in (waiting, failed)
+    )
     assert {action: f'value="{action}"' in detail for action in permissions.ACTIONS} == allowed
     for action, job in (("cancel", waiting), ("retry", failed), ("delete", failed)):
-        response = client.post("/peasy/jobs/actions/", {"action": action, "pk": job.pk, "confirmed": "1"})
+        response = client.post(
+            "/peasy/jobs/actions/", {"action": action, "pk": job.pk, "confirmed": "1"}
+        )
         assert response.status_code == (302 if allowed[action] else 403)
 
 
@@ -117,16 +147,25 @@ def test_a_hook_decides_instead(client: Client, settings: Any) -> None:
     add()
     page = client.get("/peasy/?who=operator")
     assert page.status_code == 200
-    assert 'value="cancel"' in page.content.decode() and 'value="delete"' not in page.content.decode()
+    assert (
+        'value="cancel"' in page.content.decode() and 'value="delete"' not in page.content.decode()
+    )
     assert client.get("/peasy/").status_code == 302
     client.force_login(User.objects.create_superuser("root"))
     assert client.get("/peasy/").status_code == 403
 
 
-def test_a_session_that_ends_reloads_the_page_where_all_of_a_site_needs_a_login(client: Client, settings: Any) -> None:
-    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+def test_a_session_that_ends_reloads_the_page_where_all_of_a_site_needs_a_login(
+    client: Client, settings: Any
+) -> None:
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
     response = client.get("/peasy/live/")
-    assert (response.status_code, response["HX-Refresh"]) == (401, "true"), "or the login page is put into the page"
+    assert (response.status_code, response["HX-Refresh"]) == (401, "true"), (
+        "or the login page is put into the page"
+    )
     assert client.get("/peasy/")["Location"] == "/accounts/login/?next=/peasy/"
     assert client.post("/peasy/jobs/actions/")["Location"] == "/accounts/login/?next="
     settings.PEASY_DASHBOARD_PERMISSION = f"{__name__}.operators_only"
@@ -142,23 +181,37 @@ def test_an_action_needs_post_and_a_csrf_token(staff: Client, settings: Any) -> 
     assert strict.post("/peasy/jobs/actions/", sent).status_code == 403
     job.refresh_from_db()
     assert job.status == ENQUEUED
-    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', strict.get("/peasy/").content.decode())
+    token = re.search(
+        r'name="csrfmiddlewaretoken" value="(\w+)"', strict.get("/peasy/").content.decode()
+    )
     assert token is not None
-    assert strict.post("/peasy/jobs/actions/", {**sent, "csrfmiddlewaretoken": token[1]}).status_code == 302
+    assert (
+        strict.post("/peasy/jobs/actions/", {**sent, "csrfmiddlewaretoken": token[1]}).status_code
+        == 302
+    )
     settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "Csrf" not in name]
     bare = Client(enforce_csrf_checks=True)
     bare.force_login(user("view", "change"))
-    assert bare.post("/peasy/jobs/actions/", sent).status_code == 403, "whatever the site has installed"
+    assert bare.post("/peasy/jobs/actions/", sent).status_code == 403, (
+        "whatever the site has installed"
+    )
 
 
 # Actions
 
 
 def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> None:
-    waiting, failed, running = add(), add(status=FAILED), add(status=ONGOING, runner_id=add_runner().pk)
+    waiting, failed, running = (
+        add(),
+        add(status=FAILED),
+        add(status=ONGOING, runner_id=add_runner().pk),
+    )
     pks = [waiting.pk, failed.pk, running.pk]
     page = staff.post("/peasy/jobs/actions/", {"action": "cancel", "pk": pks}, follow=True)
-    assert [str(message) for message in page.context["messages"]] == ["2 jobs cancelled.", "1 job had ended already."]
+    assert [str(message) for message in page.context["messages"]] == [
+        "2 jobs cancelled.",
+        "1 job had ended already.",
+    ]
     assert dict(PeasyJobQueue.objects.values_list("pk", "status")) == {
         waiting.pk: CANCELLED,
         failed.pk: FAILED,
@@ -167,7 +220,9 @@ def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> No
     page = staff.post("/peasy/jobs/actions/", {"action": "retry", "pk": pks}, follow=True)
     assert "2 jobs enqueued again." in page.content.decode()
     assert "1 job was not retried" in page.content.decode()
-    asked = staff.post("/peasy/jobs/actions/", {"action": "delete", "pk": pks, "next": "/peasy/?q=job"})
+    asked = staff.post(
+        "/peasy/jobs/actions/", {"action": "delete", "pk": pks, "next": "/peasy/?q=job"}
+    )
     assert (asked.status_code, PeasyJobQueue.objects.count()) == (200, 3)
     assert "Delete these 3 jobs?" in asked.content.decode()
     sent = {"action": "delete", "pk": pks, "confirmed": "1", "next": "/peasy/?q=job"}
@@ -177,7 +232,15 @@ def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> No
 
 
 @pytest.mark.parametrize(
-    "address", ["", "https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:alert(1)", "x\r\ny: z"]
+    "address",
+    [
+        "",
+        "https://evil.example/",
+        "//evil.example/",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "x\r\ny: z",
+    ],
 )
 def test_an_action_never_leads_to_another_site(staff: Client, address: str) -> None:
     for sent in ({"pk": add().pk}, {}):
@@ -191,7 +254,10 @@ def test_an_action_leads_nowhere_that_django_does_not_redirect_to(staff: Client)
     assert staff.post("/peasy/jobs/actions/", sent)["Location"] == "/peasy/"
 
 
-@given(st.dictionaries(st.sampled_from(["action", "pk", "next", "confirmed", "x"]), odd, max_size=5), st.booleans())
+@given(
+    st.dictionaries(st.sampled_from(["action", "pk", "next", "confirmed", "x"]), odd, max_size=5),
+    st.booleans(),
+)
 @example({"action": "delete", "pk": "1", "next": "/\r\n[x"}, True)
 @hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_form_is_an_error(staff: Client, form: dict[str, str], known: bool) -> None:
@@ -207,8 +273,14 @@ def test_odd_selections_are_refused_plainly(staff: Client, settings: Any) -> Non
     assert post(action="explode", pk=job.pk).status_code == 400
     assert post(pk=job.pk).status_code == 400
     assert "No job is selected." in post(action="cancel").content.decode()
-    assert "No job is selected." in post(action="cancel", pk=["x", "-1", "²", str(2**64), ""]).content.decode()
-    assert "Select 1000 jobs at the most." in post(action="cancel", pk=list(range(1, 1002))).content.decode()
+    assert (
+        "No job is selected."
+        in post(action="cancel", pk=["x", "-1", "²", str(2**64), ""]).content.decode()
+    )
+    assert (
+        "Select 1000 jobs at the most."
+        in post(action="cancel", pk=list(range(1, 1002))).content.decode()
+    )
     job.refresh_from_db()
     assert job.status == ENQUEUED
 
@@ -217,7 +289,9 @@ def test_odd_selections_are_refused_plainly(staff: Client, settings: Any) -> Non
 
 
 def test_the_list_is_newest_first_and_pages_by_key(staff: Client) -> None:
-    PeasyJobQueue.objects.bulk_create([PeasyJobQueue(title=f"{n}", job_name="x.y") for n in range(120)])
+    PeasyJobQueue.objects.bulk_create(
+        [PeasyJobQueue(title=f"{n}", job_name="x.y") for n in range(120)]
+    )
     seen, url = [], "/peasy/?status=enqueued"
     while url:
         page = staff.get(url)
@@ -236,7 +310,11 @@ def test_the_list_is_newest_first_and_pages_by_key(staff: Client) -> None:
 
 def test_a_page_without_a_filter_leads_to_the_newest_jobs(staff: Client) -> None:
     job = add()
-    for query in ("?before=0", f"?before={job.pk}", f"?after={job.pk}"):  # such as the last page, when it was pruned
+    for query in (
+        "?before=0",
+        f"?before={job.pk}",
+        f"?after={job.pk}",
+    ):  # such as the last page, when it was pruned
         page = staff.get(f"/peasy/{query}")
         assert "No jobs yet." not in page.content.decode()
         assert titles(staff.get("/peasy/" + page.context["newest"])) == ["a job"]
@@ -249,7 +327,9 @@ def test_every_status_has_a_tab_with_its_count_and_its_jobs(staff: Client) -> No
     add("C", COMPLETED), add("F", FAILED), add("X", CANCELLED), add("X", CANCELLED, completed=None)
     newest = PeasyJobQueue.objects.latest("pk").pk
     expected = dict(zip(filters.LETTERS, ("Q", "S", "O", "C", "F", "X"), strict=True))
-    assert counts(staff.get("/peasy/")) == {word: "2" if letter in "QX" else "1" for word, letter in expected.items()}
+    assert counts(staff.get("/peasy/")) == {
+        word: "2" if letter in "QX" else "1" for word, letter in expected.items()
+    }
     for word, letter in expected.items():
         page = staff.get(f"/peasy/?status={word}")
         assert set(titles(page)) == {letter}
@@ -291,13 +371,23 @@ def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.Monk
     assert [row.job for row in staff.get("/peasy/?q=wanted").context["rows"]] == new[::-1]
     assert titles(staff.get(f"/peasy/?q={old.pk}")) == ["wanted"], "a number is found however old"
     add(f"parcel {10**20}")
-    assert titles(staff.get(f"/peasy/?q={10**20}")) == [f"parcel {10**20}"], "what no key can be is text"
+    assert titles(staff.get(f"/peasy/?q={10**20}")) == [f"parcel {10**20}"], (
+        "what no key can be is text"
+    )
 
 
-@pytest.mark.skipif(connection.vendor != "mysql", reason="only MariaDB and MySQL count what a session has read")
-@pytest.mark.parametrize("query", [{"q": "wanted"}, {"queue": "default"}, {"q": "wanted", "status": "failed"}], ids=str)
-def test_a_search_reads_the_newest_alone(query: dict[str, str], db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    PeasyJobQueue.objects.bulk_create([PeasyJobQueue(title="old", job_name="shop.jobs.old") for _ in range(3000)])
+@pytest.mark.skipif(
+    connection.vendor != "mysql", reason="only MariaDB and MySQL count what a session has read"
+)
+@pytest.mark.parametrize(
+    "query", [{"q": "wanted"}, {"queue": "default"}, {"q": "wanted", "status": "failed"}], ids=str
+)
+def test_a_search_reads_the_newest_alone(
+    query: dict[str, str], db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PeasyJobQueue.objects.bulk_create(
+        [PeasyJobQueue(title="old", job_name="shop.jobs.old") for _ in range(3000)]
+    )
     monkeypatch.setattr(filters, "WINDOW", 100)
 
     def rows_read() -> int:
@@ -310,7 +400,11 @@ def test_a_search_reads_the_newest_alone(query: dict[str, str], db: None, monkey
     assert 100 < rows_read() - before < 2000
 
 
-@given(st.dictionaries(st.sampled_from(["status", "queue", "q", "before", "after", "v", "f", "x"]), odd, max_size=6))
+@given(
+    st.dictionaries(
+        st.sampled_from(["status", "queue", "q", "before", "after", "v", "f", "x"]), odd, max_size=6
+    )
+)
 @example({"q": str(2**63)})
 @example({"before": "0", "after": "0", "q": "0", "queue": "\0"})
 @example({"v": "d", "f": "99999", "status": "failed"})
@@ -334,11 +428,14 @@ def queries(client: Client, url: str) -> tuple[int, Any]:
     with CaptureQueriesContext(connection) as captured:
         response = client.get(url)
     return sum(
-        "peasy_jobs_" in query["sql"] or "'now'" in query["sql"] for query in captured.captured_queries
+        "peasy_jobs_" in query["sql"] or "'now'" in query["sql"]
+        for query in captured.captured_queries
     ), response
 
 
-@pytest.mark.parametrize("query", ["?", "?status=failed&", "?q=job&", "?queue=default&before=999999&"])
+@pytest.mark.parametrize(
+    "query", ["?", "?status=failed&", "?q=job&", "?queue=default&before=999999&"]
+)
 def test_a_page_takes_few_queries_and_an_unchanged_poll_one(staff: Client, query: str) -> None:
     for n in range(60):
         add(status=FAILED if n % 2 else ENQUEUED)
@@ -360,7 +457,9 @@ def test_neither_arguments_nor_results_are_read_for_the_list(staff: Client) -> N
     with CaptureQueriesContext(connection) as captured:
         staff.get("/peasy/")
     assert not [
-        query for query in captured.captured_queries if "args_data" in query["sql"] or "result_data" in query["sql"]
+        query
+        for query in captured.captured_queries
+        if "args_data" in query["sql"] or "result_data" in query["sql"]
     ]
 
 
@@ -370,7 +469,12 @@ def test_whatever_is_seen_changes_the_version(staff: Client) -> None:
     row = PeasyJobQueue.objects.filter(pk=job.pk)
     version = staff.get("/peasy/").context["version"]
     detail = staff.get(f"/peasy/jobs/{job.pk}/").context["version"]
-    for change in ({"status_msg": "x"}, {"extra": {"progress": 3}}, {"title": "y"}, {"attempts": 2}):
+    for change in (
+        {"status_msg": "x"},
+        {"extra": {"progress": 3}},
+        {"title": "y"},
+        {"attempts": 2},
+    ):
         row.update(**change)
         page = staff.get("/peasy/live/", {"v": version})
         assert page.status_code == 200, change
@@ -402,7 +506,11 @@ def test_the_runners_and_what_they_are_doing_are_shown(staff: Client) -> None:
     assert [(doing.title, doing.duration) for doing in alive.doing] == [("resize", "1 min 5 s")]
     assert (gone.runner, gone.alive) == (dead, False)
     text = page.content.decode()
-    assert "dead: no sign of life since" in text and "1 of 2 process workers busy" in text and "4242" in text
+    assert (
+        "dead: no sign of life since" in text
+        and "1 of 2 process workers busy" in text
+        and "4242" in text
+    )
 
 
 def test_waiting_jobs_that_nobody_runs_are_said_plainly(staff: Client) -> None:
@@ -411,16 +519,21 @@ def test_waiting_jobs_that_nobody_runs_are_said_plainly(staff: Client) -> None:
     add_runner(lease=-1)
     (sentence,) = staff.get("/peasy/").context["stalled"]
     assert re.fullmatch(
-        r"2 jobs waiting since \d\d:\d\d and no runner is alive: start one with manage\.py run_peasy", sentence
+        r"2 jobs waiting since \d\d:\d\d and no runner is alive: start one with manage\.py run_peasy",
+        sentence,
     )
     add_runner(queues=["default"])
     (sentence,) = staff.get("/peasy/").context["stalled"]
     assert sentence.startswith("1 job waiting in the queue slow since ")
     assert sentence.endswith("start one with manage.py run_peasy --queue slow")
     PeasyJobQueue.objects.update(queue_name="a; b")
-    assert staff.get("/peasy/").context["stalled"][0].endswith("--queue 'a; b'"), "to be pasted into a shell"
+    assert staff.get("/peasy/").context["stalled"][0].endswith("--queue 'a; b'"), (
+        "to be pasted into a shell"
+    )
     PeasyJobQueue.objects.update(queue_name="")
-    assert staff.get("/peasy/").context["stalled"][0].endswith("--queue ''"), "a queue like any other"
+    assert staff.get("/peasy/").context["stalled"][0].endswith("--queue ''"), (
+        "a queue like any other"
+    )
     add_runner()
     assert staff.get("/peasy/").context["stalled"] == []
 
@@ -456,7 +569,9 @@ def test_markup_is_text_everywhere(staff: Client, payload: str) -> None:
         staff.get("/peasy/live/"),
         staff.get(f"/peasy/jobs/{job.pk}/"),
         staff.get(f"/peasy/jobs/{job.pk}/live/"),
-        staff.post("/peasy/jobs/actions/", {"action": "delete", "pk": job.pk, "next": f"/{payload}"}),
+        staff.post(
+            "/peasy/jobs/actions/", {"action": "delete", "pk": job.pk, "next": f"/{payload}"}
+        ),
     ]
     add(payload, queue_name=f"not {payload}")  # waits in a queue that nobody serves
     for page in [*pages, staff.get("/peasy/")]:
@@ -467,12 +582,24 @@ def test_markup_is_text_everywhere(staff: Client, payload: str) -> None:
 def test_a_job_shows_all_there_is(staff: Client) -> None:
     runner = add_runner("web-9")
     errors = [
-        {"at": "2026-01-02T03:04:05+00:00", "where": "w", "exception": "an.E1", "message": "m1", "traceback": "t1"},
+        {
+            "at": "2026-01-02T03:04:05+00:00",
+            "where": "w",
+            "exception": "an.E1",
+            "message": "m1",
+            "traceback": "t1",
+        },
         {"at": "nonsense", "exception": "an.E2", "message": "m2", "traceback": None},
         "nonsense",
     ]
     job = add(
-        "export", ONGOING, runner_id=runner.pk, extra={"progress": 5}, status_msg="at it", errors=errors, args=[17]
+        "export",
+        ONGOING,
+        runner_id=runner.pk,
+        extra={"progress": 5},
+        status_msg="at it",
+        errors=errors,
+        args=[17],
     )
     text = staff.get(f"/peasy/jobs/{job.pk}/").content.decode()
     for part in (
@@ -506,16 +633,29 @@ def test_rows_that_somebody_broke_are_shown_all_the_same(staff: Client) -> None:
 
 @pytest.mark.skipif(not conf.uses_time_zones(), reason="Times are shown as they are then.")
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
-def test_times_that_this_zone_cannot_tell_are_left_out(staff: Client, settings: Any, zone: str) -> None:
+def test_times_that_this_zone_cannot_tell_are_left_out(
+    staff: Client, settings: Any, zone: str
+) -> None:
     settings.TIME_ZONE = zone
     for never in (datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)):
-        job = add(status=SCHEDULED, run_after=never, errors=[{"at": never.isoformat(), "message": "it failed"}])
-        for url in ("/peasy/", "/peasy/live/", f"/peasy/jobs/{job.pk}/", f"/peasy/jobs/{job.pk}/live/"):
+        job = add(
+            status=SCHEDULED,
+            run_after=never,
+            errors=[{"at": never.isoformat(), "message": "it failed"}],
+        )
+        for url in (
+            "/peasy/",
+            "/peasy/live/",
+            f"/peasy/jobs/{job.pk}/",
+            f"/peasy/jobs/{job.pk}/live/",
+        ):
             page = staff.get(url)
             assert page.status_code == 200 and "Scheduled" in page.content.decode()
 
 
-def test_a_function_is_not_looked_for_where_that_would_import_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_is_not_looked_for_where_that_would_import_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     lazy = ModuleType("lazy")
     lazy.__getattr__ = pytest.fail
     monkeypatch.setitem(sys.modules, "lazy", lazy)
@@ -539,7 +679,12 @@ def no_iban(name: str) -> bool:
 
 def test_secrets_are_masked_by_name(staff: Client, settings: Any) -> None:
     settings.PEASY_MASK_ARGUMENT = f"{__name__}.no_iban"
-    nested = {"API-Key": "hush", "rows": [{"client_secret": "hush", "n": 1}], "iban": "hush", "Authorization": ["hush"]}
+    nested = {
+        "API-Key": "hush",
+        "rows": [{"client_secret": "hush", "n": 1}],
+        "iban": "hush",
+        "Authorization": ["hush"],
+    }
     nested["headers"] = [["X-Auth", "hush"], ["Accept", "shown"], ["Cookie", ["hush"]]]
     names = ("password", "accessToken", "iban", "db_pass", "pw", "basic_auth", "credit_card")
     kwargs = {**dict.fromkeys(names, "hush"), "set_cookie": {"a": "hush"}, "options": nested}
@@ -549,7 +694,9 @@ def test_secrets_are_masked_by_name(staff: Client, settings: Any) -> None:
     assert "shown" in text and "&quot;n&quot;: 1" in text
 
 
-def test_positional_arguments_are_masked_by_the_names_of_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positional_arguments_are_masked_by_the_names_of_the_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from tests import jobs
 
     job = add(job_name="tests.jobs.sign_in", args=["anna", "hush", "rest", {"token": "hush"}])
@@ -602,7 +749,12 @@ def test_the_timeline_is_in_the_order_of_the_events(staff: Client) -> None:
     text = staff.get(f"/peasy/jobs/{job.pk}/").content.decode()
     timeline = re.search(r'<ol class="peasy-timeline">(.*?)</ol>', text, re.DOTALL)
     assert timeline is not None
-    assert re.findall(r"<li>(.*?) <time", timeline[1]) == ["Created", "Failed attempt", "Started", "Failed"]
+    assert re.findall(r"<li>(.*?) <time", timeline[1]) == [
+        "Created",
+        "Failed attempt",
+        "Started",
+        "Failed",
+    ]
 
 
 def test_the_words_for_the_statuses_can_be_translated() -> None:
@@ -615,9 +767,9 @@ def test_there_is_little_script_and_nothing_from_elsewhere() -> None:
     files = [file for part in ("static", "templates") for file in (folder / part).rglob("*.*")]
     assert len(files) > 15
     for file in files:
-        assert not re.search(r"(https?:)?//\w", file.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")), (
-            file
-        )
+        assert not re.search(
+            r"(https?:)?//\w", file.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+        ), file
 
 
 def test_answers_are_private_and_not_indexed(staff: Client) -> None:
@@ -630,7 +782,9 @@ def test_answers_are_private_and_not_indexed(staff: Client) -> None:
         assert not re.search(r"\sstyle=|\son\w+=|<style|<script(?![^>]*\ssrc=)", text)
 
 
-def test_numbers_are_not_set_for_the_reader_where_a_machine_reads_them(staff: Client, settings: Any) -> None:
+def test_numbers_are_not_set_for_the_reader_where_a_machine_reads_them(
+    staff: Client, settings: Any
+) -> None:
     settings.USE_THOUSAND_SEPARATOR = True
     settings.PEASY_DASHBOARD_POLL = 10**9
     job = add(pk=1234567, status=FAILED)
@@ -649,7 +803,10 @@ def test_the_document_names_the_page_for_whoever_may_open_it(client: Client, set
     assert "url" not in client.get(job.status_url).json(), "a link says the same to everybody"
     settings.PEASY_DASHBOARD_PERMISSION = f"{__name__}.operators_only"
     assert "url" not in client.get(f"/peasy/jobs/{job.pk}.json").json()
-    assert client.get(f"/peasy/jobs/{job.pk}.json?who=operator").json()["url"] == f"/peasy/jobs/{job.pk}/"
+    assert (
+        client.get(f"/peasy/jobs/{job.pk}.json?who=operator").json()["url"]
+        == f"/peasy/jobs/{job.pk}/"
+    )
 
 
 def test_without_polling_nothing_asks_again(staff: Client, settings: Any) -> None:

@@ -25,7 +25,17 @@ from peasy_jobs.workers.processes import ProcessWorker
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types
-from tests.rows import finished, heartbeats, is_gone, row, runner, running, server_of, with_app, workers_of
+from tests.rows import (
+    finished,
+    heartbeats,
+    is_gone,
+    row,
+    runner,
+    running,
+    server_of,
+    with_app,
+    workers_of,
+)
 from tests.waiting import wait_until
 
 ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
@@ -33,7 +43,9 @@ ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
 
 def started(record: Path) -> list[int]:
     """The process of each run so far."""
-    return [int(line.removeprefix("started ")) for line in notes(record) if line.startswith("started ")]
+    return [
+        int(line.removeprefix("started ")) for line in notes(record) if line.startswith("started ")
+    ]
 
 
 # A worker dies
@@ -47,14 +59,22 @@ def started(record: Path) -> list[int]:
         ("os._exit", "ended with exit code 7"),
     ],
 )
-def test_a_job_whose_worker_dies_every_time_runs_again_once_and_has_then_failed(run_peasy, tmp_path, how, reason):
+def test_a_job_whose_worker_dies_every_time_runs_again_once_and_has_then_failed(
+    run_peasy, tmp_path, how, reason
+):
     record = tmp_path / "record"
     command = run_peasy("--concurrency", "2")
     long = jobs.wait_for(str(tmp_path / "go"))
     first = running(long)
     (job,) = finished(jobs.die_by(how, str(record)))
     assert (job.status, job.error) == (FAILED, f"The worker running this job died ({reason}).")
-    assert (job.attempts, job.crashes, job.claims, job.runner_id, len(job.errors)) == (2, 2, 2, None, 1)
+    assert (job.attempts, job.crashes, job.claims, job.runner_id, len(job.errors)) == (
+        2,
+        2,
+        2,
+        None,
+        1,
+    )
     assert job.created <= job.started <= job.completed
     assert len(set(started(record))) == 2  # another worker has taken the place of the first
     (after,) = finished(jobs.echo("after"))
@@ -62,7 +82,12 @@ def test_a_job_whose_worker_dies_every_time_runs_again_once_and_has_then_failed(
     assert f"died ({reason}). It runs again." in command.output()
     Path(tmp_path, "go").touch()
     (long,) = finished(long)
-    assert (long.status, long.attempts, long.crashes, long.claims) == (COMPLETED, 1, 0, first.claims)
+    assert (long.status, long.attempts, long.crashes, long.claims) == (
+        COMPLETED,
+        1,
+        0,
+        first.claims,
+    )
 
 
 def test_a_job_whose_worker_dies_once_completes_in_its_second_run(run_peasy, tmp_path):
@@ -73,12 +98,16 @@ def test_a_job_whose_worker_dies_once_completes_in_its_second_run(run_peasy, tmp
     assert len(notes(tmp_path / "record")) == 2
 
 
-def test_a_short_job_that_kills_its_runner_behind_other_short_ones_is_soon_charged_with_it(run_peasy):
+def test_a_short_job_that_kills_its_runner_behind_other_short_ones_is_soon_charged_with_it(
+    run_peasy,
+):
     first = jobs.nothing.map([()] * 100)
     killer = jobs.die()
     last = jobs.nothing.map([()] * 100)
     for _ in range(4):  # ahead of its worker; twice marked as started; then it has failed
-        command = run_peasy("--worker-type", "thread", "--concurrency", "1", "--exit-on-empty", settings=ALL)
+        command = run_peasy(
+            "--worker-type", "thread", "--concurrency", "1", "--exit-on-empty", settings=ALL
+        )
         if not command.wait():
             break
         command.kill()
@@ -95,10 +124,14 @@ def test_without_crash_retries_a_job_whose_worker_dies_has_failed(run_peasy, tmp
     assert len(notes(tmp_path / "record")) == 1
 
 
-def test_jobs_that_wait_in_the_pipe_of_a_dying_worker_are_not_charged_and_run_once(run_peasy, tmp_path):
+def test_jobs_that_wait_in_the_pipe_of_a_dying_worker_are_not_charged_and_run_once(
+    run_peasy, tmp_path
+):
     deadly, record = tmp_path / "deadly", str(tmp_path / "record")
     run_peasy(settings=ALL)
-    finished(*[jobs.nothing() for _ in range(100)])  # seen to be short, so that many are given to a worker at once
+    finished(
+        *[jobs.nothing() for _ in range(100)]
+    )  # seen to be short, so that many are given to a worker at once
     with transaction.atomic():
         before = [jobs.write_note(record, number) for number in range(5)]
         bad = jobs.die_by("SIGKILL", str(deadly))
@@ -110,7 +143,9 @@ def test_jobs_that_wait_in_the_pipe_of_a_dying_worker_are_not_charged_and_run_on
     assert sorted(map(int, notes(record))) == list(range(50))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux makes the pipes of a user smaller who has many")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux makes the pipes of a user smaller who has many"
+)
 def test_tickets_that_find_no_room_in_the_pipe_of_a_worker_follow_or_are_recalled():
     worker = ProcessWorker(1, lambda what, worker: None, None)
     size = fcntl.fcntl(worker.ticket_w, fcntl.F_SETPIPE_SZ, 4096)
@@ -165,7 +200,9 @@ def test_a_worker_that_dies_while_it_is_idle_is_replaced(run_peasy):
     assert (job.status, job.attempts, job.crashes) == (COMPLETED, 1, 0)
 
 
-def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_worker_open(run_peasy, tmp_path):
+def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_worker_open(
+    run_peasy, tmp_path
+):
     go, record = tmp_path / "go", tmp_path / "record"
     run_peasy(settings={"PEASY_CRASH_RETRIES": 0})
     (job,) = finished(jobs.die_with_daemon(str(go), str(record)))
@@ -182,14 +219,20 @@ def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_work
     [
         ("NoForks", "Could not start a worker process: "),
         ("BrokenWorkers", "A worker process failed."),
-        ("DyingWorkers", "A worker process ended before it ran a job (killed by SIGKILL; often out of memory)."),
+        (
+            "DyingWorkers",
+            "A worker process ended before it ran a job (killed by SIGKILL; often out of memory).",
+        ),
         ("HalfAReport", "The worker server died (exit code -9). Starting another."),
     ],
 )
 def test_workers_that_cannot_start_are_tried_again_now_and_then(run_peasy, tmp_path, app, message):
     free, job = tmp_path / "free", jobs.echo(1)
     command = run_peasy(
-        "--concurrency", "2", settings={"PEASY_LEASE": 2, **with_app(f"tests.deaf.{app}")}, env={"FREE": str(free)}
+        "--concurrency",
+        "2",
+        settings={"PEASY_LEASE": 2, **with_app(f"tests.deaf.{app}")},
+        env={"FREE": str(free)},
     )
     command.wait_for_output(message)
     began = time.monotonic()
@@ -257,7 +300,9 @@ def test_a_worker_server_that_dies_while_its_runner_is_suspended_is_replaced(run
 
 
 @pytest.mark.parametrize("job", ["wait_for", "program_and_wait", "hold_gil", None])
-def test_no_worker_and_no_program_of_a_job_outlives_its_runner_by_more_than_a_second(run_peasy, tmp_path, job):
+def test_no_worker_and_no_program_of_a_job_outlives_its_runner_by_more_than_a_second(
+    run_peasy, tmp_path, job
+):
     record = tmp_path / "record"
     command = run_peasy("--concurrency", "2")
     if job is not None:
@@ -307,7 +352,10 @@ def test_a_job_whose_runner_died_twice_has_failed_and_its_start_is_kept(run_peas
     run_peasy()
     (job,) = finished(job)
     assert (job.status, job.attempts, job.crashes, job.claims) == (FAILED, 2, 2, 2)
-    assert job.error == f"The runner of this job ({old.host}, pid {old.pid}) died before it had finished."
+    assert (
+        job.error
+        == f"The runner of this job ({old.host}, pid {old.pid}) died before it had finished."
+    )
     assert job.started == begun.started
     assert job.started <= job.completed
     assert len(started(record)) == 2
@@ -331,7 +379,9 @@ def test_jobs_that_had_not_begun_when_the_runner_died_are_not_charged(run_peasy,
     assert held > 1
 
 
-def test_a_runner_of_another_user_whose_process_is_hidden_is_found_dead_only_when_it_is(run_peasy, tmp_path):
+def test_a_runner_of_another_user_whose_process_is_hidden_is_found_dead_only_when_it_is(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     job = jobs.wait_for(str(tmp_path / "go"), str(record))
     keeper = run_peasy()
@@ -360,7 +410,9 @@ def test_the_jobs_of_a_runner_of_another_host_wait_for_the_end_of_its_lease(run_
         heartbeat=now,
         lease_until=database_now(connection).timestamp() + 4,
     )
-    PeasyJobQueue.objects.filter(pk=job.pk).update(status=ONGOING, runner=away, claims=1, attempts=1, started=now)
+    PeasyJobQueue.objects.filter(pk=job.pk).update(
+        status=ONGOING, runner=away, claims=1, attempts=1, started=now
+    )
     Path(tmp_path, "go").touch()
     command = run_peasy(settings={"PEASY_LEASE": 2})
     (job,) = finished(job)
@@ -370,7 +422,9 @@ def test_the_jobs_of_a_runner_of_another_host_wait_for_the_end_of_its_lease(run_
     assert not PeasyRunner.objects.filter(pk=away.pk).exists()
 
 
-def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_its_process(run_peasy, tmp_path):
+def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_its_process(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     job = jobs.wait_for(str(tmp_path / "go"), str(record))
     run_peasy(settings={"PEASY_LEASE": 2})
@@ -380,7 +434,12 @@ def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_i
     other = run_peasy(settings={"PEASY_LEASE": 2})
     other_row = PeasyRunner.objects.exclude(pk=keeper.pk).get()
     # It has looked for the dead long after it could have said that one is.
-    wait_until(lambda: PeasyRunner.objects.get(pk=other_row.pk).heartbeat - other_row.heartbeat > timedelta(seconds=4))
+    wait_until(
+        lambda: (
+            PeasyRunner.objects.get(pk=other_row.pk).heartbeat - other_row.heartbeat
+            > timedelta(seconds=4)
+        )
+    )
     assert row(job).runner_id == keeper.pk
     assert "is gone" not in other.output()
     Path(tmp_path, "go").touch()
@@ -392,7 +451,9 @@ def test_a_runner_that_renews_its_lease_keeps_its_job_whatever_others_think_of_i
 
 
 @both_worker_types
-def test_a_suspended_runner_writes_nothing_over_the_new_life_of_its_job(run_peasy, tmp_path, worker_type):
+def test_a_suspended_runner_writes_nothing_over_the_new_life_of_its_job(
+    run_peasy, tmp_path, worker_type
+):
     record = tmp_path / "record"
     straggler = run_peasy("--worker-type", worker_type, settings={"PEASY_LEASE": 2})
     job = jobs.wait_in_run(str(tmp_path))
@@ -412,7 +473,12 @@ def test_a_suspended_runner_writes_nothing_over_the_new_life_of_its_job(run_peas
     (mine,) = PeasyRunner.objects.filter(pid=straggler.pid)
     wait_until(lambda: PeasyRunner.objects.get(pk=mine.pk).heartbeat > mine.heartbeat)
     now = row(job)
-    assert (now.status, now.runner_id, now.result, now.claims) == (ONGOING, new_life.runner_id, None, 2)
+    assert (now.status, now.runner_id, now.result, now.claims) == (
+        ONGOING,
+        new_life.runner_id,
+        None,
+        2,
+    )
 
     Path(tmp_path, "2").touch()
     (done,) = finished(job)
@@ -457,7 +523,9 @@ def test_a_job_that_names_a_runner_which_is_not_there_any_more_is_rescued(run_pe
     assert (row(job).status, row(job).claims, row(job).attempts, row(job).crashes) == expected
 
 
-def test_a_runner_that_was_suspended_for_less_than_its_lease_goes_on_as_if_nothing_had_been(run_peasy, tmp_path):
+def test_a_runner_that_was_suspended_for_less_than_its_lease_goes_on_as_if_nothing_had_been(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     command = run_peasy(settings={"PEASY_LEASE": 600})
     job = jobs.wait_in_run(str(tmp_path))

@@ -22,7 +22,9 @@ from tests.example import HEADER, SAMPLE, Demo, Site, free_port
 from tests.manual import block
 from tests.waiting import DEADLINE, wait_until
 
-pytestmark = pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="The example site runs on SQLite.")
+pytestmark = pytest.mark.skipif(
+    settings.TEST_DATABASE != "sqlite", reason="The example site runs on SQLite."
+)
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ addresses = ["/admin/", "/admin/peasy_jobs/peasyjobqueue/", "/admin/peasy_jobs/p
 
 def test_the_sample_is_imported_and_its_bad_rows_are_named_by_line(site: Site) -> None:
     with SAMPLE.open(encoding="utf-8", newline="") as file:
-        without_city = [line for line, row in enumerate(csv.DictReader(file), start=2) if not row["city"]]
+        without_city = [
+            line for line, row in enumerate(csv.DictReader(file), start=2) if not row["city"]
+        ]
         rows = line_count(SAMPLE) - 1
     assert rows > 3000 and 0 < len(without_city) < 100
 
@@ -68,17 +72,27 @@ job = PeasyJobQueue.objects.get()
             "rows": rows,
             "imported": rows - len(without_city),
             "bad_count": len(without_city),
-            "bad": [{"line": line, "error": "city: This field is required."} for line in without_city],
+            "bad": [
+                {"line": line, "error": "city: This field is required."} for line in without_city
+            ],
         },
     }
     assert site.ask("Airport.objects.count()") == rows - len(without_city)
 
 
-def test_an_import_whose_runner_is_killed_halfway_is_finished_by_the_next(site: Site, tmp_path: Path) -> None:
-    codes = ["".join(letters) for letters in itertools.product(string.ascii_uppercase, repeat=3)][:8000]
+def test_an_import_whose_runner_is_killed_halfway_is_finished_by_the_next(
+    site: Site, tmp_path: Path
+) -> None:
+    codes = ["".join(letters) for letters in itertools.product(string.ascii_uppercase, repeat=3)][
+        :8000
+    ]
     text = HEADER + "".join(f"{code},Name,City,US,1,2,3\n" for code in codes)
-    site.ask('import_airports(Upload.objects.create(name="large.csv", content=args[0]).pk).pk', text)
-    command = functools.partial(processes.Command, ("run_peasy",), tmp_path, tmp_path, {}, site.environment)
+    site.ask(
+        'import_airports(Upload.objects.create(name="large.csv", content=args[0]).pk).pk', text
+    )
+    command = functools.partial(
+        processes.Command, ("run_peasy",), tmp_path, tmp_path, {}, site.environment
+    )
 
     killed = command()
     wait_until(lambda: site.count("airports_airport") > 0, message=killed.output)
@@ -87,7 +101,9 @@ def test_an_import_whose_runner_is_killed_halfway_is_finished_by_the_next(site: 
     assert site.count("peasy_jobs_peasyjobqueue", "status = 'C'") == 0
 
     second = command()
-    wait_until(lambda: site.count("peasy_jobs_peasyjobqueue", "status = 'C'"), message=second.output)
+    wait_until(
+        lambda: site.count("peasy_jobs_peasyjobqueue", "status = 'C'"), message=second.output
+    )
     second.signal(signal.SIGINT)
     assert second.wait() == 0
     second.clean_up()
@@ -140,7 +156,10 @@ for content in args:
     result = import_airports.call(upload.pk)
 [result["imported"], list(Airport.objects.values_list("name", flat=True))]
 """
-    assert site.ask(code, HEADER + row.format("Idlewild"), HEADER + row.format("Kennedy")) == [1, ["Kennedy"]]
+    assert site.ask(code, HEADER + row.format("Idlewild"), HEADER + row.format("Kennedy")) == [
+        1,
+        ["Kennedy"],
+    ]
 
 
 def test_a_file_that_is_no_use_is_refused_with_the_reason(site: Site) -> None:
@@ -190,7 +209,9 @@ pages = [owner.get(url), other.get(url), other.get("/jobs/9/")]
     assert site.ask(code) == [[200, False], [404, True], [404, True]]
 
 
-def test_the_page_of_an_unfinished_import_is_kept_up_to_date_with_and_without_a_script(site: Site) -> None:
+def test_the_page_of_an_unfinished_import_is_kept_up_to_date_with_and_without_a_script(
+    site: Site,
+) -> None:
     code = """
 client = visitor()
 client.post("/sample/", follow=True).content.decode()
@@ -235,7 +256,9 @@ def start_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
         print(demo.output())
 
 
-def test_an_export_may_be_downloaded_by_whoever_asked_for_it_once_it_is_complete(site: Site) -> None:
+def test_an_export_may_be_downloaded_by_whoever_asked_for_it_once_it_is_complete(
+    site: Site,
+) -> None:
     code = """
 from django.core.management import call_command
 owner, other = visitor(), visitor()
@@ -280,7 +303,10 @@ for _ in range(3):
 
 
 def test_the_farthest_airports_are_found_and_their_distance_is_right(site: Site) -> None:
-    text = HEADER + "JFK,Kennedy,New York,US,40.64,-73.78,13\nLAX,Angeles,Los Angeles,US,33.94,-118.41,1\n"
+    text = (
+        HEADER
+        + "JFK,Kennedy,New York,US,40.64,-73.78,13\nLAX,Angeles,Los Angeles,US,33.94,-118.41,1\n"
+    )
     code = """
 from airports.jobs import find_farthest
 for content in args:
@@ -303,7 +329,8 @@ class Browser:
     def __init__(self, base: str) -> None:
         self.base = base
         self.opener = urllib.request.build_opener(
-            urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()), urllib.request.ProxyHandler({})
+            urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()),
+            urllib.request.ProxyHandler({}),
         )
 
     def get(self, path: str) -> str:
@@ -320,17 +347,27 @@ class Browser:
         ]
         if file:
             name, content = file
-            parts.append(f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode() + content)
-        body = b"".join(b"--part\r\n" + part.rstrip(b"\r\n") + b"\r\n" for part in parts) + b"--part--\r\n"
+            parts.append(
+                f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+                + content
+            )
+        body = (
+            b"".join(b"--part\r\n" + part.rstrip(b"\r\n") + b"\r\n" for part in parts)
+            + b"--part--\r\n"
+        )
         request = urllib.request.Request(
-            urllib.parse.urljoin(self.base, path), body, {"Content-Type": "multipart/form-data; boundary=part"}
+            urllib.parse.urljoin(self.base, path),
+            body,
+            {"Content-Type": "multipart/form-data; boundary=part"},
         )
         with self.opener.open(request, timeout=DEADLINE) as response:
             self.url = response.url
             return response.read().decode()
 
 
-def test_the_demo_imports_an_upload_and_ctrl_c_leaves_no_process(start_demo: Callable[..., Demo]) -> None:
+def test_the_demo_imports_an_upload_and_ctrl_c_leaves_no_process(
+    start_demo: Callable[..., Demo],
+) -> None:
     demo = start_demo().ready()
     browser = Browser(demo.url)
     content = HEADER + "JFK,Kennedy,New York,US,40.6,-73.8,13\nXXX,Nowhere,,US,0,0,0\n"
@@ -353,7 +390,8 @@ def test_the_demo_login_opens_the_admin_and_stays_the_same(start_demo: Callable[
         demo = start_demo().ready()
         passwords.append(demo.password())
         page = Browser(demo.url).post(
-            "/admin/login/?next=/admin/", {"username": "demo", "password": demo.password(), "next": "/admin/"}
+            "/admin/login/?next=/admin/",
+            {"username": "demo", "password": demo.password(), "next": "/admin/"},
         )
         assert "Site administration" in page
         demo.ctrl_c()
@@ -378,7 +416,9 @@ def test_if_one_half_of_the_demo_dies_the_other_is_stopped(
     wait_until(lambda: not demo.processes())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Only Linux tells a child that its parent was killed.")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="Only Linux tells a child that its parent was killed."
+)
 def test_a_demo_that_is_killed_takes_its_processes_along(start_demo: Callable[..., Demo]) -> None:
     demo = start_demo().ready()
     demo.process.kill()
@@ -386,7 +426,9 @@ def test_a_demo_that_is_killed_takes_its_processes_along(start_demo: Callable[..
     wait_until(lambda: not demo.processes())
 
 
-def test_a_taken_port_is_said_before_anything_is_started(start_demo: Callable[..., Demo], tmp_path: Path) -> None:
+def test_a_taken_port_is_said_before_anything_is_started(
+    start_demo: Callable[..., Demo], tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         demo = start_demo(port)
@@ -401,4 +443,6 @@ def test_a_taken_port_is_said_before_anything_is_started(start_demo: Callable[..
 def test_a_port_that_is_no_port_is_said(start_demo: Callable[..., Demo], port: str) -> None:
     demo = start_demo(port)
     assert demo.wait() == 1
-    assert demo.output() == f"PORT is {port!r}. Give a number from 1 to 65535: make demo PORT=8001\n"
+    assert (
+        demo.output() == f"PORT is {port!r}. Give a number from 1 to 65535: make demo PORT=8001\n"
+    )

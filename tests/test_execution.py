@@ -35,7 +35,14 @@ from peasy_jobs.runner.stopping import Stopper
 from peasy_jobs.statuses import COMPLETED, FAILED
 from peasy_jobs.store.values import Claim, Run
 from peasy_jobs.workers import execution
-from peasy_jobs.workers.execution import CANCEL, MESSAGE_LIMIT, TIMEOUT, TRACEBACK_LIMIT, Outcome, Report
+from peasy_jobs.workers.execution import (
+    CANCEL,
+    MESSAGE_LIMIT,
+    TIMEOUT,
+    TRACEBACK_LIMIT,
+    Outcome,
+    Report,
+)
 from tests import jobs
 from tests.waiting import wait_until
 
@@ -130,11 +137,16 @@ def nothing_is_loaded_and_nothing_stays() -> Iterator[None]:
 
 
 def stored(value: Any, job_name: str, column: str) -> bytes:
-    return payloads.dumps(value, job_name=job_name, column=column, max_bytes=10**7, serializer="pickle")
+    return payloads.dumps(
+        value, job_name=job_name, column=column, max_bytes=10**7, serializer="pickle"
+    )
 
 
 def run_named(
-    name: str, args: bytes | None = None, kwargs: bytes | None = None, sent: list[Report] | None = None
+    name: str,
+    args: bytes | None = None,
+    kwargs: bytes | None = None,
+    sent: list[Report] | None = None,
 ) -> Outcome:
     outcome = execution.run(Run(7, 3, name, args, kwargs, 1), ([] if sent is None else sent).append)
     assert (outcome.pk, outcome.claims) == (7, 3)
@@ -145,7 +157,9 @@ def run_named(
 
 def run(job: Job[..., Any], *args: Any, **kwargs: Any) -> Outcome:
     name = job.job_name
-    return run_named(name, stored(list(args), name, payloads.ARGS), stored(kwargs, name, payloads.KWARGS))
+    return run_named(
+        name, stored(list(args), name, payloads.ARGS), stored(kwargs, name, payloads.KWARGS)
+    )
 
 
 def result(job: Job[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +167,9 @@ def result(job: Job[..., Any], *args: Any, **kwargs: Any) -> Any:
     assert outcome.error is None
     if outcome.result is None:
         return None
-    return payloads.loads(outcome.result, job_name=job.job_name, column=payloads.RESULT, serializer="pickle")
+    return payloads.loads(
+        outcome.result, job_name=job.job_name, column=payloads.RESULT, serializer="pickle"
+    )
 
 
 def failure(outcome: Outcome) -> dict[str, str]:
@@ -256,7 +272,9 @@ def test_leaving_with_something_that_cannot_be_shown_fails_too() -> None:
     assert failure(run(leave_with))["exception"] == "builtins.SystemExit"
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, BaseException, SystemExit, MemoryError])
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, GeneratorExit, BaseException, SystemExit, MemoryError]
+)
 def test_no_exception_of_a_job_gets_out(kind: type[BaseException]) -> None:
     problem.append(kind())
     error = failure(run(raise_it))
@@ -290,7 +308,9 @@ def test_a_retry_after_what_is_no_number_of_seconds_any_more_fails(after: Any) -
 
 @pytest.mark.django_db
 def test_an_argument_that_calls_sys_exit_when_it_is_stored_is_refused() -> None:
-    with pytest.raises(payloads.PayloadError, match=r"argument 'value' \(Leaving\) cannot be stored: 3"):
+    with pytest.raises(
+        payloads.PayloadError, match=r"argument 'value' \(Leaving\) cannot be stored: 3"
+    ):
         jobs.echo(Leaving())
     assert not PeasyJobQueue.objects.exists()
 
@@ -335,9 +355,13 @@ def test_any_text_can_be_raised(text: str) -> None:
     ],
     ids=["generator", "bottomless"],
 )
-def test_a_result_that_cannot_be_stored_fails_the_job(job: Job[..., Any], kind: str, reason: str) -> None:
+def test_a_result_that_cannot_be_stored_fails_the_job(
+    job: Job[..., Any], kind: str, reason: str
+) -> None:
     error = failure(run(job))
-    assert error["message"].startswith(f"The job finished, but its result ({kind}) cannot be stored: {reason}")
+    assert error["message"].startswith(
+        f"The job finished, but its result ({kind}) cannot be stored: {reason}"
+    )
     assert error["message"].endswith(". Return plain values.")
     assert error["traceback"] == "", "it is no error of the job's own code"
 
@@ -351,7 +375,9 @@ def test_arguments_that_the_function_does_not_take_any_more_fail_the_job() -> No
 # What is never called, loaded or imported
 
 
-@pytest.mark.parametrize("name", ["tests.jobs.renamed", "tests.gone.export", "tests.jobs.nothing.call"])
+@pytest.mark.parametrize(
+    "name", ["tests.jobs.renamed", "tests.gone.export", "tests.jobs.nothing.call"]
+)
 def test_a_function_that_was_renamed_or_deleted_fails_the_job(name: str) -> None:
     assert failure(run_named(name)) == {
         "exception": "peasy_jobs.exceptions.Unknown",
@@ -361,7 +387,15 @@ def test_a_function_that_was_renamed_or_deleted_fails_the_job(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["tests.jobs.no_job", "tests.jobs.sys", "tests.jobs.started", "os.system", "builtins.exit", "sys.exit"]
+    "name",
+    [
+        "tests.jobs.no_job",
+        "tests.jobs.sys",
+        "tests.jobs.started",
+        "os.system",
+        "builtins.exit",
+        "sys.exit",
+    ],
 )
 def test_what_is_no_job_is_not_called(name: str) -> None:
     assert failure(run_named(name))["message"] == (
@@ -369,7 +403,9 @@ def test_what_is_no_job_is_not_called(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["", ".", "export", ".export", "..", "tests", "no such name", "tests\0.x", "a.\ud800"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "export", ".export", "..", "tests", "no such name", "tests\0.x", "a.\ud800"]
+)
 def test_a_name_that_is_no_path_of_a_function_fails_the_job(name: str) -> None:
     assert failure(run_named(name))["exception"] == "peasy_jobs.exceptions.Failure"
 
@@ -415,7 +451,9 @@ def test_a_module_inside_an_installed_app_is_imported(shop: Path, settings: Any)
     assert builtins.peasy_was_imported == "shop.exports"
 
 
-def test_an_app_is_not_taken_for_another_whose_name_it_starts_with(shop: Path, settings: Any) -> None:
+def test_an_app_is_not_taken_for_another_whose_name_it_starts_with(
+    shop: Path, settings: Any
+) -> None:
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
     shop.with_name("shop2.py").write_text(JOB)
     assert "not inside an installed app" in failure(run_named("shop2.export"))["message"]
@@ -436,7 +474,9 @@ def test_two_runs_of_a_job_at_once_are_asked_to_stop_each_for_itself() -> None:
         old, new = (threads.submit(execution.run, run, [].append) for run in runs)
         for claims, run in ((1, old), (2, new)):
             assert not run.done()
-            wait_until(lambda n=claims, r=run: execution.ask(7, n, CANCEL, "", interrupt=False) or r.done())
+            wait_until(
+                lambda n=claims, r=run: execution.ask(7, n, CANCEL, "", interrupt=False) or r.done()
+            )
             assert run.result().result == f"J{claims}".encode()
 
 
@@ -466,7 +506,9 @@ def test_a_thread_waits_for_another_that_imports_the_module(shop: Path, settings
     assert [outcome.error for outcome in outcomes] == [None, None]
 
 
-@pytest.mark.parametrize("line", ["import peasy_no_such_library", "1 / 0", "raise SystemExit(3)", "def ("])
+@pytest.mark.parametrize(
+    "line", ["import peasy_no_such_library", "1 / 0", "raise SystemExit(3)", "def ("]
+)
 def test_a_module_that_cannot_be_loaded_says_why(shop: Path, settings: Any, line: str) -> None:
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
     (shop / "broken.py").write_text(line)
@@ -475,9 +517,13 @@ def test_a_module_that_cannot_be_loaded_says_why(shop: Path, settings: Any, line
     assert "broken.py" in error["traceback"]
 
 
-def test_a_row_that_names_a_module_has_no_effect_beyond_its_import(shop: Path, settings: Any) -> None:
+def test_a_row_that_names_a_module_has_no_effect_beyond_its_import(
+    shop: Path, settings: Any
+) -> None:
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "shop"]
-    assert "is not decorated with @peasy.job" in failure(run_named("shop.exports.builtins"))["message"]
+    assert (
+        "is not decorated with @peasy.job" in failure(run_named("shop.exports.builtins"))["message"]
+    )
 
 
 @pytest.mark.parametrize("column", ["args", "kwargs"])
@@ -485,7 +531,9 @@ def test_a_forged_payload_fails_the_job_and_is_not_loaded(column: str) -> None:
     forged = payloads.PICKLE + b"x" * 43 + b":" + pickle.dumps(Bomb())
     error = failure(run_named("tests.jobs.give_back", **{column: forged}))
     assert error["exception"] == "peasy_jobs.payloads.PayloadRefused"
-    assert error["message"].endswith("were not signed by this site for tests.jobs.give_back, so they were not loaded.")
+    assert error["message"].endswith(
+        "were not signed by this site for tests.jobs.give_back, so they were not loaded."
+    )
     assert error["traceback"] == ""
 
 
@@ -495,21 +543,31 @@ def test_a_payload_moved_from_another_job_fails_the_job() -> None:
     assert error["exception"] == "peasy_jobs.payloads.PayloadRefused"
 
 
-@pytest.mark.parametrize("data", [b"J", b"J5", b"Jnull", b'J"text"', b'J{"a": 1}', b"\x80\x05N.", b"P"], ids=repr)
+@pytest.mark.parametrize(
+    "data", [b"J", b"J5", b"Jnull", b'J"text"', b'J{"a": 1}', b"\x80\x05N.", b"P"], ids=repr
+)
 def test_damaged_arguments_fail_the_job_and_are_not_passed_on(data: bytes) -> None:
-    assert failure(run_named("tests.jobs.give_back", args=data))["exception"] == "peasy_jobs.payloads.PayloadRefused"
+    assert (
+        failure(run_named("tests.jobs.give_back", args=data))["exception"]
+        == "peasy_jobs.payloads.PayloadRefused"
+    )
 
 
 @pytest.mark.parametrize("data", [b"J", b"J5", b"Jnull", b'J"text"', b'J[["a", 1]]'], ids=repr)
 def test_damaged_keyword_arguments_fail_the_job_and_are_not_passed_on(data: bytes) -> None:
-    assert failure(run_named("tests.jobs.give_back", kwargs=data))["exception"] == "peasy_jobs.payloads.PayloadRefused"
+    assert (
+        failure(run_named("tests.jobs.give_back", kwargs=data))["exception"]
+        == "peasy_jobs.payloads.PayloadRefused"
+    )
 
 
 # Between two jobs
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_transaction_that_a_job_left_open_is_rolled_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_transaction_that_a_job_left_open_is_rolled_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     job = jobs.nothing()
     assert run_named("tests.jobs.open_transaction").error is None
     assert connection.in_atomic_block
@@ -591,7 +649,9 @@ def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("module, value", [(translation, "de"), (timezone, "Asia/Tokyo")], ids=["language", "zone"])
+@pytest.mark.parametrize(
+    "module, value", [(translation, "de"), (timezone, "Asia/Tokyo")], ids=["language", "zone"]
+)
 def test_one_of_the_two_alone_is_forgotten_as_well(module: Any, value: str, settings: Any) -> None:
     clean = copy_context()
     module.activate(value)

@@ -25,6 +25,10 @@ print(PeasyJobQueue.objects.get(pk=echo(1).pk).args, [name for name in sys.modul
 def test_the_app_may_come_before_the_users_and_needs_no_page() -> None:
     code = SITE.format(apps=["peasy_jobs", "django.contrib.contenttypes", "django.contrib.auth"])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, "(1,) []\n"), done.stderr

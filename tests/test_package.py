@@ -60,10 +60,17 @@ def test_the_wheel_says_what_it_is_for(wheel):
     classifiers = metadata.get_all("Classifier")
     pythons = re.findall(r"Python (\d\.\d+) to \d\.(\d+)", README.read_text())
     assert pythons == [("3.11", "14")] and metadata["Requires-Python"] == ">=3.11"
-    assert all(f"Programming Language :: Python :: 3.{minor}" in classifiers for minor in range(11, 15))
-    assert all(f"Framework :: Django :: {version}" in classifiers for version in ("5.2", "6.0", "6.1"))
+    assert all(
+        f"Programming Language :: Python :: 3.{minor}" in classifiers for minor in range(11, 15)
+    )
+    assert all(
+        f"Framework :: Django :: {version}" in classifiers for version in ("5.2", "6.0", "6.1")
+    )
     assert set(metadata.get_all("Provides-Extra")) == {"postgres", "mysql", "test"}
-    assert metadata["Description-Content-Type"] == "text/markdown" and "## Quickstart" in metadata.get_payload()
+    assert (
+        metadata["Description-Content-Type"] == "text/markdown"
+        and "## Quickstart" in metadata.get_payload()
+    )
 
 
 def free_port() -> int:
@@ -117,7 +124,9 @@ class Newcomer:
         if any(name in words for name in SERVERS):
             self.servers.append(subprocess.Popen(words, cwd=self.folder, env=self.environment))
         else:
-            subprocess.run(words, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                words, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.DEVNULL
+            )
 
     def open(self, path: str, **form: str) -> str:
         url = f"http://127.0.0.1:{self.port}{path}"
@@ -156,7 +165,10 @@ def test_the_quickstart_ends_in_a_visible_success(newcomer):
     wait_until(newcomer.answers)
 
     page = newcomer.submit("/", newcomer.open("/"))
-    script, sheet = re.search(r'src="([^"]+/peasy\.js)"', page)[1], re.search(r'href="([^"]+/peasy\.css)"', page)[1]
+    script, sheet = (
+        re.search(r'src="([^"]+/peasy\.js)"', page)[1],
+        re.search(r'href="([^"]+/peasy\.css)"', page)[1],
+    )
     assert newcomer.open(script) and newcomer.open(sheet)
     widget = re.search(r'hx-get="([^"?]+)\?([^"]*)"', page)
     token = re.search(r"\bt=([^&\"]+)", widget[2])[1]

@@ -79,15 +79,24 @@ def export(data: Any = None, *more: Any, **options: Any) -> Any:
 
 @peasy.job("return something else")
 def give(what: str) -> Any:
-    return {"generator": (n for n in range(3)), "lambda": lambda: None, "lock": threading.Lock(), "text": "x" * 200}[
-        what
-    ]
+    return {
+        "generator": (n for n in range(3)),
+        "lambda": lambda: None,
+        "lock": threading.Lock(),
+        "text": "x" * 200,
+    }[what]
 
 
 def dumps(
-    value: Any, column: str = RESULT, name: str = NAME, max_bytes: int = 10**6, serializer: str = "pickle"
+    value: Any,
+    column: str = RESULT,
+    name: str = NAME,
+    max_bytes: int = 10**6,
+    serializer: str = "pickle",
 ) -> bytes:
-    return payloads.dumps(value, job_name=name, column=column, max_bytes=max_bytes, serializer=serializer)
+    return payloads.dumps(
+        value, job_name=name, column=column, max_bytes=max_bytes, serializer=serializer
+    )
 
 
 def loads(data: bytes, column: str = RESULT, name: str = NAME, serializer: str = "pickle") -> Any:
@@ -110,7 +119,11 @@ def exact(value: Any) -> Any:
 
 texts = st.text(st.characters(exclude_categories=[]))  # lone surrogates and NUL included
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
 )
 leaves = st.one_of(
@@ -130,7 +143,9 @@ leaves = st.one_of(
     st.complex_numbers(allow_nan=False),
     st.just(Colour.RED),
 )
-keys = st.one_of(st.none(), st.booleans(), st.integers(), texts, texts.map(Text), st.binary(), st.tuples(texts))
+keys = st.one_of(
+    st.none(), st.booleans(), st.integers(), texts, texts.map(Text), st.binary(), st.tuples(texts)
+)
 anything = st.recursive(
     leaves,
     lambda inner: st.one_of(
@@ -211,7 +226,9 @@ def test_a_value_that_json_gives_back_as_it_was_is_stored_as_json(value: Any) ->
 def test_what_json_would_change_is_pickled_or_refused(value: Any) -> None:
     assert dumps(value)[:1] == b"P"
     assert exact(loads(dumps(value))) == exact(value)
-    with pytest.raises(PayloadError, match='only plain JSON values can be stored while PEASY_SERIALIZER is "json"'):
+    with pytest.raises(
+        PayloadError, match='only plain JSON values can be stored while PEASY_SERIALIZER is "json"'
+    ):
         dumps(value, serializer="json")
 
 
@@ -223,7 +240,10 @@ def test_a_pickle_that_this_site_signed_is_loaded() -> None:
 
 
 def test_a_pickle_is_refused_where_the_serializer_is_json() -> None:
-    with pytest.raises(PayloadRefused, match="^The stored results of this job are a pickle, and PEASY_SERIALIZER is"):
+    with pytest.raises(
+        PayloadRefused,
+        match="^The stored results of this job are a pickle, and PEASY_SERIALIZER is",
+    ):
         loads(dumps(Bomb()), serializer="json")
 
 
@@ -238,14 +258,20 @@ FORGED: dict[str, Callable[[bytes, bytes], bytes]] = {
     "without a signature": lambda bare, stored: b"P" + bare,
     "with an empty signature": lambda bare, stored: b"P:" + bare,
     "signed with another key": lambda bare, stored: signed(bare, "another key"),
-    "signed with an empty salt": lambda bare, stored: b"P" + Signer(salt="-").signature(bare).encode() + b":" + bare,
+    "signed with an empty salt": lambda bare, stored: (
+        b"P" + Signer(salt="-").signature(bare).encode() + b":" + bare
+    ),
     "with a signature cut short": lambda bare, stored: b"P" + stored[1:20] + b":" + bare,
-    "with a signature in other letters": lambda bare, stored: b"P" + stored[1:44].swapcase() + stored[44:],
+    "with a signature in other letters": lambda bare, stored: (
+        b"P" + stored[1:44].swapcase() + stored[44:]
+    ),
     "with a signature that is not text": lambda bare, stored: b"P" + b"\xff" * 43 + b":" + bare,
     "cut short": lambda bare, stored: stored[:-1],
     "with one more byte": lambda bare, stored: stored + b".",
     "with one byte changed": lambda bare, stored: stored.replace(b"detonate", b"detonatf"),
-    "with the signature of another pickle": lambda bare, stored: dumps((1,)).partition(b":")[0] + b":" + bare,
+    "with the signature of another pickle": lambda bare, stored: (
+        dumps((1,)).partition(b":")[0] + b":" + bare
+    ),
     "with the pickle in base64": lambda bare, stored: b"P" + base64.b64encode(bare),
 }
 
@@ -271,7 +297,9 @@ def test_a_pickle_is_loaded_only_in_the_column_it_was_written_for(written: str, 
     if written == read:
         assert loads(data, read) == (1, 2)
     else:
-        with pytest.raises(PayloadRefused, match=f"The stored {read} of this job were not signed by this site"):
+        with pytest.raises(
+            PayloadRefused, match=f"The stored {read} of this job were not signed by this site"
+        ):
             loads(data, read)
 
 
@@ -287,7 +315,10 @@ def test_a_key_that_was_rotated_is_honoured_as_long_as_it_is_a_fallback(settings
     settings.SECRET_KEY = "the old key"
     old = dumps((1, 2))
     bomb = dumps(Bomb())
-    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "the new key", ["another old key", "the old key"]
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = (
+        "the new key",
+        ["another old key", "the old key"],
+    )
     assert loads(old) == (1, 2)
     assert dumps((1, 2)) != old, "new ones are signed with the new key"
     settings.SECRET_KEY_FALLBACKS = ["another old key"]
@@ -328,7 +359,12 @@ def test_damaged_data_is_refused_in_one_sentence(data: bytes) -> None:
         loads(data)
 
 
-@given(st.sampled_from([b"", b"J", b"P", b"P:", b"J[", b'J"', b"J{", dumps((1,))[:44], dumps((1,))[:45]]), st.binary())
+@given(
+    st.sampled_from(
+        [b"", b"J", b"P", b"P:", b"J[", b'J"', b"J{", dumps((1,))[:44], dumps((1,))[:45]]
+    ),
+    st.binary(),
+)
 def test_random_bytes_are_refused_or_plain_json(start: bytes, rest: bytes) -> None:
     try:
         value = loads(start + rest)
@@ -351,11 +387,20 @@ def test_a_flipped_bit_never_goes_unnoticed_in_a_pickle(place: int, flip: int, v
 
 @pytest.mark.parametrize(
     ("column", "data", "kind"),
-    [(ARGS, b"J5", "int"), (ARGS, b'J"text"', "str"), (ARGS, b'J{"a":1}', "dict"), (KWARGS, b"Jnull", "NoneType")],
+    [
+        (ARGS, b"J5", "int"),
+        (ARGS, b'J"text"', "str"),
+        (ARGS, b'J{"a":1}', "dict"),
+        (KWARGS, b"Jnull", "NoneType"),
+    ],
 )
-def test_plain_json_that_cannot_be_arguments_is_refused(column: str, data: bytes, kind: str) -> None:
+def test_plain_json_that_cannot_be_arguments_is_refused(
+    column: str, data: bytes, kind: str
+) -> None:
     assert type(loads(data)).__name__ == kind, "as a result it is fine"
-    with pytest.raises(PayloadRefused, match=f"^The stored {column} of this job are damaged: they are {kind}.$"):
+    with pytest.raises(
+        PayloadRefused, match=f"^The stored {column} of this job are damaged: they are {kind}.$"
+    ):
         loads(data, column)
 
 
@@ -399,7 +444,9 @@ def test_arguments_that_are_too_much_together_are_refused(settings: Any) -> None
 
 
 def result_error(what: str) -> str:
-    args = payloads.dumps([what], job_name=give.job_name, column=ARGS, max_bytes=1000, serializer="json")
+    args = payloads.dumps(
+        [what], job_name=give.job_name, column=ARGS, max_bytes=1000, serializer="json"
+    )
     outcome = execution.run(Run(1, 1, give.job_name, args, None, 1), lambda report: None)
     assert outcome.error and outcome.result is None
     return outcome.error["message"]
@@ -413,7 +460,9 @@ def test_peasy_max_payload_is_for_results_too(settings: Any) -> None:
     )
 
 
-@pytest.mark.parametrize(("what", "kind"), [("generator", "generator"), ("lambda", "function"), ("lock", "lock")])
+@pytest.mark.parametrize(
+    ("what", "kind"), [("generator", "generator"), ("lambda", "function"), ("lock", "lock")]
+)
 def test_a_result_that_cannot_be_stored_says_what_to_return(what: str, kind: str) -> None:
     message = result_error(what)
     assert message.startswith(f"The job finished, but its result ({kind}) cannot be stored: ")
@@ -424,7 +473,9 @@ def test_a_result_that_cannot_be_stored_says_what_to_return(what: str, kind: str
 
 PLAIN = "Pass plain values, such as a primary key."
 PRIMARY_KEY = "Pass its primary key and load it in the job, which then sees it as it is by then."
-PRIMARY_KEYS = "Pass the primary keys and load them in the job, which then sees the rows as they are by then."
+PRIMARY_KEYS = (
+    "Pass the primary keys and load them in the job, which then sees the rows as they are by then."
+)
 
 
 def local_object() -> object:
@@ -443,9 +494,17 @@ UNSTORABLE: dict[str, tuple[Callable[[], Any], str, str]] = {
     "a request": (lambda: RequestFactory().get("/"), "WSGIRequest", PLAIN),
     "an async request": (lambda: AsyncRequestFactory().get("/"), "ASGIRequest", PLAIN),
     "a generator": (lambda: (n for n in range(3)), "generator", "Pass a list of plain values."),
-    "a lambda": (lambda: lambda: None, "function", "Pass the name of what to do, and look it up in the job."),
+    "a lambda": (
+        lambda: lambda: None,
+        "function",
+        "Pass the name of what to do, and look it up in the job.",
+    ),
     "a model instance": (lambda: User(pk=7), "User", PRIMARY_KEY),
-    "a lazy model instance": (lambda: SimpleLazyObject(lambda: User(pk=7)), "SimpleLazyObject", PRIMARY_KEY),
+    "a lazy model instance": (
+        lambda: SimpleLazyObject(lambda: User(pk=7)),
+        "SimpleLazyObject",
+        PRIMARY_KEY,
+    ),
     "a model instance in a list": (lambda: [1, [User(pk=7)]], "list", PRIMARY_KEY),
     "a model instance in an object": (lambda: Order([User(pk=7)]), "Order", PRIMARY_KEY),
     "a queryset": (lambda: User.objects.filter(pk=7), "QuerySet", PRIMARY_KEYS),
@@ -458,7 +517,9 @@ UNSTORABLE: dict[str, tuple[Callable[[], Any], str, str]] = {
 
 
 @pytest.mark.parametrize(("make", "kind", "advice"), UNSTORABLE.values(), ids=UNSTORABLE)
-def test_what_cannot_be_stored_is_named_with_what_to_pass_instead(make: Any, kind: str, advice: str) -> None:
+def test_what_cannot_be_stored_is_named_with_what_to_pass_instead(
+    make: Any, kind: str, advice: str
+) -> None:
     value = make()
     try:
         start = f" ({kind}) cannot be stored: "
@@ -474,10 +535,16 @@ def test_what_cannot_be_stored_is_named_with_what_to_pass_instead(make: Any, kin
             value.close()
 
 
-@pytest.mark.parametrize("make", [tuple, RequestFactory().get, lambda _: User(pk=7)], ids=["tuple", "request", "row"])
-def test_peasy_serializer_json_refuses_at_the_caller(settings: Any, make: Callable[[str], Any]) -> None:
+@pytest.mark.parametrize(
+    "make", [tuple, RequestFactory().get, lambda _: User(pk=7)], ids=["tuple", "request", "row"]
+)
+def test_peasy_serializer_json_refuses_at_the_caller(
+    settings: Any, make: Callable[[str], Any]
+) -> None:
     settings.PEASY_SERIALIZER = "json"
-    expected = 'cannot be stored: only plain JSON values can be stored while PEASY_SERIALIZER is "json". '
+    expected = (
+        'cannot be stored: only plain JSON values can be stored while PEASY_SERIALIZER is "json". '
+    )
     assert expected in refusal(make("/"))
 
 
@@ -491,7 +558,9 @@ def test_peasy_serializer_json_refuses_pickles_that_are_stored_already(settings:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("value", [["plain", 1e22, "\0"], ("not", Decimal("1.50"), b"\0\xff", "\ud800")])
+@pytest.mark.parametrize(
+    "value", [["plain", 1e22, "\0"], ("not", Decimal("1.50"), b"\0\xff", "\ud800")]
+)
 def test_arguments_come_out_of_the_database_as_they_went_in(value: Any) -> None:
     job = PeasyJobQueue.objects.get(pk=export(value, 2, size=value).pk)
     assert exact(job.args) == exact((value, 2))
@@ -502,8 +571,12 @@ def test_arguments_come_out_of_the_database_as_they_went_in(value: Any) -> None:
 def test_a_forged_row_is_refused_when_it_is_looked_at_and_not_when_it_is_listed() -> None:
     job = export(1)
     bomb = payloads.PICKLE + pickle.dumps(Bomb())
-    PeasyJobQueue.objects.filter(pk=job.pk).update(args_data=bomb, kwargs_data=bomb, result_data=bomb)
+    PeasyJobQueue.objects.filter(pk=job.pk).update(
+        args_data=bomb, kwargs_data=bomb, result_data=bomb
+    )
     [job] = PeasyJobQueue.objects.all()
     for name in ("args", "kwargs", "result"):
-        with pytest.raises(PayloadRefused, match="not signed by this site for tests.test_payloads.export"):
+        with pytest.raises(
+            PayloadRefused, match="not signed by this site for tests.test_payloads.export"
+        ):
             getattr(job, name)

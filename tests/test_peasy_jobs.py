@@ -187,12 +187,16 @@ def test_enqueueing_takes_one_query_in_a_transaction(call: Callable[[], Any]) ->
 
 
 @commits
-def test_enqueueing_takes_one_query_outside_of_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enqueueing_takes_one_query_outside_of_a_transaction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(wakeup, "_announced", float("-inf"))
     jobs_made = [queries(jobs.nothing) for _ in range(3)]
     assert [made[0].partition(" ")[0] for made in jobs_made] == ["INSERT"] * 3
     # The wake-up of idle runners comes after the commit, and not for every job.
-    announced = [["NOTIFY peasy_jobs"], [], []] if connection.vendor == "postgresql" else [[], [], []]
+    announced = (
+        [["NOTIFY peasy_jobs"], [], []] if connection.vendor == "postgresql" else [[], [], []]
+    )
     assert [made[1:] for made in jobs_made] == announced
 
 
@@ -213,9 +217,9 @@ def test_map_enqueues_a_call_for_each_item_in_their_order() -> None:
         ((4,), {}),
     ]
     assert sorted(job.pk for job in made) == [job.pk for job in made]
-    assert {(job.status, job.title, job.job_name, job.queue_name, job.priority) for job in stored} == {
-        ("Q", "give back", "tests.jobs.give_back", "mail", 3)
-    }
+    assert {
+        (job.status, job.title, job.job_name, job.queue_name, job.priority) for job in stored
+    } == {("Q", "give back", "tests.jobs.give_back", "mail", 3)}
     assert [job.status for job in made] == ["Q"] * 8
 
 
@@ -245,18 +249,27 @@ def test_map_inserts_a_thousand_rows_at_a_time_and_fewer_large_ones() -> None:
     large = queries(lambda: jobs.echo.map(["x" * 200_000] * 4))
     assert len(PeasyJobQueue.objects.values_list("pk")) == 2005
     if connection.vendor != "sqlite":  # where Django itself makes the statements smaller
-        assert [sum(query.startswith("INSERT") for query in made) for made in (many, large)] == [3, 4]
+        assert [sum(query.startswith("INSERT") for query in made) for made in (many, large)] == [
+            3,
+            4,
+        ]
 
 
 @needs_database
-def test_map_knows_the_keys_where_a_server_tells_only_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(connection.features), "can_return_rows_from_bulk_insert", False)  # MySQL
+def test_map_knows_the_keys_where_a_server_tells_only_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        type(connection.features), "can_return_rows_from_bulk_insert", False
+    )  # MySQL
     made = jobs.echo.map([1, 2, 3])
     assert [PeasyJobQueue.objects.get(pk=job.pk).args for job in made] == [(1,), (2,), (3,)]
 
 
 @commits
-def test_map_wakes_runners_once_and_rolls_back_with_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_map_wakes_runners_once_and_rolls_back_with_its_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     announced: list[str] = []
     monkeypatch.setattr(wakeup, "announce", announced.append)
     with pytest.raises(ZeroDivisionError), transaction.atomic():
@@ -305,7 +318,9 @@ def test_options_of_a_call_go_before_those_of_the_job() -> None:
 def test_all_options_of_a_call_have_the_names_that_django_tasks_gives_them(rf: Any) -> None:
     request, fn, args = rf.get("/"), export, ("orders",)
     request.user = User.objects.create(username="anna")
-    job = fn.using(user=request.user, priority=5, queue_name="mail", run_after=timedelta(hours=1))(*args)
+    job = fn.using(user=request.user, priority=5, queue_name="mail", run_after=timedelta(hours=1))(
+        *args
+    )
     job.refresh_from_db()
     assert (job.user, job.priority, job.queue_name) == (request.user, 5, "mail")
     assert (job.status, job.args) == (PeasyJobQueue.SCHEDULED, ("orders",))
@@ -317,7 +332,11 @@ def test_using_changes_a_copy() -> None:
     urgent = mail.using(priority=100)
     elsewhere_too = urgent.using(queue_name="slow")
     made = [fn("somebody") for fn in (mail, urgent, elsewhere_too)]
-    assert [(job.priority, job.queue_name) for job in made] == [(5, "mail"), (100, "mail"), (100, "slow")]
+    assert [(job.priority, job.queue_name) for job in made] == [
+        (5, "mail"),
+        (100, "mail"),
+        (100, "slow"),
+    ]
     assert {job.job_name for job in made} == {"tests.test_peasy_jobs.mail"}
 
 
@@ -373,7 +392,9 @@ def test_run_after_makes_a_job_wait_as_scheduled(settings: Any, zone: Any, aware
 
 @needs_database
 @pytest.mark.parametrize("aware", [True, False], ids=["USE_TZ", "no USE_TZ"])
-def test_run_after_may_be_a_time_from_now_by_the_clock_of_the_database(settings: Any, aware: bool) -> None:
+def test_run_after_may_be_a_time_from_now_by_the_clock_of_the_database(
+    settings: Any, aware: bool
+) -> None:
     settings.USE_TZ = aware
     before = database_now(connection)
     job = export.using(run_after=timedelta(hours=2))("orders")
@@ -394,16 +415,25 @@ def test_a_naive_run_after_is_the_time_of_the_site_without_use_tz(settings: Any)
 
 @pytest.mark.parametrize("aware", [True, False], ids=["USE_TZ", "no USE_TZ"])
 @pytest.mark.parametrize("edge", [datetime.min, datetime.max])
-def test_a_run_after_that_is_no_date_in_utc_is_refused(settings: Any, edge: datetime, aware: bool) -> None:
+def test_a_run_after_that_is_no_date_in_utc_is_refused(
+    settings: Any, edge: datetime, aware: bool
+) -> None:
     settings.USE_TZ = aware
     beyond = edge.replace(tzinfo=timezone.get_fixed_timezone(840 if edge.year == 1 else -720))
-    refused(ValueError, f"run_after is {beyond!r}, which no date can hold.", export.using, run_after=beyond)
+    refused(
+        ValueError,
+        f"run_after is {beyond!r}, which no date can hold.",
+        export.using,
+        run_after=beyond,
+    )
 
 
 def test_a_naive_run_after_is_refused_with_use_tz(settings: Any) -> None:
     settings.USE_TZ = True
     naive = datetime(2100, 1, 2, 3)
-    message = f"run_after is {naive!r}, which has no time zone. Give an aware datetime, or a timedelta."
+    message = (
+        f"run_after is {naive!r}, which has no time zone. Give an aware datetime, or a timedelta."
+    )
     refused(ValueError, message, export.using, run_after=naive)
 
 
@@ -423,7 +453,9 @@ def test_a_job_remembers_the_user_who_asked_for_it() -> None:
 
 @needs_database
 @pytest.mark.parametrize(
-    "user", [AnonymousUser(), SimpleLazyObject(AnonymousUser), None], ids=["anonymous", "lazy", "none"]
+    "user",
+    [AnonymousUser(), SimpleLazyObject(AnonymousUser), None],
+    ids=["anonymous", "lazy", "none"],
 )
 def test_an_anonymous_user_counts_as_none(user: Any) -> None:
     job = export.using(user=user)("orders")
@@ -431,9 +463,13 @@ def test_an_anonymous_user_counts_as_none(user: Any) -> None:
     assert job.user is None
 
 
-@pytest.mark.parametrize("user", ["anna", 5, PeasyJobQueue(pk=5)], ids=["name", "primary key", "another row"])
+@pytest.mark.parametrize(
+    "user", ["anna", 5, PeasyJobQueue(pk=5)], ids=["name", "primary key", "another row"]
+)
 def test_what_is_no_user_is_refused(user: Any) -> None:
-    refused(TypeError, f"user is {user!r}. Give a user, such as request.user.", export.using, user=user)
+    refused(
+        TypeError, f"user is {user!r}. Give a user, such as request.user.", export.using, user=user
+    )
 
 
 @needs_database
@@ -467,7 +503,9 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
     ],
     ids=repr,
 )
-def test_job_pk_is_injected_when_the_caller_gave_none(args: Any, kwargs: Any, expected: Any) -> None:
+def test_job_pk_is_injected_when_the_caller_gave_none(
+    args: Any, kwargs: Any, expected: Any
+) -> None:
     job = maybe_pk(*args, **kwargs)
     assert "job_pk" not in job.kwargs or "job_pk" in kwargs, "it is injected when the job runs"
     value, pk = run_next().result
@@ -499,7 +537,9 @@ def test_job_pk_is_not_injected_into_a_function_that_does_not_ask_for_it() -> No
     ],
     ids=range(5),
 )
-def test_wrong_arguments_are_refused_at_the_caller(call: Callable[[], Any], message: str, fits: bool) -> None:
+def test_wrong_arguments_are_refused_at_the_caller(
+    call: Callable[[], Any], message: str, fits: bool
+) -> None:
     export.fitting.clear()
     if fits:
         export("orders")
@@ -508,8 +548,12 @@ def test_wrong_arguments_are_refused_at_the_caller(call: Callable[[], Any], mess
     assert str(refused.value) == f'Cannot enqueue "export data to s3": {message}.'
 
 
-def test_a_call_without_arguments_of_a_function_without_parameters_that_gets_one_is_refused() -> None:
-    with pytest.raises(TypeError, match='^Cannot enqueue "do nothing": too many positional arguments.$'):
+def test_a_call_without_arguments_of_a_function_without_parameters_that_gets_one_is_refused() -> (
+    None
+):
+    with pytest.raises(
+        TypeError, match='^Cannot enqueue "do nothing": too many positional arguments.$'
+    ):
         jobs.nothing(1)
 
 
@@ -528,7 +572,9 @@ def test_update_status_shows_a_message_and_extra() -> None:
     assert (job.status_msg, job.extra) == ("more", {"progress": 50})
     peasy.update_status(job_pk, extra={"rows": 7})
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("more", {"rows": 7}), "extra replaces the stored dictionary"
+    assert (job.status_msg, job.extra) == ("more", {"rows": 7}), (
+        "extra replaces the stored dictionary"
+    )
     peasy.update_status(job_pk, status_msg="", extra={})
     job.refresh_from_db()
     assert (job.status_msg, job.extra) == ("", {}), "empty is not left out"
@@ -579,9 +625,14 @@ looped["itself"] = looped
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_extra_that_is_not_a_dictionary_of_json_raises_at_the_caller(extra: Any, error: type[Exception]) -> None:
+def test_extra_that_is_not_a_dictionary_of_json_raises_at_the_caller(
+    extra: Any, error: type[Exception]
+) -> None:
     # The database is out of bounds for this test: nothing is written.
-    with pytest.raises(error, match=r"^extra (is|cannot be stored as JSON: ).*\. Give a dictionary of JSON values\.$"):
+    with pytest.raises(
+        error,
+        match=r"^extra (is|cannot be stored as JSON: ).*\. Give a dictionary of JSON values\.$",
+    ):
         peasy.update_status(5, "message", extra)
 
 
@@ -602,7 +653,9 @@ def test_update_status_of_a_job_that_does_not_exist_does_nothing() -> None:
 def reports(job: Job[..., Any], *args: Any) -> list[tuple[str | None, str | None]]:
     sent: list[execution.Report] = []
     name = job.job_name
-    data = payloads.dumps(list(args), job_name=name, column=payloads.ARGS, max_bytes=1000, serializer="json")
+    data = payloads.dumps(
+        list(args), job_name=name, column=payloads.ARGS, max_bytes=1000, serializer="json"
+    )
     outcome = execution.run(Run(-1, 1, name, data, None, 1), sent.append)  # the pk of no row
     assert outcome.error is None, outcome.error
     return [(report.status_msg, report.extra) for report in sent]
@@ -692,14 +745,25 @@ def test_track_writes_a_few_times_a_second_however_many_rows_there_are(clock: li
     updates = [sql for sql in queries(go) if sql.startswith("UPDATE")]
     assert 8 <= len(updates) <= 12, "ten in this second"
     clock[0] += 1
-    assert len([sql for sql in queries(lambda: list(peasy.track(job.pk, range(10_000)))) if "UPDATE" in sql]) == 2
+    assert (
+        len(
+            [
+                sql
+                for sql in queries(lambda: list(peasy.track(job.pk, range(10_000))))
+                if "UPDATE" in sql
+            ]
+        )
+        == 2
+    )
 
 
 @needs_database
 def test_track_shows_the_count_alone_where_nobody_knows_how_many_there_are() -> None:
     job = export("orders")
     peasy.update_status(job.pk, extra={"file": "a.csv"})
-    assert list(peasy.track(job.pk, (n for n in range(1234)), "Importing rows")) == list(range(1234))
+    assert list(peasy.track(job.pk, (n for n in range(1234)), "Importing rows")) == list(
+        range(1234)
+    )
     job.refresh_from_db()
     assert (job.status_msg, job.extra) == ("Importing rows: 1,234", {"file": "a.csv"})
 
@@ -729,7 +793,9 @@ def test_track_of_nothing_is_done_at_once(rows: Any) -> None:
 
 @needs_database
 @pytest.mark.parametrize("leave", ["break", "raise", "iterable raises"])
-def test_track_that_is_left_half_way_does_not_claim_to_be_done(clock: list[float], leave: str) -> None:
+def test_track_that_is_left_half_way_does_not_claim_to_be_done(
+    clock: list[float], leave: str
+) -> None:
     def rows() -> Iterator[int]:
         yield from range(2)
         if leave == "iterable raises":
@@ -751,7 +817,11 @@ def test_track_that_is_left_half_way_does_not_claim_to_be_done(clock: list[float
         with pytest.raises(ZeroDivisionError):
             go()
     job.refresh_from_db()
-    expected = ("Importing rows: 2 of 4", 50) if leave != "iterable raises" else ("Importing rows: 1 of 4", 25)
+    expected = (
+        ("Importing rows: 2 of 4", 50)
+        if leave != "iterable raises"
+        else ("Importing rows: 1 of 4", 25)
+    )
     assert (job.status_msg, job.extra["progress"]) == expected
 
 
@@ -780,15 +850,35 @@ def test_a_job_that_is_cancelled_before_it_is_claimed_never_runs() -> None:
 def test_saving_an_old_copy_of_a_row_does_not_undo_what_happened_since() -> None:
     old = export("orders")
     PeasyJobQueue.objects.filter(pk=old.pk).update(
-        status=PeasyJobQueue.CANCELLED, claims=4, attempts=2, runner=9, priority=7, result_data=b"J1"
+        status=PeasyJobQueue.CANCELLED,
+        claims=4,
+        attempts=2,
+        runner=9,
+        priority=7,
+        result_data=b"J1",
     )
     user = User.objects.create(username="anna")
-    old.title, old.status_msg, old.extra, old.user = "new title", "new message", {"progress": 5}, user
+    old.title, old.status_msg, old.extra, old.user = (
+        "new title",
+        "new message",
+        {"progress": 5},
+        user,
+    )
     old.save()
     row = PeasyJobQueue.objects.get(pk=old.pk)
-    assert (row.status, row.claims, row.attempts, row.runner_id) == (PeasyJobQueue.CANCELLED, 4, 2, 9)
+    assert (row.status, row.claims, row.attempts, row.runner_id) == (
+        PeasyJobQueue.CANCELLED,
+        4,
+        2,
+        9,
+    )
     assert (row.priority, row.result) == (7, 1)
-    assert (row.title, row.status_msg, row.extra, row.user) == ("new title", "new message", {"progress": 5}, user)
+    assert (row.title, row.status_msg, row.extra, row.user) == (
+        "new title",
+        "new message",
+        {"progress": 5},
+        user,
+    )
 
 
 @needs_database
@@ -812,7 +902,9 @@ def test_every_status_has_its_own_letter_and_word() -> None:
     names = ("ENQUEUED", "SCHEDULED", "ONGOING", "COMPLETED", "FAILED", "CANCELLED")
     letters = [getattr(PeasyJobQueue, name) for name in names]
     assert "".join(letters) == "QSOCFX"
-    assert dict(PeasyJobQueue.STATUS_CHOICES) == dict(zip(letters, map(str.capitalize, names), strict=True))
+    assert dict(PeasyJobQueue.STATUS_CHOICES) == dict(
+        zip(letters, map(str.capitalize, names), strict=True)
+    )
 
 
 def test_error_and_traceback_are_those_of_the_last_failed_attempt() -> None:
@@ -862,7 +954,9 @@ def test_an_async_job_is_awaited_by_who_calls_it_here_and_now() -> None:
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     """Writes a module "shop" that starts by importing `peasy`, and imports it."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions within a second have the same time stamp
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # two versions within a second have the same time stamp
 
     def load_module(source: str) -> Any:
         (tmp_path / "shop.py").write_text(f"from peasy_jobs.peasy_jobs import peasy\n{source}")
@@ -963,7 +1057,10 @@ def test_a_job_in_a_script_is_refused(tmp_path: Path) -> None:
     script.write_text(f"from peasy_jobs.peasy_jobs import peasy\n{EXPORT.format(1)}")
     with pytest.raises(ValueError) as refused:
         runpy.run_path(str(script), run_name="__main__")
-    assert str(refused.value) == f"@peasy.job cannot decorate 'export' in a script: {MANUAL} Move it to a module."
+    assert (
+        str(refused.value)
+        == f"@peasy.job cannot decorate 'export' in a script: {MANUAL} Move it to a module."
+    )
 
 
 def test_a_module_may_be_loaded_again(load: Any) -> None:

@@ -34,7 +34,9 @@ jobs = PeasyJobQueue.objects
 runners = PeasyRunner.objects
 ME, ANOTHER, DEAD = 1, 2, 3
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
-SQLITE, POSTGRES, MARIADB = (settings.TEST_DATABASE == name for name in ("sqlite", "postgres", "mariadb"))
+SQLITE, POSTGRES, MARIADB = (
+    settings.TEST_DATABASE == name for name in ("sqlite", "postgres", "mariadb")
+)
 servers_only = pytest.mark.skipif(SQLITE, reason="SQLite locks the whole file")
 
 
@@ -48,7 +50,9 @@ def insert(count: int = 1, **columns: Any) -> list[int]:
     return [jobs.create(**{**defaults, **columns}).pk for _ in range(count)]
 
 
-def claim(limit: int = 1, queues: tuple[str, ...] = (), runner: int = ME, ahead: int = 0) -> list[Claim]:
+def claim(
+    limit: int = 1, queues: tuple[str, ...] = (), runner: int = ME, ahead: int = 0
+) -> list[Claim]:
     return jobs.claim(runner, limit, queues, at(), ahead)
 
 
@@ -90,7 +94,11 @@ def test_the_highest_priority_is_claimed_first_and_of_one_priority_the_oldest():
 
 @pytest.mark.parametrize("queues", [(), ("default",), ("default", "mail")])
 def test_no_more_than_the_limit_is_claimed(queues):
-    oldest = insert(1, queue_name="default") + insert(1, queue_name="mail") + insert(4, queue_name="default")
+    oldest = (
+        insert(1, queue_name="default")
+        + insert(1, queue_name="mail")
+        + insert(4, queue_name="default")
+    )
 
     claims = claim(3, queues)
 
@@ -122,7 +130,9 @@ def test_a_queue_that_is_named_twice_gives_each_job_once(queues):
 
 
 def test_a_claim_says_what_to_run():
-    (pk,) = insert(title="export", job_name="app.jobs.export", args_data=b"J[1]", kwargs_data=b"J{}", crashes=1)
+    (pk,) = insert(
+        title="export", job_name="app.jobs.export", args_data=b"J[1]", kwargs_data=b"J{}", crashes=1
+    )
 
     (found,) = claim()
 
@@ -151,7 +161,9 @@ def test_a_claim_names_the_runner_and_counts_itself_and_the_attempt():
     assert (job.started, job.run_after, job.completed) == (at(), at(-5), None)
 
 
-@pytest.mark.parametrize(("limit", "ahead", "started"), [(5, 2, 3), (5, 0, 5), (5, 5, 0), (9, 3, 5)])
+@pytest.mark.parametrize(
+    ("limit", "ahead", "started"), [(5, 2, 3), (5, 0, 5), (5, 5, 0), (9, 3, 5)]
+)
 def test_what_is_claimed_ahead_has_not_started(limit, ahead, started):
     low, *others = insert(priority=-1) + insert(4)
 
@@ -163,10 +175,17 @@ def test_what_is_claimed_ahead_has_not_started(limit, ahead, started):
 
 @pytest.mark.parametrize("queues", [(), ("default",), ("other", "default")])
 @pytest.mark.parametrize(
-    ("at_once", "weight", "taken"), [(0, 0, 1), (1, 0, 1), (2, 0, 2), (0, 4, 2), (4, 5, 4), (0, 9, 3), (0, 13, 5)]
+    ("at_once", "weight", "taken"),
+    [(0, 0, 1), (1, 0, 1), (2, 0, 2), (0, 4, 2), (4, 5, 4), (0, 9, 3), (0, 13, 5)],
 )
 def test_after_large_arguments_no_more_jobs_are_claimed_ahead(queues, at_once, weight, taken):
-    payloads = {"args_data": b"J[1]"}, {"kwargs_data": b"J{}"}, {"args_data": b"J[]", "kwargs_data": b"J{}"}, {}, {}
+    payloads = (
+        {"args_data": b"J[1]"},
+        {"kwargs_data": b"J{}"},
+        {"args_data": b"J[]", "kwargs_data": b"J{}"},
+        {},
+        {},
+    )
     pks = [insert(**columns)[0] for columns in payloads]
     claims = jobs.claim(ME, 5, queues, at(), 5 - at_once, weight)
     assert [claim.pk for claim in claims] == pks[:taken]
@@ -180,7 +199,8 @@ def test_what_a_driver_gives_as_a_memoryview_is_claimed_as_bytes(monkeypatch):
 
     def viewed(*args):
         return [
-            [memoryview(value) if isinstance(value, bytes) else value for value in row] for row in claim_rows(*args)
+            [memoryview(value) if isinstance(value, bytes) else value for value in row]
+            for row in claim_rows(*args)
         ]
 
     monkeypatch.setattr(querysets.JobQuerySet, name, viewed)
@@ -201,7 +221,9 @@ class Replica:
 
 def test_whoever_changes_jobs_asks_no_replica(settings):
     settings.DATABASE_ROUTERS = [Replica()]
-    made = PeasyJobQueue.objects.enqueue_many([(None, None)] * 2, title="a job", job_name="tests.jobs.nothing")
+    made = PeasyJobQueue.objects.enqueue_many(
+        [(None, None)] * 2, title="a job", job_name="tests.jobs.nothing"
+    )
     pks = [job.pk for job in made]
     assert PeasyJobQueue.objects.cancel(*pks) == PeasyJobQueue.objects.retry(*pks) == 2
     assert PeasyJobQueue.objects.remove(*pks) == 2
@@ -242,7 +264,12 @@ def test_what_a_runner_holds_without_knowing_it_is_given_back():
 
     assert jobs.give_back_unknown(ME, [known, again._replace(claims=0)]) == 2
 
-    assert column("status", [known.pk, forgotten.pk, again.pk, foreign.pk]) == [ONGOING, ENQUEUED, ENQUEUED, ONGOING]
+    assert column("status", [known.pk, forgotten.pk, again.pk, foreign.pk]) == [
+        ONGOING,
+        ENQUEUED,
+        ENQUEUED,
+        ONGOING,
+    ]
     job = row(forgotten.pk)
     assert (job.runner_id, job.started, job.attempts, job.claims) == (None, None, 0, 1)
 
@@ -281,7 +308,11 @@ def accesses(action: Callable[[], Any]) -> list[tuple[str | None, bool]]:
                 found += list(of_postgres(cursor.fetchone()[0][0]["Plan"]))
             else:
                 cursor.execute(f"EXPLAIN {sql}", params)
-                found += [(line[5], "filesort" in (line[9] or "")) for line in cursor.fetchall() if line[2] == TABLE]
+                found += [
+                    (line[5], "filesort" in (line[9] or ""))
+                    for line in cursor.fetchall()
+                    if line[2] == TABLE
+                ]
     keys = ("PRIMARY", "INTEGER PRIMARY KEY", f"{TABLE}_pkey")
     return [("primary key" if name in keys else name, is_sorted) for name, is_sorted in found]
 
@@ -290,8 +321,13 @@ def of_sqlite(lines: list[tuple[int, int, int, str]]) -> Iterator[tuple[str | No
     for _, parent, _, detail in lines:
         if re.match(rf"(SCAN|SEARCH) {TABLE}\b", detail):
             index = re.search(r"INDEX (\w+)|(INTEGER PRIMARY KEY)", detail)
-            is_sorted = any(line[1] == parent and line[3].startswith("USE TEMP B-TREE") for line in lines)
-            yield detail.startswith("SEARCH") and index and (index[1] or index[2]) or None, is_sorted
+            is_sorted = any(
+                line[1] == parent and line[3].startswith("USE TEMP B-TREE") for line in lines
+            )
+            yield (
+                detail.startswith("SEARCH") and index and (index[1] or index[2]) or None,
+                is_sorted,
+            )
 
 
 def of_postgres(node: dict[str, Any], is_sorted: bool = False) -> Iterator[tuple[str | None, bool]]:
@@ -310,8 +346,15 @@ def of_postgres(node: dict[str, Any], is_sorted: bool = False) -> Iterator[tuple
 
 def fill(*block: dict[str, Any], times: int = 8) -> None:
     """Make these rows, doubled so many times, and let the database look at how many of each kind there are."""
-    jobs.bulk_create([PeasyJobQueue(title="a job", job_name="tests.jobs.nothing", **columns) for columns in block])
-    names = ", ".join(connection.ops.quote_name(f.column) for f in PeasyJobQueue._meta.fields if not f.primary_key)
+    jobs.bulk_create(
+        [
+            PeasyJobQueue(title="a job", job_name="tests.jobs.nothing", **columns)
+            for columns in block
+        ]
+    )
+    names = ", ".join(
+        connection.ops.quote_name(f.column) for f in PeasyJobQueue._meta.fields if not f.primary_key
+    )
     with connection.cursor() as cursor:
         for _ in range(times):
             cursor.execute(f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM {TABLE}")
@@ -333,7 +376,10 @@ def test_a_claim_reads_the_queues_it_serves_in_order_and_nothing_else(history):
         assert accesses(lambda n=limit: claim(n))[0] == ("peasy_waiting", False)
         for queues in (("rare",), ("mail",), ("bulk",), ("rare", "mail"), ("mail", "bulk", "none")):
             found = accesses(lambda n=limit, some=queues: claim(n, some))
-            assert found[: len(queues)] == [("peasy_waiting_in_queue", False)] * len(queues), (limit, queues)
+            assert found[: len(queues)] == [("peasy_waiting_in_queue", False)] * len(queues), (
+                limit,
+                queues,
+            )
             assert set(found[len(queues) :]) == {("primary key", False)}, (limit, queues)
 
 
@@ -375,23 +421,32 @@ def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_t
 ):
     if analyzed:
         fill({"status": COMPLETED, "completed": at()})
-    jobs.bulk_create([PeasyJobQueue(title="a job", job_name="tests.jobs.nothing") for _ in range(count)])
+    jobs.bulk_create(
+        [PeasyJobQueue(title="a job", job_name="tests.jobs.nothing") for _ in range(count)]
+    )
     with transaction.atomic():  # which takes the settings back, where a test could meet them
         vendors.set_up(connection, 0.5)
         held = claim(count // 2)
         for some in (1, 10, 100):
-            assert accesses(lambda limit=some: claim(limit)) == [("peasy_waiting", False), ("primary key", False)]
+            assert accesses(lambda limit=some: claim(limit)) == [
+                ("peasy_waiting", False),
+                ("primary key", False),
+            ]
         if POSTGRES:  # the others are told row by row, or which rows in the statement
             for some in (1, 10, 100, 1000):
                 endings = [ending(each, completed=at()) for each in held[:some]]
-                assert accesses(lambda rows=endings: jobs.end(ME, rows, at())) == [("primary key", False)], some
+                assert accesses(lambda rows=endings: jobs.end(ME, rows, at())) == [
+                    ("primary key", False)
+                ], some
 
 
 @pytest.mark.django_db(transaction=True)
 def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say():
     """Four out of five jobs are completed, the others wait. SQLite's statistics may be older than the index."""
     fill(*({"status": COMPLETED, "completed": at()},) * 200, *({},) * 50, times=7)
-    forgotten = {"all": "0", "older": "idx = 'peasy_listed'", "none": "1"} if SQLITE else {"all": "0"}
+    forgotten = (
+        {"all": "0", "older": "idx = 'peasy_listed'", "none": "1"} if SQLITE else {"all": "0"}
+    )
     for statistics, which in forgotten.items():
         if SQLITE:
             with connection.cursor() as cursor:
@@ -399,10 +454,17 @@ def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say()
                 cursor.execute("ANALYZE sqlite_schema")  # reads them again
         for word, letter in (("enqueued", ENQUEUED), ("completed", COMPLETED)):
             pages = [Filters(status=word, **key) for key in ({}, {"before": 9000}, {"after": 9000})]
-            first, *others = (accesses(lambda page=page: list(filters._page(page))) for page in pages)
-            counted = accesses(lambda letter=letter: filters.listed(letter).values("status")[:1000].count())
+            first, *others = (
+                accesses(lambda page=page: list(filters._page(page))) for page in pages
+            )
+            counted = accesses(
+                lambda letter=letter: filters.listed(letter).values("status")[:1000].count()
+            )
             assert first == counted == [("peasy_listed", False)], (statistics, word)
-            assert {*sum(others, [])} <= {("peasy_listed", False), ("primary key", False)}, (statistics, word)
+            assert {*sum(others, [])} <= {("peasy_listed", False), ("primary key", False)}, (
+                statistics,
+                word,
+            )
         assert accesses(lambda: claim(10))[0] == ("peasy_waiting", False), statistics
 
 
@@ -414,7 +476,11 @@ def test_the_indexes_hold_only_the_rows_they_are_for():
             if SQLITE
             else "SELECT indexname, indexdef FROM pg_indexes"
         )
-        ours = {name: sql for name, sql in cursor.fetchall() if name in [i.name for i in PeasyJobQueue._meta.indexes]}
+        ours = {
+            name: sql
+            for name, sql in cursor.fetchall()
+            if name in [i.name for i in PeasyJobQueue._meta.indexes]
+        }
     assert len(ours) == len(PeasyJobQueue._meta.indexes)
     assert all(" WHERE " in sql for sql in ours.values()), ours
 
@@ -424,7 +490,9 @@ def test_the_indexes_hold_only_the_rows_they_are_for():
 
 def test_a_job_is_promoted_once_the_databases_clock_says_that_it_is_due():
     now = database_now(connection)
-    due, later = (insert(status=SCHEDULED, run_after=as_field(now + delay))[0] for delay in seconds(-1, 60))
+    due, later = (
+        insert(status=SCHEDULED, run_after=as_field(now + delay))[0] for delay in seconds(-1, 60)
+    )
 
     assert jobs.promote(as_field(now)) == 1
     assert column("status", [due, later]) == [ENQUEUED, SCHEDULED]
@@ -437,7 +505,9 @@ def seconds(*numbers: float) -> list[timedelta]:
 
 def test_a_backlog_of_due_jobs_is_promoted_in_batches_the_longest_due_first(monkeypatch):
     monkeypatch.setattr(querysets, "BATCH", 2)
-    late, latest, on_time = (insert(status=SCHEDULED, run_after=at(second))[0] for second in (-2, -3, 0))
+    late, latest, on_time = (
+        insert(status=SCHEDULED, run_after=at(second))[0] for second in (-2, -3, 0)
+    )
 
     assert jobs.promote(at()) == 2
     assert column("status", [late, latest, on_time]) == [ENQUEUED, ENQUEUED, SCHEDULED]
@@ -480,7 +550,14 @@ def test_a_batch_may_end_in_different_ways():
     lost = jobs.end(
         ME,
         [
-            ending(done, result=b"J1", status_msg="ready", extra='{"progress": 100}', started=at(1), completed=at(2)),
+            ending(
+                done,
+                result=b"J1",
+                status_msg="ready",
+                extra='{"progress": 100}',
+                started=at(1),
+                completed=at(2),
+            ),
             ending(failed, FAILED, error=failure("no"), started=at(3), completed=at(4)),
             ending(back, ENQUEUED, attempts=-1),
             ending(crashed, ENQUEUED, crashes=1),
@@ -490,7 +567,12 @@ def test_a_batch_may_end_in_different_ways():
 
     assert lost == []
     job = row(done.pk)
-    assert (job.status, job.result, job.status_msg, job.extra) == (COMPLETED, 1, "ready", {"progress": 100})
+    assert (job.status, job.result, job.status_msg, job.extra) == (
+        COMPLETED,
+        1,
+        "ready",
+        {"progress": 100},
+    )
     assert (job.started, job.completed) == (at(1), at(2))
     job = row(failed.pk)
     assert (job.status, job.error, job.started, job.completed) == (FAILED, "no", at(3), at(4))
@@ -505,12 +587,28 @@ def test_a_batch_may_end_in_different_ways():
 
 
 def test_what_no_array_and_no_text_may_confuse_is_stored_as_it_is():
-    odd = ["", "NULL", "{a,b}", 'say "no"', "back\\slash", "it's %s and 100%", "\n\t;--", "é ☃ 𝄞", None]
+    odd = [
+        "",
+        "NULL",
+        "{a,b}",
+        'say "no"',
+        "back\\slash",
+        "it's %s and 100%",
+        "\n\t;--",
+        "é ☃ 𝄞",
+        None,
+    ]
     raw = [b"J" + bytes(range(256)), b"", b"\\x00", b"J\x00\x01", *[None] * 5]
     claims = claimed(len(odd))
     some = [
         ending(
-            claim, FAILED, status_msg=text, result=data, error=failure(str(text)), started=at(n), completed=at(n + 0.5)
+            claim,
+            FAILED,
+            status_msg=text,
+            result=data,
+            error=failure(str(text)),
+            started=at(n),
+            completed=at(n + 0.5),
         )
         for n, (claim, text, data) in enumerate(zip(claims, odd, raw, strict=True))
     ]
@@ -528,7 +626,10 @@ def test_what_no_array_and_no_text_may_confuse_is_stored_as_it_is():
 def test_outcomes_too_large_for_one_statement_are_written_with_several():
     claims = claimed(5)
     with CaptureQueriesContext(connection) as context:
-        assert jobs.end(ME, [ending(claim, result=b"J" + b"1" * 200_000) for claim in claims], at()) == []
+        assert (
+            jobs.end(ME, [ending(claim, result=b"J" + b"1" * 200_000) for claim in claims], at())
+            == []
+        )
     updates = sum("UPDATE" in query["sql"] for query in context)
     assert updates == (1 if connection.vendor == "sqlite" else 5)
     assert {len(row(claim.pk).result_data) for claim in claims} == {200_001}
@@ -614,7 +715,9 @@ def test_the_outcome_of_a_job_that_is_not_ours_any_more_is_dropped_and_the_rest_
     happens(taken)
     others = claimed(2, priority=100)
     before = list(jobs.filter(pk=taken.pk).values())
-    late = ending(taken, result=b"J1", status_msg="late", extra="{}", attempts=-1, crashes=1, completed=at(9))
+    late = ending(
+        taken, result=b"J1", status_msg="late", extra="{}", attempts=-1, crashes=1, completed=at(9)
+    )
 
     assert jobs.end(ME, [ending(others[0]), late, ending(others[1])], at(9)) == [taken]
 
@@ -637,10 +740,18 @@ def test_a_job_that_was_cancelled_while_it_ran_is_closed_when_it_ends():
     cancelled, other = claimed(2)
     jobs.filter(pk=cancelled.pk).update(status=CANCELLED)
 
-    assert jobs.end(ME, [ending(cancelled, result=b"J1", status_msg="late"), ending(other)], at(9)) == [cancelled]
+    assert jobs.end(
+        ME, [ending(cancelled, result=b"J1", status_msg="late"), ending(other)], at(9)
+    ) == [cancelled]
 
     job = row(cancelled.pk)
-    assert (job.status, job.runner_id, job.completed, job.result, job.status_msg) == (CANCELLED, None, at(9), None, "")
+    assert (job.status, job.runner_id, job.completed, job.result, job.status_msg) == (
+        CANCELLED,
+        None,
+        at(9),
+        None,
+        "",
+    )
     assert row(other.pk).status == COMPLETED
 
 
@@ -669,7 +780,11 @@ def test_a_batch_whose_commit_was_not_confirmed_may_be_written_again():
 def test_a_job_that_waits_for_its_next_attempt_says_until_when_and_one_that_has_failed_does_not():
     again, over = claimed(2)
 
-    jobs.end(ME, [ending(again, SCHEDULED, run_after=at(60)), ending(over, FAILED, error=failure("no"))], at())
+    jobs.end(
+        ME,
+        [ending(again, SCHEDULED, run_after=at(60)), ending(over, FAILED, error=failure("no"))],
+        at(),
+    )
 
     assert column("status", [again.pk, over.pk]) == [SCHEDULED, FAILED]
     assert column("run_after", [again.pk, over.pk]) == [at(60), None]
@@ -680,7 +795,9 @@ def test_patience_puts_a_job_back_until_errors_of_that_kind_have_used_it_up():
     seen = []
     for _ in range(3):
         (found,) = claim()
-        late = ending(found, FAILED, error=failure("no"), completed=at(1), run_after=at(60), patience=2)
+        late = ending(
+            found, FAILED, error=failure("no"), completed=at(1), run_after=at(60), patience=2
+        )
         for _ in range(2):  # the answer to the first commit was lost
             assert jobs.end(ME, [late], at()) == []
         job = row(pk)
@@ -714,7 +831,11 @@ def test_a_job_that_runs_is_over_only_when_its_runner_says_so():
 
     assert jobs.cancel(job.pk)
 
-    assert (row(job.pk).status, row(job.pk).runner_id, row(job.pk).completed) == (CANCELLED, ME, None)
+    assert (row(job.pk).status, row(job.pk).runner_id, row(job.pk).completed) == (
+        CANCELLED,
+        ME,
+        None,
+    )
     assert jobs.cancelled_of(ME) == [(job.pk, 1)]
     jobs.close_cancelled(ANOTHER, job.pk, 1, at())
     jobs.close_cancelled(ME, job.pk, 2, at())
@@ -770,7 +891,12 @@ def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries
     assert jobs.rescue(DEAD, "Its runner is gone.", retries) == 1
 
     job = row(pk)
-    assert (job.status, job.runner_id, job.crashes, job.started) == (FAILED, None, retries + 1, at())
+    assert (job.status, job.runner_id, job.crashes, job.started) == (
+        FAILED,
+        None,
+        retries + 1,
+        at(),
+    )
     assert [entry["message"] for entry in job.errors] == ["earlier", "Its runner is gone."]
     assert job.errors[-1]["at"] == job.completed.isoformat()
     assert abs(job.completed - as_field(database_now(connection))) < timedelta(seconds=30)
@@ -797,12 +923,21 @@ def test_ongoing_jobs_that_name_no_runner_are_those_of_the_published_package():
     (orphan,) = insert(status=ONGOING, started=at(-60))
     (unstarted,) = insert(status=ONGOING)
     others = claimed() + claimed(runner=DEAD)
-    untouched = insert(status=CANCELLED) + insert(status=COMPLETED) + insert(status=SCHEDULED, run_after=at())
+    untouched = (
+        insert(status=CANCELLED)
+        + insert(status=COMPLETED)
+        + insert(status=SCHEDULED, run_after=at())
+    )
     before = [row(pk).__dict__ for pk in untouched]
 
     assert jobs.rescue(None, "gone", 1) == 2
 
-    assert column("status", [orphan, unstarted, *pks(others)]) == [ENQUEUED, ENQUEUED, ONGOING, ONGOING]
+    assert column("status", [orphan, unstarted, *pks(others)]) == [
+        ENQUEUED,
+        ENQUEUED,
+        ONGOING,
+        ONGOING,
+    ]
     assert column("crashes", [orphan, unstarted]) == [1, 0]
     assert column("attempts", [orphan, unstarted]) == [0, 0]
     without_state = [{**row(pk).__dict__, "_state": None} for pk in untouched]
@@ -824,7 +959,9 @@ def test_a_cancelled_job_of_a_dead_runner_is_closed_and_stays_cancelled():
 # Prune
 
 
-def prune_all(status: str = COMPLETED, maximum: int | None = 0, before: datetime | None = None) -> list[int]:
+def prune_all(
+    status: str = COMPLETED, maximum: int | None = 0, before: datetime | None = None
+) -> list[int]:
     while jobs.prune(status, maximum, before or at(3600)):
         pass
     return sorted(jobs.values_list("pk", flat=True))
@@ -845,7 +982,9 @@ def test_a_maximum_of_none_keeps_all():
 
 
 def test_those_that_finished_first_go_first_whatever_their_age():
-    early, late, middle = (insert(status=COMPLETED, completed=at(second))[0] for second in (1, 3, 2))
+    early, late, middle = (
+        insert(status=COMPLETED, completed=at(second))[0] for second in (1, 3, 2)
+    )
 
     assert prune_all(maximum=2) == [late, middle]
     assert prune_all(maximum=1) == [late]
@@ -857,7 +996,9 @@ def test_of_those_that_finished_at_the_same_moment_the_oldest_go_first():
 
 
 def test_nothing_is_pruned_that_finished_within_the_grace():
-    old, edge, fresh, newest = (insert(status=COMPLETED, completed=at(second))[0] for second in (-61, -60, -59, 0))
+    old, edge, fresh, newest = (
+        insert(status=COMPLETED, completed=at(second))[0] for second in (-61, -60, -59, 0)
+    )
 
     assert prune_all(maximum=0, before=at(-60)) == [fresh, newest]
 
@@ -902,10 +1043,18 @@ def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_notice
     for _ in range(3):
         jobs.complete_by_hand(at())
 
-    assert column("completed", [*over, stamped, running, waiting]) == [at(), at(), at(-9), None, None]
+    assert column("completed", [*over, stamped, running, waiting]) == [
+        at(),
+        at(),
+        at(-9),
+        None,
+        None,
+    ]
 
 
-def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_housekeeping(monkeypatch):
+def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_housekeeping(
+    monkeypatch,
+):
     monkeypatch.setattr(querysets, "BATCH", 1)
     undated = insert(2)
     jobs.filter(pk__in=undated).update(status=SCHEDULED)
@@ -1033,7 +1182,13 @@ def test_a_field_holds_the_local_time_without_use_tz_and_shows_an_hour_twice_in_
 
 
 def register(**columns: Any) -> PeasyRunner:
-    defaults = {"host": "here", "pid": 1, "worker_type": "thread", "concurrency": 1, "lease_until": 0.0}
+    defaults = {
+        "host": "here",
+        "pid": 1,
+        "worker_type": "thread",
+        "concurrency": 1,
+        "lease_until": 0.0,
+    }
     return runners.create(**{**defaults, "started": at(), "heartbeat": at(), **columns})
 
 
@@ -1101,7 +1256,9 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
 def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatch, step):
     """A host that has slept sees the same as one whose database's clock was set forward."""
     now, offset = database_now, timedelta()
-    monkeypatch.setattr("peasy_jobs.store.clock.database_now", lambda connection: now(connection) + offset)
+    monkeypatch.setattr(
+        "peasy_jobs.store.clock.database_now", lambda connection: now(connection) + offset
+    )
     mine, alive = presence(), presence()
     dead = register(host_id="another host", lease_until=1.0)
     for one in (mine, alive):
@@ -1206,13 +1363,17 @@ def test_a_row_that_changed_since_the_transaction_has_read_it_is_a_lock():
     with second_connection() as other:
         with other.cursor() as cursor:
             if POSTGRES:
-                cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                cursor.execute(
+                    "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+                )
             elif MARIADB:
                 cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 cursor.execute("SHOW VARIABLES LIKE 'innodb_snapshot_isolation'")
                 if not cursor.fetchone():
                     pytest.skip("this server does not tell such a change")
-                cursor.execute("SET SESSION innodb_snapshot_isolation = ON")  # the default since 11.6.2
+                cursor.execute(
+                    "SET SESSION innodb_snapshot_isolation = ON"
+                )  # the default since 11.6.2
         other.set_autocommit(False)
         with other.cursor() as cursor:
             if SQLITE:
@@ -1243,7 +1404,9 @@ def test_a_connection_that_the_server_has_closed_is_an_outage():
 @real_trouble
 def test_a_database_that_cannot_be_reached_is_an_outage(tmp_path):
     with second_connection() as other:
-        other.settings_dict["NAME" if SQLITE else "PORT"] = tmp_path / "none" / "db.sqlite3" if SQLITE else 1
+        other.settings_dict["NAME" if SQLITE else "PORT"] = (
+            tmp_path / "none" / "db.sqlite3" if SQLITE else 1
+        )
         error = of(other.ensure_connection)
     assert vendors.is_outage(error) and not vendors.is_locked(error)
 

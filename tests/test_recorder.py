@@ -126,7 +126,9 @@ def test_times_are_stored_as_django_stores_them(zone, fraction):
 
     assert jobs.end(ME, [done(one, started=started, completed=completed)], completed) == []
 
-    jobs.create(title="by Django", job_name="tests.jobs.nothing", started=started, completed=completed)
+    jobs.create(
+        title="by Django", job_name="tests.jobs.nothing", started=started, completed=completed
+    )
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT started, completed FROM {TABLE}")
         by_us, by_django = cursor.fetchall()
@@ -285,8 +287,16 @@ UNSTORABLE = {
     **({} if SQLITE else {"a message that is too long": {"status_msg": "x" * 300}}),
     **({} if SQLITE or MARIADB else {"NUL": {"status_msg": "a\0b"}}),
     **({"extra nested too deep": {"extra": "[" * 40 + "]" * 40}} if MARIADB else {}),
-    **({"a result of more than max_allowed_packet": {"result": b"J" + b"0" * 17 * 2**20}} if MARIADB else {}),
-    **({"a result that is more in hexadecimal": {"result": b"J" + b"0" * 9 * 2**20}} if PYMYSQL else {}),
+    **(
+        {"a result of more than max_allowed_packet": {"result": b"J" + b"0" * 17 * 2**20}}
+        if MARIADB
+        else {}
+    ),
+    **(
+        {"a result that is more in hexadecimal": {"result": b"J" + b"0" * 9 * 2**20}}
+        if PYMYSQL
+        else {}
+    ),
 }
 
 
@@ -305,8 +315,15 @@ def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(boo
     assert book.endings == []
     job = row(bad)
     assert job.error.startswith("What came of this job cannot be stored: ")
-    assert (job.started, job.completed, job.runner, job.result) == (times["started"], times["completed"], None, None)
-    assert [record.message for record in caplog.records] == [f"a job (job {bad.pk}) failed: {job.error}"]
+    assert (job.started, job.completed, job.runner, job.result) == (
+        times["started"],
+        times["completed"],
+        None,
+        None,
+    )
+    assert [record.message for record in caplog.records] == [
+        f"a job (job {bad.pk}) failed: {job.error}"
+    ]
 
 
 def test_a_job_that_goes_back_with_what_the_database_refuses_has_ended(book):
@@ -331,7 +348,10 @@ def test_an_outcome_that_came_too_late_is_dropped_and_logged(book, caplog):
 
     assert statuses(taken, mine) == [CANCELLED, COMPLETED]
     assert book.endings == []
-    assert f"a job (job {taken.pk}) ended, but it had been cancelled or taken from this runner." in caplog.messages
+    assert (
+        f"a job (job {taken.pk}) ended, but it had been cancelled or taken from this runner."
+        in caplog.messages
+    )
 
 
 # Progress
@@ -398,17 +418,28 @@ def test_the_last_progress_is_written_with_the_ending(book, time):
     assert book.progress == {}
 
 
-def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_reason(book, caplog):
+def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_reason(
+    book, caplog
+):
     failed, asked = claimed(2)
     in_a_minute = book.clock.at(monotonic() + 60.4)
-    error = {"where": "here", "exception": "builtins.ValueError", "message": "ValueError: no", "traceback": ""}
+    error = {
+        "where": "here",
+        "exception": "builtins.ValueError",
+        "message": "ValueError: no",
+        "traceback": "",
+    }
     book.end(Ending(claim=failed, status=SCHEDULED, error=error, run_after=in_a_minute))
     book.end(Ending(claim=asked, status=SCHEDULED, run_after=in_a_minute, attempts=-1))
 
     with caplog.at_level(logging.DEBUG, "peasy_jobs"):
         book.write(ME, urgent=True)
 
-    assert [(record.levelname, record.message) for record in caplog.records if record.name == "peasy_jobs"] == [
+    assert [
+        (record.levelname, record.message)
+        for record in caplog.records
+        if record.name == "peasy_jobs"
+    ] == [
         ("WARNING", f"a job (job {failed.pk}) runs again in 60 s: ValueError: no"),
         ("WARNING", f"a job (job {asked.pk}) runs again in 60 s: It asked to come back."),
     ]
@@ -421,9 +452,11 @@ def test_a_job_that_cancelled_itself_is_one_line(book, caplog):
     with caplog.at_level(logging.DEBUG, "peasy_jobs"):
         book.write(ME, urgent=True)
 
-    assert [(record.levelname, record.message) for record in caplog.records if record.name == "peasy_jobs"] == [
-        ("INFO", f"a job (job {job.pk}) cancelled itself.")
-    ]
+    assert [
+        (record.levelname, record.message)
+        for record in caplog.records
+        if record.name == "peasy_jobs"
+    ] == [("INFO", f"a job (job {job.pk}) cancelled itself.")]
 
 
 def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(book):
@@ -437,7 +470,13 @@ def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(book):
 
 
 @pytest.mark.parametrize(
-    "meanwhile", [{"runner": ANOTHER}, {"claims": 2}, {"status": CANCELLED}, {"status": ENQUEUED, "runner": None}]
+    "meanwhile",
+    [
+        {"runner": ANOTHER},
+        {"claims": 2},
+        {"status": CANCELLED},
+        {"status": ENQUEUED, "runner": None},
+    ],
 )
 def test_progress_of_a_job_that_is_not_ours_any_more_is_dropped(book, meanwhile):
     taken, mine = claimed(2)
@@ -485,4 +524,6 @@ def test_progress_that_the_database_refuses_is_dropped_and_the_job_goes_on(book,
 
 def test_the_refusals_of_a_database_are_no_outages():
     """Else the tests above would show nothing: they would be waited out."""
-    assert not vendors.is_outage(DatabaseError("wrong data")) and vendors.is_outage(OperationalError("gone"))
+    assert not vendors.is_outage(DatabaseError("wrong data")) and vendors.is_outage(
+        OperationalError("gone")
+    )

@@ -30,9 +30,11 @@ def sketch():
         time.sleep(0.01)
     return "{version}"
 """
-MANAGE = (
-    "import sys\nfrom django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n"
-)
+MANAGE = """\
+import sys
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+"""
 PROGRAMS = {
     "manage.py": ("manage.py",),
     "python -m django": ("-m", "django"),
@@ -85,21 +87,29 @@ def enqueue() -> PeasyJobQueue:
 
 def reloaded(command: Command, times: int = 1) -> list[str]:
     """Wait until it has begun anew so many times. Returns what it has said of itself each time."""
-    wait_until(lambda: command.output().count("Ctrl-C stops it.") == 1 + times, message=command.describe)
-    return [line for line in command.output().splitlines() if " workers, " in line or "worker, " in line]
+    wait_until(
+        lambda: command.output().count("Ctrl-C stops it.") == 1 + times, message=command.describe
+    )
+    return [
+        line for line in command.output().splitlines() if " workers, " in line or "worker, " in line
+    ]
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_the_next_job_runs_the_code_that_was_changed(run_peasy, project, program):
     path = os.pathsep.join([str(REPOSITORY), str(project.directory)])
-    command = run_peasy("--concurrency", "2", settings=project.settings, program=program, env={"PYTHONPATH": path})
+    command = run_peasy(
+        "--concurrency", "2", settings=project.settings, program=program, env={"PYTHONPATH": path}
+    )
     assert finished(enqueue())[0].result == "one"
     project.change(command, "number two")
     waiting = [enqueue() for _ in range(20)]
     said = reloaded(command)
     assert said[0] == said[1] and said[0].startswith("2 process workers")
     done = finished(*waiting, enqueue())
-    assert {(job.status, job.result, job.attempts, job.crashes) for job in done} == {(COMPLETED, "number two", 1, 0)}
+    assert {(job.status, job.result, job.attempts, job.crashes) for job in done} == {
+        (COMPLETED, "number two", 1, 0)
+    }
     assert "sketch/jobs.py changed: reloading.\n" in command.output()
     assert PeasyRunner.objects.get().pid == command.pid
     command.signal(signal.SIGINT)
@@ -135,7 +145,9 @@ def test_a_job_that_runs_may_finish_with_the_code_it_has(run_peasy, project, wor
 
 
 @both_worker_types
-def test_a_job_that_takes_longer_is_given_back_soon_and_runs_again_with_the_new_code(run_peasy, project, worker_type):
+def test_a_job_that_takes_longer_is_given_back_soon_and_runs_again_with_the_new_code(
+    run_peasy, project, worker_type
+):
     command, job = a_change_while_a_job_runs(
         run_peasy, project, worker_type, PEASY_SHUTDOWN_TIMEOUT=600, PEASY_LEASE=600
     )
@@ -149,7 +161,10 @@ def test_a_job_that_takes_longer_is_given_back_soon_and_runs_again_with_the_new_
 
 @pytest.mark.parametrize(
     ("broken", "reason"),
-    [("def sketch(:\n", "SyntaxError"), ("from sketch.nowhere import anything\n", "ModuleNotFoundError")],
+    [
+        ("def sketch(:\n", "SyntaxError"),
+        ("from sketch.nowhere import anything\n", "ModuleNotFoundError"),
+    ],
     ids=["syntax", "import"],
 )
 def test_code_that_cannot_be_loaded_is_waited_out(run_peasy, project, broken, reason):
@@ -247,9 +262,16 @@ def test_a_template_counts_as_code(run_peasy, project):
 
 @pytest.mark.parametrize(
     ("debug", "options", "expected"),
-    [(True, [], True), (True, ["--noreload"], False), (True, ["--exit-on-empty"], False), (False, [], False)],
+    [
+        (True, [], True),
+        (True, ["--noreload"], False),
+        (True, ["--exit-on-empty"], False),
+        (False, [], False),
+    ],
 )
-def test_only_a_runner_for_development_watches_the_code(db, settings, monkeypatch, debug, options, expected):
+def test_only_a_runner_for_development_watches_the_code(
+    db, settings, monkeypatch, debug, options, expected
+):
     watching = []
     settings.DEBUG = debug
     monkeypatch.setattr(loop.Runner, "run", lambda self: True)

@@ -58,8 +58,14 @@ def test_each_finished_job_has_one_line_in_the_log_and_a_start_has_none(run_peas
     command = run_peasy()
     finished(good, bad)
     lines = [line for line in stop(command).splitlines() if "(job " in line]
-    assert [line.partition(" return a ")[0].split()[-1] for line in lines if f"(job {good.pk})" in line] == ["INFO"]
-    assert [line for line in lines if f"(job {bad.pk}) failed: ValueError: no luck" in line and "ERROR" in line]
+    assert [
+        line.partition(" return a ")[0].split()[-1] for line in lines if f"(job {good.pk})" in line
+    ] == ["INFO"]
+    assert [
+        line
+        for line in lines
+        if f"(job {bad.pk}) failed: ValueError: no luck" in line and "ERROR" in line
+    ]
     assert len(lines) == 2
 
 
@@ -79,18 +85,28 @@ def test_verbosity_0_shows_only_what_is_wrong(run_peasy):
 
 
 @both_worker_types
-def test_a_project_that_configures_logging_itself_loses_no_line_and_gets_none_twice(run_peasy, tmp_path, worker_type):
+def test_a_project_that_configures_logging_itself_loses_no_line_and_gets_none_twice(
+    run_peasy, tmp_path, worker_type
+):
     log = tmp_path / "site.log"
     handlers = {"file": {"class": "logging.FileHandler", "filename": str(log)}}
     # As most projects write it: what exists before is disabled unless `disable_existing_loggers` says otherwise.
-    site = {"LOGGING": {"version": 1, "handlers": handlers, "root": {"handlers": ["file"], "level": "INFO"}}}
+    site = {
+        "LOGGING": {
+            "version": 1,
+            "handlers": handlers,
+            "root": {"handlers": ["file"], "level": "INFO"},
+        }
+    }
     left_open, done = jobs.open_transaction(), jobs.echo(1)
     command = run_peasy("--worker-type", worker_type, settings=site)
     finished(left_open, done)
     assert "INFO" not in stop(command)
     lines = log.read_text().splitlines()
     assert len([line for line in lines if f"(job {done.pk}) completed" in line]) == 1
-    assert len([line for line in lines if "A job left a transaction open" in line]) == 1  # said by the worker itself
+    assert (
+        len([line for line in lines if "A job left a transaction open" in line]) == 1
+    )  # said by the worker itself
 
 
 # --exit-on-empty
@@ -101,7 +117,10 @@ def test_exit_on_empty_runs_what_may_run_and_says_how_many_wait_for_later(run_pe
     for number in range(3):
         jobs.write_note(str(record), number)
     jobs.write_note.using(run_after=timedelta(seconds=-1))(str(record), "was due")
-    later = [jobs.write_note.using(run_after=timedelta(hours=1))(str(record), "too early") for _ in range(2)]
+    later = [
+        jobs.write_note.using(run_after=timedelta(hours=1))(str(record), "too early")
+        for _ in range(2)
+    ]
     command = run_peasy("--exit-on-empty")
     assert command.wait() == 0
     assert sorted(notes(record)) == ["0", "1", "2", "was due"]
@@ -118,7 +137,12 @@ def test_exit_on_empty_also_runs_what_the_jobs_enqueue(run_peasy, tmp_path, work
 
 
 def test_exit_on_empty_prunes_to_the_maxima_on_its_way_out_whatever_the_grace(run_peasy):
-    kept = {"PEASY_MAX_COMPLETED": 2, "PEASY_MAX_FAILED": 1, "PEASY_MAX_CANCELLED": 0, "PEASY_PRUNE_GRACE": 3600}
+    kept = {
+        "PEASY_MAX_COMPLETED": 2,
+        "PEASY_MAX_FAILED": 1,
+        "PEASY_MAX_CANCELLED": 0,
+        "PEASY_PRUNE_GRACE": 3600,
+    }
     cancelled = jobs.nothing()
     PeasyJobQueue.objects.filter(pk=cancelled.pk).update(status=PeasyJobQueue.CANCELLED)
     good, bad = [jobs.nothing() for _ in range(5)], [jobs.boom() for _ in range(3)]
@@ -178,7 +202,9 @@ def test_only_the_queues_that_are_named_are_served(run_peasy, tmp_path):
 @both_worker_types
 def test_as_many_jobs_run_at_once_as_concurrency_says(run_peasy, tmp_path, worker_type):
     waiting = [jobs.wait_for(str(tmp_path / "go"), str(tmp_path / "record")) for _ in range(4)]
-    command = run_peasy("--concurrency", "3", "--worker-type", worker_type, settings={"PEASY_LEASE": 2})
+    command = run_peasy(
+        "--concurrency", "3", "--worker-type", worker_type, settings={"PEASY_LEASE": 2}
+    )
     wait_until(lambda: len(notes(tmp_path / "record")) >= 3)
     heartbeats(2)
     started = notes(tmp_path / "record")
@@ -200,8 +226,14 @@ def test_the_settings_say_how_many_workers_of_which_type_there_are(run_peasy):
     ("arguments", "message"),
     [
         (["--concurrency", "0"], "'0' is not a number of workers: give a whole number, 1 or more."),
-        (["--concurrency", "two"], "'two' is not a number of workers: give a whole number, 1 or more."),
-        (["--worker-type", "greenlet"], "invalid choice: 'greenlet' (choose from 'process', 'thread')"),
+        (
+            ["--concurrency", "two"],
+            "'two' is not a number of workers: give a whole number, 1 or more.",
+        ),
+        (
+            ["--worker-type", "greenlet"],
+            "invalid choice: 'greenlet' (choose from 'process', 'thread')",
+        ),
         (["--queue"], "argument --queue: expected one argument"),
     ],
 )
@@ -216,7 +248,12 @@ def test_a_wrong_option_is_a_usage_error(run_peasy, arguments, message):
 @pytest.mark.parametrize(
     ("name", "value", "id", "hint"),
     [
-        ("PEASY_CONCURRENCY", 0, "E006", "Set it to how many workers a runner has, a whole number, 1 or more."),
+        (
+            "PEASY_CONCURRENCY",
+            0,
+            "E006",
+            "Set it to how many workers a runner has, a whole number, 1 or more.",
+        ),
         ("PEASY_WORKER_TYPE", "greenlet", "E007", 'Set it to "process" or "thread".'),
         ("PEASY_POLLING_INTERVAL", "2", "E005", "Set it to a number of seconds, 0.01 or more."),
     ],
@@ -259,7 +296,10 @@ def test_an_idle_runner_wakes_at_once_for_a_new_job(run_peasy):
         assert job.started - job.created < SOON
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: the runner could not renew its lease")
+@pytest.mark.skipif(
+    connection.vendor == "sqlite",
+    reason="SQLite has one writer: the runner could not renew its lease",
+)
 def test_an_idle_runner_wakes_when_the_transaction_of_a_job_commits(run_peasy):
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
@@ -307,7 +347,13 @@ def test_polling_alone_finds_jobs_that_nobody_announced(run_peasy):
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE id = %s", [pattern.pk])
         values = dict(zip(columns, cursor.fetchone(), strict=True))
-        values |= {"status": ENQUEUED, "started": None, "completed": None, "result_data": None, "title": "by hand"}
+        values |= {
+            "status": ENQUEUED,
+            "started": None,
+            "completed": None,
+            "result_data": None,
+            "title": "by hand",
+        }
         cursor.execute(
             f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})",
             [values[column] for column in columns],
@@ -370,7 +416,9 @@ def test_due_is_what_the_clock_of_the_database_says(run_peasy):
 
 
 @both_worker_types
-def test_one_worker_runs_the_higher_priority_first_and_then_the_oldest(run_peasy, tmp_path, worker_type):
+def test_one_worker_runs_the_higher_priority_first_and_then_the_oldest(
+    run_peasy, tmp_path, worker_type
+):
     record = str(tmp_path / "record")
     for name, priority in [("a", 0), ("b", -5), ("c", 100), ("d", 0), ("e", 100), ("f", -100)]:
         jobs.in_order.using(priority=priority)(record, name)
@@ -385,14 +433,18 @@ def test_three_runners_run_five_hundred_jobs_each_once(run_peasy, tmp_path):
         todo = [jobs.write_note(record, number) for number in range(500)]
     done = finished(*todo, timeout=30)
     assert sorted(map(int, notes(record))) == list(range(500))
-    assert {(job.status, job.attempts, job.claims) for job in done} <= {(COMPLETED, 1, n) for n in range(1, 20)}
+    assert {(job.status, job.attempts, job.claims) for job in done} <= {
+        (COMPLETED, 1, n) for n in range(1, 20)
+    }
     for command in runners:
         stop(command)
 
 
 def test_short_jobs_behind_a_long_one_are_run_by_the_idle_worker(run_peasy, tmp_path):
     command = run_peasy("--concurrency", "2", settings={"PEASY_MAX_COMPLETED": None})
-    finished(*[jobs.nothing() for _ in range(100)])  # seen to be short, so that many are given to a worker at once
+    finished(
+        *[jobs.nothing() for _ in range(100)]
+    )  # seen to be short, so that many are given to a worker at once
     record = str(tmp_path / "record")
     with transaction.atomic():
         long = jobs.wait_for(str(tmp_path / "go"))
@@ -407,7 +459,9 @@ def test_short_jobs_behind_a_long_one_are_run_by_the_idle_worker(run_peasy, tmp_
     stop(command)
 
 
-def test_short_jobs_behind_a_long_one_wait_without_keeping_the_runner_busy_and_run_later(run_peasy, tmp_path):
+def test_short_jobs_behind_a_long_one_wait_without_keeping_the_runner_busy_and_run_later(
+    run_peasy, tmp_path
+):
     command = run_peasy(settings={"PEASY_MAX_COMPLETED": None, "PEASY_LEASE": 5})
     finished(*[jobs.nothing() for _ in range(100)])
     record = str(tmp_path / "record")
@@ -450,7 +504,9 @@ def test_a_runner_that_was_held_up_by_a_long_job_runs_what_it_had_given_back(run
 
 
 @both_worker_types
-def test_progress_is_seen_while_the_job_runs_and_stays_when_it_has_ended(run_peasy, tmp_path, worker_type):
+def test_progress_is_seen_while_the_job_runs_and_stays_when_it_has_ended(
+    run_peasy, tmp_path, worker_type
+):
     run_peasy("--worker-type", worker_type)
     job = jobs.progress_then_wait(str(tmp_path / "go"))
     wait_until(lambda: row(job).status_msg)
@@ -461,7 +517,9 @@ def test_progress_is_seen_while_the_job_runs_and_stays_when_it_has_ended(run_pea
     assert (done.status, done.status_msg, done.extra) == (COMPLETED, "half way", {"progress": 50})
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has one writer: it shows when the job commits")
+@pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="SQLite has one writer: it shows when the job commits"
+)
 def test_progress_inside_a_transaction_is_seen_before_it_commits(run_peasy, tmp_path):
     run_peasy()
     job = jobs.progress_in_transaction(str(tmp_path / "go"))
@@ -473,7 +531,11 @@ def test_progress_inside_a_transaction_is_seen_before_it_commits(run_peasy, tmp_
 
 def test_progress_arrives_from_a_thread_a_fork_and_another_job(run_peasy, tmp_path):
     target = jobs.nothing.using(queue_name="nobody serves this")()
-    thread, fork, afar = jobs.progress_from_thread(), jobs.progress_from_fork(), jobs.progress_of(target.pk)
+    thread, fork, afar = (
+        jobs.progress_from_thread(),
+        jobs.progress_from_fork(),
+        jobs.progress_of(target.pk),
+    )
     run_peasy()
     thread, fork, afar = finished(thread, fork, afar)
     assert (thread.status_msg, thread.extra) == ("from a thread", {"progress": 30})
@@ -502,10 +564,20 @@ def test_what_a_job_prints_is_seen_at_once(run_peasy):
 
 @both_worker_types
 def test_arguments_results_and_the_own_key_arrive(run_peasy, worker_type):
-    todo = [jobs.give_back(1, "zwei", three=(3, {"vier"})), jobs.own_pk(), jobs.own_pk(77), jobs.asynchronous(4)]
+    todo = [
+        jobs.give_back(1, "zwei", three=(3, {"vier"})),
+        jobs.own_pk(),
+        jobs.own_pk(77),
+        jobs.asynchronous(4),
+    ]
     run_peasy("--worker-type", worker_type)
     done = finished(*todo)
-    assert [job.result for job in done] == [[[1, "zwei"], {"three": (3, {"vier"})}], todo[1].pk, 77, 5]
+    assert [job.result for job in done] == [
+        [[1, "zwei"], {"three": (3, {"vier"})}],
+        todo[1].pk,
+        77,
+        5,
+    ]
     assert {(job.status, job.attempts, job.claims, job.crashes, job.error) for job in done} == {
         (COMPLETED, 1, 1, 0, "")
     }
@@ -527,7 +599,17 @@ def test_a_runner_lives_on_whatever_its_jobs_and_rows_are(run_peasy, worker_type
     PeasyJobQueue.objects.filter(pk=no_job.pk).update(job_name="tests.jobs.no_job")
     unknown = jobs.nothing()
     PeasyJobQueue.objects.filter(pk=unknown.pk).update(job_name="tests.jobs.renamed_since")
-    bad = [forged, foreign, unsigned, moved, no_job, jobs.boom(), jobs.leave(3), jobs.generator(), jobs.lots(1001)]
+    bad = [
+        forged,
+        foreign,
+        unsigned,
+        moved,
+        no_job,
+        jobs.boom(),
+        jobs.leave(3),
+        jobs.generator(),
+        jobs.lots(1001),
+    ]
     good = jobs.echo("still here")
     command = run_peasy("--worker-type", worker_type, settings={"PEASY_MAX_PAYLOAD": 1000})
     *bad, good = finished(*bad, good)
@@ -547,7 +629,10 @@ def test_a_runner_lives_on_whatever_its_jobs_and_rows_are(run_peasy, worker_type
         assert (job.status, job.attempts, job.crashes) == (FAILED, 1, 0)
     assert good.result == "still here"
     unknown.refresh_from_db()  # put back for a minute: it may be yesterday's runner that meets today's job
-    assert unknown.error == "Cannot import tests.jobs.renamed_since. Was it renamed after this job was enqueued?"
+    assert (
+        unknown.error
+        == "Cannot import tests.jobs.renamed_since. Was it renamed after this job was enqueued?"
+    )
     assert (unknown.status, unknown.attempts) == (PeasyJobQueue.SCHEDULED, 0)
     assert stop(command).count("Traceback") == 0
 
@@ -561,13 +646,17 @@ def test_megabytes_go_in_and_come_out(run_peasy):
 
 
 @both_worker_types
-def test_a_transaction_that_a_job_leaves_open_is_rolled_back_before_the_next_job(run_peasy, worker_type):
+def test_a_transaction_that_a_job_leaves_open_is_rolled_back_before_the_next_job(
+    run_peasy, worker_type
+):
     target = jobs.nothing.using(queue_name="nobody serves this")()
     left_open, after = jobs.leave_write_open(target.pk), jobs.progress_of(target.pk)
     command = run_peasy("--worker-type", worker_type)
     finished(left_open, after)
     assert (row(target).title, row(target).status_msg) == ("do nothing", "from afar")
-    command.wait_for_output("A job left a transaction open on database 'default'. It was rolled back.")
+    command.wait_for_output(
+        "A job left a transaction open on database 'default'. It was rolled back."
+    )
 
 
 def test_a_fork_that_comes_back_from_the_job_runs_nothing_and_reports_nothing(run_peasy, tmp_path):

@@ -29,7 +29,12 @@ LEGAL = {
     "keep house": set(),
 }
 ENDS = (COMPLETED, FAILED, SCHEDULED, ENQUEUED, ENQUEUED)
-OLDER = (0, 0, 1, 2)  # which of its claims, from the newest: a straggler writes of one that is long gone
+OLDER = (
+    0,
+    0,
+    1,
+    2,
+)  # which of its claims, from the newest: a straggler writes of one that is long gone
 # Each as often as it makes long lives: a job that is over has none.
 STEPS = [
     *[("claim", runner) for runner in RUNNERS] * 30,
@@ -64,13 +69,26 @@ class World:
             ended = self.now if status in (COMPLETED, FAILED) else None
             error = {"exception": "ValueError", "message": "no"} if status == FAILED else None
             endings = [
-                Ending(claim=claim, status=status, completed=ended, error=error, run_after=None if ended else self.now)
+                Ending(
+                    claim=claim,
+                    status=status,
+                    completed=ended,
+                    error=error,
+                    run_after=None if ended else self.now,
+                )
                 for claim in self.held(runner, back)
             ]
             return jobs.end(runner, endings, self.now)
         elif what == "report":
             for claim in self.held(*how):
-                jobs.report(self.pk, f"by {claim.claims}", None, runner=how[0], claims=claim.claims, status=ONGOING)
+                jobs.report(
+                    self.pk,
+                    f"by {claim.claims}",
+                    None,
+                    runner=how[0],
+                    claims=claim.claims,
+                    status=ONGOING,
+                )
         elif what == "close":
             for claim in self.held(*how):
                 jobs.close_cancelled(how[0], self.pk, claim.claims, self.now)
@@ -81,7 +99,9 @@ class World:
         elif what == "cancel" and how[0]:
             jobs.cancel(self.pk)
         elif what == "cancel":
-            jobs.filter(pk=self.pk, status__in=(ENQUEUED, SCHEDULED, ONGOING)).update(status=CANCELLED)
+            jobs.filter(pk=self.pk, status__in=(ENQUEUED, SCHEDULED, ONGOING)).update(
+                status=CANCELLED
+            )
         elif what == "promote":
             jobs.filter(pk=self.pk, status=SCHEDULED).update(run_after=F("created"))
             jobs.promote(self.now)
@@ -107,7 +127,11 @@ def test_no_order_of_steps_makes_an_illegal_transition(plan):
         if before["status"] in (COMPLETED, FAILED):
             assert after == before, "over is over"
         if what == "end" and (held := world.held(how[0], how[1])):
-            owned = (before["status"], before["runner_id"], before["claims"]) == (ONGOING, how[0], held[0].claims)
+            owned = (before["status"], before["runner_id"], before["claims"]) == (
+                ONGOING,
+                how[0],
+                held[0].claims,
+            )
             assert (after["status"] == how[2]) if owned else (before["status"] == after["status"])
             assert not (owned and refused)
         if what == "report" and before != after:

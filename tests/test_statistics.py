@@ -60,7 +60,9 @@ def since(seconds: float) -> float:
 
 
 def ended(status: str = COMPLETED, waited: float | None = None, run: float | None = None) -> Ending:
-    claim = Claim(1, 1, "", "", None, None, 1, 0, None, None, None if waited is None else since(-waited))
+    claim = Claim(
+        1, 1, "", "", None, None, 1, 0, None, None, None if waited is None else since(-waited)
+    )
     times = {} if run is None else {"started": at(0), "completed": at(run)}
     return Ending(claim=claim, status=status, **times)
 
@@ -68,7 +70,10 @@ def ended(status: str = COMPLETED, waited: float | None = None, run: float | Non
 def stored() -> dict[int, dict[str, int]]:
     """The rows, each with what is not 0."""
     rows = PeasyMinute.objects.order_by("minute").values("minute", *COLUMNS)
-    return {columns.pop("minute"): {name: count for name, count in columns.items() if count} for columns in rows}
+    return {
+        columns.pop("minute"): {name: count for name, count in columns.items() if count}
+        for columns in rows
+    }
 
 
 def longest() -> list[tuple[float | None, float | None]]:
@@ -85,7 +90,18 @@ def hour() -> list[Point]:
 
 @pytest.mark.parametrize(
     ("seconds", "place"),
-    [(-5, 0), (0, 0), (0.00099, 0), (0.001, 1), (0.3, 4), (59, 7), (60, 8), (3599, 10), (3600, 11), (1e300, 11)],
+    [
+        (-5, 0),
+        (0, 0),
+        (0.00099, 0),
+        (0.001, 1),
+        (0.3, 4),
+        (59, 7),
+        (60, 8),
+        (3599, 10),
+        (3600, 11),
+        (1e300, 11),
+    ],
 )
 def test_a_time_is_counted_in_the_bucket_it_is_in(seconds, place):
     assert bucket(seconds) == place
@@ -96,7 +112,9 @@ def test_a_quantile_is_inside_the_bucket_where_the_share_of_jobs_is_reached():
     counts = [0] * 12
     assert quantile(counts, 0.5) is None
     counts[3] = 1
-    assert quantile(counts, 0.5) == pytest.approx((0.02 * 0.1) ** 0.5), "in the middle on a log scale"
+    assert quantile(counts, 0.5) == pytest.approx((0.02 * 0.1) ** 0.5), (
+        "in the middle on a log scale"
+    )
     counts[3], counts[8] = 90, 10
     assert 0.02 < quantile(counts, 0.5) < 0.1
     assert quantile(counts, 0.9) == pytest.approx(0.1)
@@ -109,7 +127,9 @@ def test_a_quantile_is_never_above_the_longest_time():
     assert quantile(counts, 0.9, 12.0) == pytest.approx(0.1), "another bucket"
     assert quantile(counts, 0.95, 12.0) == pytest.approx((10 * 12) ** 0.5)
     assert quantile(counts, 1.0, 12.0) == pytest.approx(12)
-    assert quantile([0] * 11 + [7], 1.0, 36_000.0) == pytest.approx(36_000), "the last bucket has no end of its own"
+    assert quantile([0] * 11 + [7], 1.0, 36_000.0) == pytest.approx(36_000), (
+        "the last bucket has no end of its own"
+    )
 
 
 @pytest.mark.parametrize("time", [-5.0, 0.0, 0.0001])
@@ -121,10 +141,26 @@ def test_clocks_that_disagree_break_no_quantile(time):
 
 
 def test_each_end_is_counted_with_the_time_it_waited_and_ran(tally):
-    tally.count([ended(waited=0.3, run=3), ended(waited=0.3, run=30), ended(FAILED, 70, 0.0005), ended(CANCELLED)])
+    tally.count(
+        [
+            ended(waited=0.3, run=3),
+            ended(waited=0.3, run=30),
+            ended(FAILED, 70, 0.0005),
+            ended(CANCELLED),
+        ]
+    )
     tally.write()
 
-    counts = {"completed": 2, "failed": 1, "cancelled": 1, "w4": 2, "w8": 1, "r6": 1, "r7": 1, "r0": 1}
+    counts = {
+        "completed": 2,
+        "failed": 1,
+        "cancelled": 1,
+        "w4": 2,
+        "w8": 1,
+        "r6": 1,
+        "r7": 1,
+        "r0": 1,
+    }
     assert stored() == {MINUTE: counts}
     assert longest() == [(pytest.approx(70), 30)]
     tally.write()
@@ -184,7 +220,9 @@ def test_a_job_that_runs_again_does_not_count(tally, status):
 
 def claimed(count: int, **columns: Any) -> list[Claim]:
     for _ in range(count):
-        PeasyJobQueue.objects.create(**{"title": "a job", "job_name": "tests.jobs.nothing", **columns})
+        PeasyJobQueue.objects.create(
+            **{"title": "a job", "job_name": "tests.jobs.nothing", **columns}
+        )
     return PeasyJobQueue.objects.claim(ME, count, [], as_field(database_now(connection)))
 
 
@@ -235,7 +273,9 @@ def test_a_job_that_was_given_back_has_waited_since_the_same_time(tally):
 
 
 def test_a_time_that_nobody_can_read_stops_no_claim():
-    broken = {"sqlite": "'soon'", "postgres": "'infinity'", "mariadb": "'9999-12-31'"}[settings.TEST_DATABASE]
+    broken = {"sqlite": "'soon'", "postgres": "'infinity'", "mariadb": "'9999-12-31'"}[
+        settings.TEST_DATABASE
+    ]
     PeasyJobQueue.objects.create(title="a job", job_name="tests.jobs.nothing")
     with connection.cursor() as cursor:
         cursor.execute(f"UPDATE {PeasyJobQueue._meta.db_table} SET created = {broken}")
@@ -270,7 +310,12 @@ def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(tal
 
 def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
     minutes = [MINUTE + n // 4 for n in range(200)]
-    compete(*(Rival("teller", minutes=minutes, seconds=seconds) for seconds in ([1, 2, 3, 2], [1, 5, 4, 1])))
+    compete(
+        *(
+            Rival("teller", minutes=minutes, seconds=seconds)
+            for seconds in ([1, 2, 3, 2], [1, 5, 4, 1])
+        )
+    )
 
     assert stored() == {minute: {"completed": 8, "r0": 8} for minute in set(minutes)}
     assert longest() == [(None, 5)] * 50
@@ -278,7 +323,9 @@ def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
 
 def test_what_is_older_than_two_days_is_deleted_in_small_batches(tally):
     old = [PeasyMinute(minute=MINUTE - KEPT - n) for n in range(1, BATCH + 11)]
-    PeasyMinute.objects.bulk_create([*old, PeasyMinute(minute=MINUTE - KEPT), PeasyMinute(minute=MINUTE)])
+    PeasyMinute.objects.bulk_create(
+        [*old, PeasyMinute(minute=MINUTE - KEPT), PeasyMinute(minute=MINUTE)]
+    )
     tally.write()
     assert PeasyMinute.objects.count() == 12
     tally.write()
@@ -319,7 +366,9 @@ def test_a_lock_is_not_waited_for_and_nothing_is_lost(tally):
 def test_an_outage_is_raised_and_nothing_is_lost(tally, monkeypatch):
     tally.count([ended(run=1)])
     with monkeypatch.context() as patch, pytest.raises(OperationalError):
-        patch.setattr(tally, "_add", raises(OperationalError("server closed the connection unexpectedly")))
+        patch.setattr(
+            tally, "_add", raises(OperationalError("server closed the connection unexpectedly"))
+        )
         tally.write()
     tally.write()
 
@@ -374,13 +423,22 @@ def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
 
     assert len(captured) == 1
     assert [point.completed for point in points] == [*[0] * 94, 1, 2]
-    assert (points[0].start, points[-1].start) == (at(-7 * 60 - 30 - 95 * 15 * 60), at(-7 * 60 - 30))
+    assert (points[0].start, points[-1].start) == (
+        at(-7 * 60 - 30 - 95 * 15 * 60),
+        at(-7 * 60 - 30),
+    )
     assert {point.minutes for point in points} == {15}
 
 
 def test_a_point_of_several_minutes_has_the_longest_time_of_them():
-    for minute, run_max in ((MINUTE, 11), (MINUTE - 1, 12), (MINUTE - 2, None)):  # in the last nothing ran
-        PeasyMinute.objects.create(minute=minute, failed=1, r7=0 if run_max is None else 1, run_max=run_max)
+    for minute, run_max in (
+        (MINUTE, 11),
+        (MINUTE - 1, 12),
+        (MINUTE - 2, None),
+    ):  # in the last nothing ran
+        PeasyMinute.objects.create(
+            minute=minute, failed=1, r7=0 if run_max is None else 1, run_max=run_max
+        )
     assert history.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 1.2**0.95)
 
 
@@ -400,17 +458,29 @@ def test_a_longest_time_is_added_to_a_row_that_has_none(tally):
 
 def test_the_jobs_of_a_runner_appear_when_it_ends(run_peasy, tmp_path):
     was_due = jobs.nothing.using(run_after=timedelta(seconds=-30))()
-    all_of_them = [was_due, *(jobs.nothing() for _ in range(3)), jobs.boom(), jobs.call_off(str(tmp_path / "record"))]
+    all_of_them = [
+        was_due,
+        *(jobs.nothing() for _ in range(3)),
+        jobs.boom(),
+        jobs.call_off(str(tmp_path / "record")),
+    ]
     assert run_peasy("--exit-on-empty").wait() == 0
 
     assert [row(job).status for job in all_of_them] == [COMPLETED] * 4 + [FAILED, CANCELLED]
     points = hour()
-    counts = [sum(getattr(point, name) for point in points) for name in ("completed", "failed", "cancelled")]
+    counts = [
+        sum(getattr(point, name) for point in points)
+        for name in ("completed", "failed", "cancelled")
+    ]
     assert counts == [4, 1, 1]
     total = Counter()
     for columns in stored().values():
         total.update(columns)
-    assert sum(total[name] for name in durations.RUN) == sum(total[name] for name in durations.WAITED) == 6
+    assert (
+        sum(total[name] for name in durations.RUN)
+        == sum(total[name] for name in durations.WAITED)
+        == 6
+    )
     assert total["w7"] == 1, "it waited since it was due"
     assert sum(total[name] for name in durations.RUN[:6]) == 6, "each ran for less than two seconds"
     waited, run = zip(*longest(), strict=True)
@@ -454,7 +524,9 @@ def test_a_chart_needs_no_style_of_its_own_and_has_a_name(chart):
     assert svg.get("aria-labelledby").split() == ids[:2]
     assert len(ids) == len(set(ids))
     assert set(re.findall(r"url\(#([^)]+)\)", markup)) <= set(ids)
-    assert markup != chart([point._replace(minutes=15) for point in points(**BUSY)]), "another id, another title"
+    assert markup != chart([point._replace(minutes=15) for point in points(**BUSY)]), (
+        "another id, another title"
+    )
 
 
 def test_the_charts_say_in_words_what_they_show():
@@ -475,7 +547,11 @@ def test_the_charts_say_in_words_what_they_show():
 
 def test_one_failure_among_a_thousand_jobs_is_to_be_seen():
     svg, _ = drawn(charts.jobs_per_minute, points(**BUSY))
-    bars = {bar.get("class"): bar for bar in svg.findall("rect") if bar.get("y") not in ("4", "16", "30")}
+    bars = {
+        bar.get("class"): bar
+        for bar in svg.findall("rect")
+        if bar.get("y") not in ("4", "16", "30")
+    }
     assert float(bars["peasy-chart-bar peasy-chart-failed"].get("height")) >= 1.5
 
 
@@ -483,7 +559,9 @@ def test_a_point_without_neighbours_is_long_enough_to_show_whether_it_is_dashed(
     css = (ROOT / "peasy_jobs/static/peasy_jobs/charts.css").read_text()
     dash, gap = map(int, re.search(r"stroke-dasharray: (\d) (\d)", css).groups())
     svg, _ = drawn(charts.seconds, points(**BUSY))
-    lengths = {path.get("d").partition("h")[2] for path in svg.findall("path") if "," in path.get("d")[2:]}
+    lengths = {
+        path.get("d").partition("h")[2] for path in svg.findall("path") if "," in path.get("d")[2:]
+    }
     assert {"14"} < lengths, "that is the legend"
     assert all(int(length) > dash + gap for length in lengths)
 

@@ -36,7 +36,9 @@ from tests.manual import MANUAL, ROOT, block
 pytestmark = pytest.mark.django_db
 
 AWARE = datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC)
-MOMENT = AWARE if conf.uses_time_zones() else timezone.make_naive(AWARE, timezone.get_default_timezone())
+MOMENT = (
+    AWARE if conf.uses_time_zones() else timezone.make_naive(AWARE, timezone.get_default_timezone())
+)
 NOT_FOUND = {"type": "about:blank", "title": "Not Found", "status": 404}
 WIDGET = "{% load peasy_jobs %}{% peasy_progress job %}"
 PAYLOADS = [
@@ -52,7 +54,9 @@ PAYLOADS = [
 
 
 def make(**columns: Any) -> PeasyJobQueue:
-    return PeasyJobQueue.objects.create(**{"title": "export", "job_name": "shop.jobs.export", **columns})
+    return PeasyJobQueue.objects.create(
+        **{"title": "export", "job_name": "shop.jobs.export", **columns}
+    )
 
 
 def change(job: PeasyJobQueue, **columns: Any) -> PeasyJobQueue:
@@ -60,7 +64,9 @@ def change(job: PeasyJobQueue, **columns: Any) -> PeasyJobQueue:
     return PeasyJobQueue.objects.get(pk=job.pk)
 
 
-def shown(job: PeasyJobQueue, client: Client | None = None, url: str | None = None) -> dict[str, Any]:
+def shown(
+    job: PeasyJobQueue, client: Client | None = None, url: str | None = None
+) -> dict[str, Any]:
     response = (client or Client()).get(url or job.status_url)
     assert (response.status_code, response["Content-Type"]) == (200, "application/json")
     return strict(response.content)
@@ -102,7 +108,12 @@ def sees(client: Client, job: PeasyJobQueue, query: str = "") -> bool:
 
 
 def signature(response: HttpResponse) -> tuple[int, bytes, list[tuple[str, str]], str]:
-    return response.status_code, response.content, sorted(response.items()), response.cookies.output()
+    return (
+        response.status_code,
+        response.content,
+        sorted(response.items()),
+        response.cookies.output(),
+    )
 
 
 def table(**columns: Any) -> Any:
@@ -125,9 +136,17 @@ def table(**columns: Any) -> Any:
     ("columns", "expected"),
     [
         ({"status": "Q"}, {"status": "enqueued", "status_display": "Enqueued"}),
-        ({"status": "S", "run_after": MOMENT}, {"status": "scheduled", "status_display": "Scheduled"}),
         (
-            {"status": "O", "started": MOMENT, "extra": {"progress": 50, "rows": [1]}, "status_msg": "half"},
+            {"status": "S", "run_after": MOMENT},
+            {"status": "scheduled", "status_display": "Scheduled"},
+        ),
+        (
+            {
+                "status": "O",
+                "started": MOMENT,
+                "extra": {"progress": 50, "rows": [1]},
+                "status_msg": "half",
+            },
             {
                 "status": "ongoing",
                 "status_display": "Ongoing",
@@ -138,7 +157,12 @@ def table(**columns: Any) -> Any:
             },
         ),
         (
-            {"status": "C", "started": MOMENT, "completed": MOMENT + timedelta(hours=1), "result_data": b'J{"a":[1]}'},
+            {
+                "status": "C",
+                "started": MOMENT,
+                "completed": MOMENT + timedelta(hours=1),
+                "result_data": b'J{"a":[1]}',
+            },
             {
                 "status": "completed",
                 "status_display": "Completed",
@@ -150,7 +174,11 @@ def table(**columns: Any) -> Any:
             },
         ),
         (
-            {"status": "F", "completed": MOMENT, "errors": [{"message": "key 4711", "exception": "KeyError"}]},
+            {
+                "status": "F",
+                "completed": MOMENT,
+                "errors": [{"message": "key 4711", "exception": "KeyError"}],
+            },
             {
                 "status": "failed",
                 "status_display": "Failed",
@@ -160,7 +188,10 @@ def table(**columns: Any) -> Any:
             },
         ),
         ({"status": "X"}, {"status": "cancelled", "status_display": "Cancelled", "done": True}),
-        ({"status": "X", "runner_id": 1}, {"status": "cancelled", "status_display": "Cancelled", "done": False}),
+        (
+            {"status": "X", "runner_id": 1},
+            {"status": "cancelled", "status_display": "Cancelled", "done": False},
+        ),
     ],
 )
 def test_the_document_of_every_status(columns, expected):
@@ -207,7 +238,9 @@ def test_nobody_sees_a_job_but_its_user_and_staff_who_may_view_jobs():
     }
     User.objects.filter(pk=left.pk).update(is_active=False)
     assert {name: sees(client, job) for name, client in seers.items()} == dict.fromkeys(seers, True)
-    assert {name: sees(client, job) for name, client in others.items()} == dict.fromkeys(others, False)
+    assert {name: sees(client, job) for name, client in others.items()} == dict.fromkeys(
+        others, False
+    )
 
 
 def test_an_owner_who_was_deactivated_sees_nothing():
@@ -272,7 +305,9 @@ def test_a_link_is_not_good_for_a_later_job_with_the_same_key():
 def test_a_link_survives_a_change_of_the_secret_key(settings):
     job = make()
     token, settings.SECRET_KEY_FALLBACKS = links.token(job), [settings.SECRET_KEY]
-    settings.SECRET_KEY = "another one that is as long as the first, which the deployment check asks for too"
+    settings.SECRET_KEY = (
+        "another one that is as long as the first, which the deployment check asks for too"
+    )
     assert sees(Client(), job, f"?t={token}")
     settings.SECRET_KEY_FALLBACKS = []
     assert not sees(Client(), job, f"?t={token}")
@@ -302,7 +337,9 @@ def test_a_job_that_is_missing_and_one_that_is_forbidden_are_the_same(visitor, v
 
 
 def test_they_are_the_same_where_only_a_hook_looks_at_the_session(settings, monkeypatch):
-    monkeypatch.setattr(jobs, "decide", lambda request, job: request.session.get("job") == job.pk, raising=False)
+    monkeypatch.setattr(
+        jobs, "decide", lambda request, job: request.session.get("job") == job.pk, raising=False
+    )
     settings.PEASY_CAN_VIEW_JOB = "tests.jobs.decide"
     settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
     job = make()
@@ -351,7 +388,9 @@ def test_they_are_the_same_where_a_hook_says_no_as_a_view_does(settings, monkeyp
     assert shown(make())["status"] == "enqueued", "a link is good whatever a hook says"
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_a_hook_that_is_never_awaited_lets_nobody_in(settings, monkeypatch):
     async def decide(request: HttpRequest, what: Any) -> bool:
         return True
@@ -363,7 +402,10 @@ def test_a_hook_that_is_never_awaited_lets_nobody_in(settings, monkeypatch):
 
 
 def test_a_link_works_where_the_site_is_for_those_who_are_logged_in(settings):
-    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    settings.MIDDLEWARE = [
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
     job = make()
     assert sees(Client(), job, f"?t={links.token(job)}")
     assert not sees(Client(), job)
@@ -421,7 +463,10 @@ def test_a_hook_may_say_who_sees_a_job(settings, monkeypatch):
 def test_whoever_may_open_the_dashboard_sees_every_job(settings, monkeypatch):
     actions = []
     monkeypatch.setattr(
-        jobs, "decide", lambda request, action: actions.append(action) or "Shop" in request.headers, raising=False
+        jobs,
+        "decide",
+        lambda request, action: actions.append(action) or "Shop" in request.headers,
+        raising=False,
     )
     settings.PEASY_DASHBOARD_PERMISSION = "tests.jobs.decide"
     job = make()
@@ -431,16 +476,27 @@ def test_whoever_may_open_the_dashboard_sees_every_job(settings, monkeypatch):
 
 
 def test_staff_are_told_why_a_job_failed_and_nobody_else():
-    error = {"message": "no customer 4711", "exception": "builtins.KeyError", "traceback": "Traceback: secret"}
+    error = {
+        "message": "no customer 4711",
+        "exception": "builtins.KeyError",
+        "traceback": "Traceback: secret",
+    }
     owner = person("owner")
     job = make(status="F", errors=[{"message": "first"}, error], user=owner)
     staff = of(person("staff", is_staff=True, is_superuser=True))
     seen = shown(job, staff, plain_urls(job)[0])
     assert seen["error"] == {"message": "no customer 4711", "type": "builtins.KeyError"}
-    for response in (of(owner).get(plain_urls(job)[0]), staff.get(job.status_url), Client().get(job.progress_url)):
+    for response in (
+        of(owner).get(plain_urls(job)[0]),
+        staff.get(job.status_url),
+        Client().get(job.progress_url),
+    ):
         assert b"4711" not in response.content and b"secret" not in response.content
     for odd in ([], ["x"], [None], {"a": 1}):
-        assert shown(change(job, errors=odd), staff, plain_urls(job)[0])["error"] == {"message": "", "type": ""}
+        assert shown(change(job, errors=odd), staff, plain_urls(job)[0])["error"] == {
+            "message": "",
+            "type": "",
+        }
 
 
 # What a poll costs
@@ -491,7 +547,9 @@ def test_a_cancelled_job_that_has_ended_is_drawn_anew():
     change(job, runner_id=None)
     response = Client().get(url)
     assert response.status_code == 200 and poll_url(response) is None
-    assert json.loads(response["HX-Trigger"]) == {"peasy:done": {"id": str(job.pk), "status": "cancelled"}}
+    assert json.loads(response["HX-Trigger"]) == {
+        "peasy:done": {"id": str(job.pk), "status": "cancelled"}
+    }
 
 
 def poll_url(response: HttpResponse) -> str | None:
@@ -505,7 +563,10 @@ def test_a_document_is_fetched_again_only_when_it_has_changed():
     same = Client().get(job.status_url, headers={"if-none-match": first["ETag"]})
     assert (same.status_code, same.content) == (304, b"")
     assert same["ETag"] == first["ETag"] and same["Retry-After"] == "2"
-    assert Client().get(job.status_url, headers={"if-none-match": f"W/{first['ETag']}"}).status_code == 304
+    assert (
+        Client().get(job.status_url, headers={"if-none-match": f"W/{first['ETag']}"}).status_code
+        == 304
+    )
     change(job, status_msg="x")
     assert Client().get(job.status_url, headers={"if-none-match": first["ETag"]}).status_code == 200
     for response in (first, same):
@@ -513,7 +574,9 @@ def test_a_document_is_fetched_again_only_when_it_has_changed():
     assert first["X-Robots-Tag"] == "noindex"
 
 
-@pytest.mark.parametrize(("age", "seconds"), [(0, 2), (59, 2), (61, 5), (601, 15), (3601, 60), (10**6, 60), (-9, 2)])
+@pytest.mark.parametrize(
+    ("age", "seconds"), [(0, 2), (59, 2), (61, 5), (601, 15), (3601, 60), (10**6, 60), (-9, 2)]
+)
 def test_a_client_is_told_when_to_come_back(age, seconds):
     job = make(status="O")
     change(job, started=job.created - timedelta(seconds=age))
@@ -624,7 +687,10 @@ def test_what_is_sent_is_json_whatever_is_in_it(document):
 
 def test_a_completed_job_is_at_100_and_one_that_runs_never():
     assert shown(make(status="C", extra={"progress": 7}))["progress"] == 100
-    assert 'value="99"' in Client().get(make(status="O", extra={"progress": 99.9}).progress_url).content.decode()
+    assert (
+        'value="99"'
+        in Client().get(make(status="O", extra={"progress": 99.9}).progress_url).content.decode()
+    )
 
 
 @pytest.mark.django_db(transaction=True)
@@ -632,7 +698,9 @@ def test_a_completed_job_is_at_100_and_one_that_runs_never():
 def test_a_number_that_no_float_can_hold_is_null(number):
     job = make(status="C", result_data=b"J[" + number.encode() + b", NaN, -Infinity]")
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE peasy_jobs_peasyjobqueue SET extra = %s", [f'{{"progress": {number}}}'])
+        cursor.execute(
+            "UPDATE peasy_jobs_peasyjobqueue SET extra = %s", [f'{{"progress": {number}}}']
+        )
     assert shown(job)["result"][1:] == [None, None]
     change(job, status="O")
     assert shown(job)["progress"] in (None, 0, 100)
@@ -653,14 +721,24 @@ class Bomb:
 
 @pytest.mark.parametrize("serializer", ["pickle", "json"])
 def test_nothing_is_unpickled(settings, monkeypatch, serializer):
-    columns = {"args_data": payloads.ARGS, "kwargs_data": payloads.KWARGS, "result_data": payloads.RESULT}
+    columns = {
+        "args_data": payloads.ARGS,
+        "kwargs_data": payloads.KWARGS,
+        "result_data": payloads.RESULT,
+    }
     bomb = pickle.dumps(Bomb())
-    signed = {name: payloads.signed(bomb, job_name="shop.jobs.export", column=kind) for name, kind in columns.items()}
+    signed = {
+        name: payloads.signed(bomb, job_name="shop.jobs.export", column=kind)
+        for name, kind in columns.items()
+    }
     settings.PEASY_SERIALIZER = serializer
     monkeypatch.setattr(pickle, "loads", lambda data: Bomb.exploded.append("loaded"))
     for status_letter in "QSOCFX":
         job = make(status=status_letter, **signed)
-        for client in (Client(), of(person(f"staff{status_letter}", is_staff=True, is_superuser=True))):
+        for client in (
+            Client(),
+            of(person(f"staff{status_letter}", is_staff=True, is_superuser=True)),
+        ):
             for url in (job.status_url, job.progress_url, *plain_urls(job)):
                 client.get(url)
             assert "result" not in shown(job)
@@ -690,7 +768,9 @@ def test_the_result_is_there_when_it_is_plain_json(data, result):
 
 
 def test_a_hook_may_change_the_document(settings, monkeypatch):
-    def change(request: HttpRequest, job: PeasyJobQueue, document: dict[str, Any]) -> dict[str, Any]:
+    def change(
+        request: HttpRequest, job: PeasyJobQueue, document: dict[str, Any]
+    ) -> dict[str, Any]:
         del document["extra"]
         return {**document, "path": request.path, "at": AWARE, "eta": math.nan, "pk": job.pk}
 
@@ -698,7 +778,11 @@ def test_a_hook_may_change_the_document(settings, monkeypatch):
     settings.PEASY_JOB_JSON = "tests.jobs.change"
     job = make()
     seen = shown(job)
-    assert (seen["path"], seen["at"], seen["eta"]) == (f"/peasy/jobs/{job.pk}.json", "2026-06-01T10:00:00.123Z", None)
+    assert (seen["path"], seen["at"], seen["eta"]) == (
+        f"/peasy/jobs/{job.pk}.json",
+        "2026-06-01T10:00:00.123Z",
+        None,
+    )
     assert "extra" not in seen and seen["pk"] == job.pk
 
 
@@ -722,7 +806,11 @@ class Elements(HTMLParser):
 def test_no_text_becomes_markup(text):
     job = make(title=text, status="O", status_msg=text, extra={"progress": text, text: text})
     page = engines["django"].from_string(WIDGET).render({"job": job})
-    fragment = Client().get(job.progress_url, {"t": links.token(job), "a": text, "p": text}).content.decode()
+    fragment = (
+        Client()
+        .get(job.progress_url, {"t": links.token(job), "a": text, "p": text})
+        .content.decode()
+    )
     for html in (page, fragment):
         parser = Elements()
         parser.feed(html)
@@ -736,13 +824,33 @@ def test_no_text_becomes_markup(text):
 # Whatever is asked
 
 ODD = some.text(some.characters(codec="utf-8"), max_size=60) | some.sampled_from(
-    ["", "0", "-1", "x" * 5000, "1:2:3", "\0", "٣", "9" * 5000, "é:é", ":", "::", "1xVn:", "None", "[1]", "%", "%zz"]
+    [
+        "",
+        "0",
+        "-1",
+        "x" * 5000,
+        "1:2:3",
+        "\0",
+        "٣",
+        "9" * 5000,
+        "é:é",
+        ":",
+        "::",
+        "1xVn:",
+        "None",
+        "[1]",
+        "%",
+        "%zz",
+    ]
 )
 
 
 class Fuzz(TestCase):
     @settings(max_examples=60, suppress_health_check=list(HealthCheck))
-    @given(query=some.dictionaries(some.sampled_from(["t", "v", "s", "a", "p", "x"]), ODD), good=some.booleans())
+    @given(
+        query=some.dictionaries(some.sampled_from(["t", "v", "s", "a", "p", "x"]), ODD),
+        good=some.booleans(),
+    )
     @example(query={"t": "1:2:3"}, good=False)
     @example(query={"v": "x", "s": "9" * 11, "p": "é", "a": "\0"}, good=True)
     def test_no_query_is_an_error(self, query, good):
@@ -752,7 +860,11 @@ class Fuzz(TestCase):
             response = Client().get(url, query)
             expected = {200, 204} if good or "progress" in url else {404}
             assert response.status_code in expected
-            assert "p" not in query or query["p"].isascii() or query["p"] not in response.content.decode()
+            assert (
+                "p" not in query
+                or query["p"].isascii()
+                or query["p"] not in response.content.decode()
+            )
 
     @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(raw=some.binary(max_size=40).map(lambda data: data.replace(b"#", b"")))
@@ -793,7 +905,11 @@ def test_the_status_urls_can_be_mounted_alone(settings, monkeypatch):
 
 def test_without_any_urls_the_widget_shows_the_job_as_it_is(settings, monkeypatch):
     site(settings, monkeypatch)
-    html = engines["django"].from_string(WIDGET).render({"job": make(status="O", extra={"progress": 5})})
+    html = (
+        engines["django"]
+        .from_string(WIDGET)
+        .render({"job": make(status="O", extra={"progress": 5})})
+    )
     assert 'value="5"' in html and "hx-get" not in html
 
 
@@ -802,7 +918,9 @@ def test_without_any_urls_the_widget_shows_the_job_as_it_is(settings, monkeypatc
 
 def render(template: str, **context: Any) -> str:
     request = context.pop("request", None)
-    return engines["django"].from_string("{% load peasy_jobs %}" + template).render(context, request)
+    return (
+        engines["django"].from_string("{% load peasy_jobs %}" + template).render(context, request)
+    )
 
 
 def test_the_widget_is_the_same_as_a_tag_and_as_an_include(monkeypatch):
@@ -827,7 +945,9 @@ def test_every_custom_property_is_in_the_manual():
 
 
 def test_a_widget_has_a_label_and_a_prefix_of_its_own():
-    html = render('{% peasy_progress job label=label prefix="x-" %}', job=make(status="O"), label="<b>")
+    html = render(
+        '{% peasy_progress job label=label prefix="x-" %}', job=make(status="O"), label="<b>"
+    )
     assert "&lt;b&gt;" in html and html.count('id="x-peasy-job-') == 4 and "p=x-" in html
     with pytest.raises(ValueError, match="Use up to 32 letters"):
         render('{% peasy_progress job prefix="a b" %}', job=make())
@@ -842,7 +962,10 @@ def test_no_locale_changes_a_number_that_a_machine_reads(settings):
     settings.USE_THOUSAND_SEPARATOR = True
     settings.LANGUAGE_CODE = "de"
     job = make(pk=1234567, status="O", extra={"progress": 12.5})
-    for html in (render("{% peasy_progress job %}", job=job), Client().get(job.progress_url).content.decode()):
+    for html in (
+        render("{% peasy_progress job %}", job=job),
+        Client().get(job.progress_url).content.decode(),
+    ):
         assert "1.234" not in html and "12,5" not in html
         assert f'id="peasy-job-{job.pk}-body"' in html and 'value="12"' in html
 
@@ -868,7 +991,9 @@ def test_seconds_are_shown_while_a_scheduled_job_is_near(minutes):
     near = local.strftime("%-I:%M:%S ") + ("a.m." if local.hour < 12 else "p.m.")
     far = date_format(local, "DATETIME_FORMAT")
     assert when(make(status="S", run_after=after)).startswith(near if abs(minutes) < 60 else far)
-    assert "<time" not in Client().get(make(status="O", run_after=after).progress_url).content.decode()
+    assert (
+        "<time" not in Client().get(make(status="O", run_after=after).progress_url).content.decode()
+    )
 
 
 def test_a_scheduled_job_that_comes_near_is_drawn_once_more(monkeypatch):
@@ -890,11 +1015,16 @@ def test_a_time_with_seconds_is_written_as_in_the_language():
 
 def test_an_invalid_variable_is_not_drawn(settings):
     options = settings.TEMPLATES[0]["OPTIONS"]
-    settings.TEMPLATES = [{**settings.TEMPLATES[0], "OPTIONS": {**options, "string_if_invalid": "INVALID"}}]
+    settings.TEMPLATES = [
+        {**settings.TEMPLATES[0], "OPTIONS": {**options, "string_if_invalid": "INVALID"}}
+    ]
     job = make(status="O")
     for url in (job.progress_url, plain_urls(job)[1]):
         assert "INVALID" not in Client().get(url).content.decode()
-    for template in ("{% peasy_progress job %}", '{% include "peasy_jobs/_progress.html" with job=job %}'):
+    for template in (
+        "{% peasy_progress job %}",
+        '{% include "peasy_jobs/_progress.html" with job=job %}',
+    ):
         assert "INVALID" not in render(template, job=job)
     assert "INVALID" not in render("{% peasy_progress job %}", job=None)
 
@@ -907,12 +1037,18 @@ def test_the_assets_are_ours_and_htmx_only_when_asked_for():
     ]
     assert "htmx-config" not in html
     html = render("{% peasy_assets htmx=True %}")
-    assert "/static/django_htmx/htmx-2.min.js" in html and html.index("htmx-config") < html.index("htmx-2")
+    assert "/static/django_htmx/htmx-2.min.js" in html and html.index("htmx-config") < html.index(
+        "htmx-2"
+    )
 
 
 def test_the_address_of_htmx_is_escaped_once(monkeypatch):
-    monkeypatch.setattr("django_htmx.jinja.static", lambda path: f"https://cdn.example/{path}?a=1&b=2")
-    assert 'src="https://cdn.example/django_htmx/htmx-2.min.js?a=1&amp;b=2"' in render("{% peasy_assets htmx=True %}")
+    monkeypatch.setattr(
+        "django_htmx.jinja.static", lambda path: f"https://cdn.example/{path}?a=1&b=2"
+    )
+    assert 'src="https://cdn.example/django_htmx/htmx-2.min.js?a=1&amp;b=2"' in render(
+        "{% peasy_assets htmx=True %}"
+    )
 
 
 def test_a_debugging_site_gets_no_script_that_replaces_the_page(settings):

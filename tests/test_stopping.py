@@ -19,7 +19,9 @@ PROMPT = 5  # seconds: on an idle machine it is a tenth of one
 LONG_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 600}
 SHORT_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 0.3}
 
-both_signals = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+both_signals = pytest.mark.parametrize(
+    "signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"]
+)
 
 
 def assert_given_back(job: PeasyJobQueue, claims: int = 1) -> None:
@@ -100,7 +102,12 @@ def test_a_busy_runner_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_pat
     go.touch()
     assert command.wait() == 0
     job = row(job)
-    assert (job.status, job.result, job.status_msg, job.extra) == (COMPLETED, "said", "last words", {"progress": 99})
+    assert (job.status, job.result, job.status_msg, job.extra) == (
+        COMPLETED,
+        "said",
+        "last words",
+        {"progress": 99},
+    )
     assert (job.attempts, job.crashes, job.runner_id) == (1, 0, None)
     assert_given_back(late, claims=0)
     assert len(notes(record)) == 1
@@ -109,7 +116,9 @@ def test_a_busy_runner_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_pat
 
 def test_a_busy_runner_of_threads_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_path):
     go, record = tmp_path / "go", tmp_path / "record"
-    command = run_peasy("--worker-type", "thread", "--concurrency", "2", settings={**LONG_LIFE, "PEASY_LEASE": 2})
+    command = run_peasy(
+        "--worker-type", "thread", "--concurrency", "2", settings={**LONG_LIFE, "PEASY_LEASE": 2}
+    )
     job = jobs.last_words(str(go), str(record))
     wait_until(lambda: notes(record))
     command.signal(signal.SIGTERM, group=True)
@@ -119,7 +128,12 @@ def test_a_busy_runner_of_threads_claims_no_more_and_lets_its_job_finish(run_pea
     go.touch()
     assert command.wait() == 0
     job = row(job)
-    assert (job.status, job.result, job.status_msg, job.attempts) == (COMPLETED, "said", "last words", 1)
+    assert (job.status, job.result, job.status_msg, job.attempts) == (
+        COMPLETED,
+        "said",
+        "last words",
+        1,
+    )
     assert_given_back(late, claims=0)
     assert_gone(command)
 
@@ -143,7 +157,9 @@ def test_progress_is_shown_while_the_runner_waits_for_its_jobs(run_peasy, tmp_pa
 
 
 @both_signals
-def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_runs_again(run_peasy, tmp_path, signum):
+def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_runs_again(
+    run_peasy, tmp_path, signum
+):
     go, record = tmp_path / "go", tmp_path / "record"
     job = jobs.program_and_wait(str(go), str(record))
     command = run_peasy(settings=SHORT_LIFE)
@@ -161,11 +177,19 @@ def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_
     go.touch()
     assert run_peasy("--exit-on-empty").wait() == 0
     job = row(job)
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (COMPLETED, "waited", 1, 0, 2)
+    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
+        COMPLETED,
+        "waited",
+        1,
+        0,
+        2,
+    )
     assert len(notes(record)) == 2
 
 
-def test_a_thread_that_takes_longer_than_the_timeout_ends_with_its_process_and_runs_again(run_peasy, tmp_path):
+def test_a_thread_that_takes_longer_than_the_timeout_ends_with_its_process_and_runs_again(
+    run_peasy, tmp_path
+):
     go, record = tmp_path / "go", tmp_path / "record"
     job = jobs.wait_for(str(go), str(record))
     command = run_peasy("--worker-type", "thread", settings=SHORT_LIFE)
@@ -200,14 +224,23 @@ def test_a_second_signal_ends_it_now(run_peasy, tmp_path, worker_type, signum):
 def test_what_waits_in_a_worker_is_given_back_as_soon_as_the_signal_comes(run_peasy, tmp_path):
     record = tmp_path / "record"
     command = run_peasy(settings={**LONG_LIFE, "PEASY_MAX_COMPLETED": None})
-    finished(*[jobs.nothing() for _ in range(100)])  # seen to be short, so that many are given to a worker at once
+    finished(
+        *[jobs.nothing() for _ in range(100)]
+    )  # seen to be short, so that many are given to a worker at once
     with transaction.atomic():
         # It signals by itself, sooner than the runner would take the others back for its being long.
         long = jobs.signal_runner(command.pid, str(tmp_path / "go"), str(record))
         short = [jobs.write_note(str(record), "too late") for _ in range(50)]
     wait_until(lambda: notes(record))
     pks = [job.pk for job in short]
-    wait_until(lambda: PeasyJobQueue.objects.filter(pk__in=pks, status=ENQUEUED, runner=None, attempts=0).count() == 50)
+    wait_until(
+        lambda: (
+            PeasyJobQueue.objects.filter(
+                pk__in=pks, status=ENQUEUED, runner=None, attempts=0
+            ).count()
+            == 50
+        )
+    )
     assert row(long).status == ONGOING
     Path(tmp_path, "go").touch()
     assert command.wait() == 0
@@ -225,7 +258,9 @@ def test_what_waits_in_a_worker_is_given_back_as_soon_as_the_signal_comes(run_pe
 
 @pytest.mark.parametrize("size", [1, 5_000_000])
 def test_a_worker_that_is_stopped_does_not_stop_its_runner(run_peasy, size):
-    command = run_peasy("--concurrency", "2", settings={"PEASY_LEASE": 2, "PEASY_MAX_COMPLETED": None})
+    command = run_peasy(
+        "--concurrency", "2", settings={"PEASY_LEASE": 2, "PEASY_MAX_COMPLETED": None}
+    )
     stopped, _ = workers_of(command)
     stopped.suspend()
     # One each; the one that the stopped worker has been given is more than its socket holds.
@@ -243,7 +278,9 @@ def test_a_worker_that_is_stopped_does_not_stop_its_runner(run_peasy, size):
     assert_gone(command)
 
 
-def test_a_worker_that_is_stopped_is_ended_with_its_runner_and_its_job_given_back(run_peasy, tmp_path):
+def test_a_worker_that_is_stopped_is_ended_with_its_runner_and_its_job_given_back(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     command = run_peasy(settings=SHORT_LIFE)
     job = jobs.wait_for(str(tmp_path / "never"), str(record))

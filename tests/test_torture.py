@@ -16,7 +16,15 @@ NOTHING = ("--only", "nothing")
 
 
 def torture(*arguments: str, seconds: int = 20) -> tuple[int, str]:
-    command = [sys.executable, "-m", "tests.torture", "--database", settings.TEST_DATABASE, "--seed", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.torture",
+        "--database",
+        settings.TEST_DATABASE,
+        "--seed",
+        "1",
+    ]
     run = subprocess.run(
         [*command, "--seconds", str(seconds), *arguments],
         cwd=REPOSITORY,
@@ -35,17 +43,29 @@ def test_a_short_torture_run_loses_nothing() -> None:
     assert "violations" in output
 
 
-@pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="the guards are the same, and this takes minutes")
+@pytest.mark.skipif(
+    settings.TEST_DATABASE != "sqlite", reason="the guards are the same, and this takes minutes"
+)
 @pytest.mark.parametrize(
     ("faults", "control", "sabotaged", "seen"),
     [
         # Late: the straggler learns a second later that it was taken for dead. Then only the fence is left.
-        pytest.param(SUSPEND, "late", "late,fence", "the result of another run|without such an end", id="fence"),
-        pytest.param(NOTHING, "", "lease", "charged with a crash|two runs at the same time", id="lease"),
+        pytest.param(
+            SUSPEND,
+            "late",
+            "late,fence",
+            "the result of another run|without such an end",
+            id="fence",
+        ),
+        pytest.param(
+            NOTHING, "", "lease", "charged with a crash|two runs at the same time", id="lease"
+        ),
         pytest.param(STOP, "", "flush", "charged with a crash|left its row", id="flush"),
     ],
 )
-def test_the_same_run_fails_without_one_guard(faults: tuple[str, ...], control: str, sabotaged: str, seen: str) -> None:
+def test_the_same_run_fails_without_one_guard(
+    faults: tuple[str, ...], control: str, sabotaged: str, seen: str
+) -> None:
     code, output = torture(*faults, "--sabotage", control)
     assert code == 0, output
     code, output = torture(*faults, "--sabotage", sabotaged)

@@ -56,7 +56,9 @@ def insert(transactional_db: None) -> Iterator[Insert]:
     old = MigrationExecutor(connection).loader.project_state(("peasy_jobs", PUBLISHED)).apps
     model = old.get_model("peasy_jobs", "PeasyJobQueue")
 
-    def insert(job_name: str, *args: Any, result: bytes | None = None, columns: Any = None, **kwargs: Any) -> int:
+    def insert(
+        job_name: str, *args: Any, result: bytes | None = None, columns: Any = None, **kwargs: Any
+    ) -> int:
         return model.objects.create(
             job_name=f"tests.jobs.{job_name}",
             title=f"title of {job_name}",
@@ -77,7 +79,13 @@ def ongoing(**columns: Any) -> dict[str, Any]:
 
 
 def completed(**columns: Any) -> dict[str, Any]:
-    return {"status": COMPLETED, "status_msg": "Complete", "started": at(1), "completed": at(2), **columns}
+    return {
+        "status": COMPLETED,
+        "status_msg": "Complete",
+        "started": at(1),
+        "completed": at(2),
+        **columns,
+    }
 
 
 def run(run_peasy: Callable[..., Any], **settings: Any) -> str:
@@ -106,17 +114,36 @@ def test_nothing_that_was_stored_is_lost(insert):
         insert("boom", "no", columns=completed(status=FAILED, status_msg="Failed: no")),
         insert("echo", 5, columns={"status": CANCELLED, "status_msg": "Cancelled"}),
     ]
-    kept = ("pk", "job_name", "title", "status", "status_msg", "extra", "user", "created", "started", "completed")
+    kept = (
+        "pk",
+        "job_name",
+        "title",
+        "status",
+        "status_msg",
+        "extra",
+        "user",
+        "created",
+        "started",
+        "completed",
+    )
     old = MigrationExecutor(connection).loader.project_state(("peasy_jobs", PUBLISHED)).apps
     before = list(old.get_model("peasy_jobs", "PeasyJobQueue").objects.order_by("pk").values(*kept))
 
     migrate()
 
-    before[0]["status_msg"] = ""  # the package's own "Enqueued", which a job that runs later would keep
+    before[0]["status_msg"] = (
+        ""  # the package's own "Enqueued", which a job that runs later would keep
+    )
     assert list(jobs.order_by("pk").values(*kept)) == before
     assert [row["pk"] for row in before] == rows
-    assert [(job.args, job.kwargs) for job in jobs.order_by("pk")] == [((n,), {}) for n in (1, 2, 3, "no", 5)]
-    new = set(jobs.values_list("queue_name", "priority", "run_after", "runner", "claims", "attempts", "crashes"))
+    assert [(job.args, job.kwargs) for job in jobs.order_by("pk")] == [
+        ((n,), {}) for n in (1, 2, 3, "no", 5)
+    ]
+    new = set(
+        jobs.values_list(
+            "queue_name", "priority", "run_after", "runner", "claims", "attempts", "crashes"
+        )
+    )
     assert new == {("default", 0, None, None, 0, 0, 0)}
     assert [job.errors for job in jobs.all()] == [[]] * 5
     user.delete()
@@ -124,10 +151,18 @@ def test_nothing_that_was_stored_is_lost(insert):
 
 
 def test_old_arguments_and_results_are_read_as_they_were(insert):
-    values = [None, "a text", (1, {"a": [date(2025, 1, 2), Decimal("1.10")]}, {3}), b"\x00\xff" * 1000, "x" * 400_000]
+    values = [
+        None,
+        "a text",
+        (1, {"a": [date(2025, 1, 2), Decimal("1.10")]}, {3}),
+        b"\x00\xff" * 1000,
+        "x" * 400_000,
+    ]
     protocols = (4, 5)  # the default of Python up to 3.13, and after it
     stored = {
-        insert("echo", value, result=pickle.dumps(value, protocol), columns=completed(), flag=value): value
+        insert(
+            "echo", value, result=pickle.dumps(value, protocol), columns=completed(), flag=value
+        ): value
         for value in values
         for protocol in protocols
     }
@@ -136,7 +171,11 @@ def test_old_arguments_and_results_are_read_as_they_were(insert):
 
     found = jobs.in_bulk()
     for pk, value in stored.items():
-        assert (found[pk].result, found[pk].args, found[pk].kwargs) == (value, (value,), {"flag": value})
+        assert (found[pk].result, found[pk].args, found[pk].kwargs) == (
+            value,
+            (value,),
+            {"flag": value},
+        )
 
 
 def test_a_result_that_cannot_be_unpickled_any_more_stays_and_harms_no_other_row(insert):
@@ -166,14 +205,20 @@ def test_waiting_jobs_run_and_the_oldest_first(insert, run_peasy, tmp_path):
     run(run_peasy, PEASY_CONCURRENCY=1)
 
     found = jobs.in_bulk()
-    assert [found[pk].result for pk in (day, own, mixed)] == [date(2025, 1, 2), own, [[1], {"user_pk": 7}]]
+    assert [found[pk].result for pk in (day, own, mixed)] == [
+        date(2025, 1, 2),
+        own,
+        [[1], {"user_pk": 7}],
+    ]
     assert notes(record) == ["first", "second"]
     assert (found[broken].status, found[broken].error) == (FAILED, "ValueError: still broken")
     assert not jobs.filter(status=ENQUEUED).exists()
     assert "tests.jobs.no_such_job" in found[lost].error
 
 
-def test_jobs_that_ran_under_the_published_runner_are_orphans_and_run_again(insert, run_peasy, tmp_path):
+def test_jobs_that_ran_under_the_published_runner_are_orphans_and_run_again(
+    insert, run_peasy, tmp_path
+):
     record = tmp_path / "record"
     pk = insert("write_note", str(record), columns=ongoing())
 
@@ -191,7 +236,11 @@ def test_what_had_ended_is_not_run_again(insert, run_peasy, tmp_path):
     ends = [
         insert("write_note", str(record), columns=waiting),
         insert("write_note", str(record), columns={**waiting, "started": at(1)}),
-        insert("write_note", str(record), columns=completed(status=FAILED, status_msg="Failed: no luck")),
+        insert(
+            "write_note",
+            str(record),
+            columns=completed(status=FAILED, status_msg="Failed: no luck"),
+        ),
         insert("write_note", str(record), result=pickle.dumps(None), columns=completed()),
     ]
 
@@ -201,9 +250,16 @@ def test_what_had_ended_is_not_run_again(insert, run_peasy, tmp_path):
     assert notes(record) == []
     found = [jobs.get(pk=pk) for pk in ends]
     assert [job.status for job in found] == [CANCELLED, CANCELLED, FAILED, COMPLETED]
-    assert [job.status_msg for job in found] == ["Cancelled", "Cancelled", "Failed: no luck", "Complete"]
+    assert [job.status_msg for job in found] == [
+        "Cancelled",
+        "Cancelled",
+        "Failed: no luck",
+        "Complete",
+    ]
     assert [job.completed for job in found[2:]] == [at(2), at(2)]
-    assert None not in [job.completed for job in found[:2]], "a cancelled job that nobody runs is over"
+    assert None not in [job.completed for job in found[:2]], (
+        "a cancelled job that nobody runs is over"
+    )
 
 
 def test_the_migration_loads_no_pickle(insert, tmp_path):
@@ -237,14 +293,19 @@ def test_a_pickle_that_nobody_signed_is_refused_after_the_upgrade(insert, run_pe
     assert notes(path) == notes(record) == []
     for pk in pks.values():
         job = jobs.get(pk=pk)
-        assert (job.status, job.errors[-1]["exception"]) == (FAILED, "peasy_jobs.payloads.PayloadRefused")
+        assert (job.status, job.errors[-1]["exception"]) == (
+            FAILED,
+            "peasy_jobs.payloads.PayloadRefused",
+        )
     with pytest.raises(PayloadRefused):
         _ = jobs.get(pk=pks["args"]).args
 
 
 def test_a_pickle_that_claims_to_be_signed_before_the_upgrade_is_not_vouched_for(insert, tmp_path):
     path = tmp_path / "loaded"
-    pk = insert("echo", result=payloads.PICKLE + pickle.dumps(Calls(str(path))), columns=completed())
+    pk = insert(
+        "echo", result=payloads.PICKLE + pickle.dumps(Calls(str(path))), columns=completed()
+    )
 
     migrate()
 
@@ -265,7 +326,9 @@ def insert_many(insert: Insert, count: int, result: bytes | None = None) -> None
     with connection.cursor() as cursor:
         for number in range(1, count):
             if number & (number - 1) == 0:  # double what is there
-                cursor.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM {table} LIMIT {count - number}")
+                cursor.execute(
+                    f"INSERT INTO {table} ({names}) SELECT {names} FROM {table} LIMIT {count - number}"
+                )
 
 
 def test_a_table_of_thousands_of_rows_is_signed_and_signing_again_changes_nothing(insert):

@@ -102,7 +102,9 @@ def test_a_commit_ends_the_wait_where_the_kernel_watches_nothing(site, waiting, 
     test_a_commit_ends_the_wait(site, waiting)
 
 
-def test_a_commit_that_becomes_one_long_after_its_last_write_ends_the_wait(site, waiting, monkeypatch):
+def test_a_commit_that_becomes_one_long_after_its_last_write_ends_the_wait(
+    site, waiting, monkeypatch
+):
     """A slow disk: the kernel has told of the write, and tells of nothing when it is valid."""
     monkeypatch.setattr(wakeup.DataVersion, "fileno", lambda self: -1)
     monkeypatch.setattr(wakeup.os, "read", lambda descriptor, size: b"")

@@ -9,7 +9,9 @@ from django.db import connections
 DEADLINE = 20
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = DEADLINE, message: str | Callable[[], str] = "") -> Any:
+def wait_until(
+    condition: Callable[[], Any], timeout: float = DEADLINE, message: str | Callable[[], str] = ""
+) -> Any:
     """Poll `condition` until it is true and return its value. A callable `message` is asked when time is up."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -24,5 +26,9 @@ def wait_until(condition: Callable[[], Any], timeout: float = DEADLINE, message:
 def end_read_transactions() -> None:
     """Without this a condition may look at the same old snapshot until the deadline."""
     for connection in connections.all(initialized_only=True):
-        if connection.connection is not None and not connection.in_atomic_block and not connection.autocommit:
+        if (
+            connection.connection is not None
+            and not connection.in_atomic_block
+            and not connection.autocommit
+        ):
             connection.rollback()

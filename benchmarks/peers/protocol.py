@@ -33,7 +33,13 @@ class Script:
         preload: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
         """enqueue: one at a time. outcomes: {"stored": jobs, "seconds": first start to last finish, if it knows}."""
-        self.prepare, self.one, self.many, self.work, self.stored = prepare, enqueue, enqueue_many, work, outcomes
+        self.prepare, self.one, self.many, self.work, self.stored = (
+            prepare,
+            enqueue,
+            enqueue_many,
+            work,
+            outcomes,
+        )
         self.fastest = preload or enqueue_many or enqueue
 
     def main(self) -> None:
@@ -62,7 +68,9 @@ class Script:
         return len(numbers) / (perf_counter() - started)
 
     def latency(self, first: float, count: float, gap: float) -> list[float]:
-        waits = [self._wait(number, gap) for number in range(int(first), int(first + count + WARM_UP))]
+        waits = [
+            self._wait(number, gap) for number in range(int(first), int(first + count + WARM_UP))
+        ]
         return waits[WARM_UP:]
 
     def _wait(self, number: int, gap: float) -> float:

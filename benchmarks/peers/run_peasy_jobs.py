@@ -7,7 +7,9 @@ from typing import Any
 
 from protocol import Script
 
-os.environ.update(DJANGO_SETTINGS_MODULE="site_settings", BENCH_APPS='["django_htmx", "peasy_jobs", "benchmarks"]')
+os.environ.update(
+    DJANGO_SETTINGS_MODULE="site_settings", BENCH_APPS='["django_htmx", "peasy_jobs", "benchmarks"]'
+)
 
 import django  # noqa: E402
 from django.core.management import call_command  # noqa: E402
@@ -51,9 +53,13 @@ def count_statements(path: str, connection: Any) -> None:
 def work(kind: str, concurrency: int) -> None:
     counter = os.environ.get("BENCH_COUNTER")
     if counter and django.db.connection.vendor == "sqlite":
-        connection_created.connect(lambda connection, **kwargs: count_statements(counter, connection), weak=False)
+        connection_created.connect(
+            lambda connection, **kwargs: count_statements(counter, connection), weak=False
+        )
     queues = [f"--queue={name}" for name in os.environ.get("BENCH_QUEUES", "").split()]
-    call_command("run_peasy", f"--worker-type={kind}", f"--concurrency={concurrency}", *queues, verbosity=0)
+    call_command(
+        "run_peasy", f"--worker-type={kind}", f"--concurrency={concurrency}", *queues, verbosity=0
+    )
 
 
 def outcomes() -> dict[str, Any]:

@@ -55,7 +55,9 @@ async def work(batch: int) -> None:
 
 async def stored() -> dict[str, Any]:
     driver = (await queries()).driver
-    rows = await driver.fetch("SELECT count(*) AS done FROM pgqueuer_log WHERE status = 'successful'")
+    rows = await driver.fetch(
+        "SELECT count(*) AS done FROM pgqueuer_log WHERE status = 'successful'"
+    )
     return {"stored": rows[0]["done"], "seconds": None}
 
 

@@ -45,10 +45,16 @@ def work(kind: str, concurrency: int) -> None:
 def outcomes() -> dict[str, Any]:
     times = "extract(epoch FROM max(at) FILTER (WHERE type = 'succeeded') - min(at) FILTER (WHERE type = 'started'))"
     with psycopg.connect(URL) as connection:
-        done = connection.execute("SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'").fetchone()[0]
-        seconds = connection.execute(f"SELECT {times}::float FROM procrastinate_events").fetchone()[0]
+        done = connection.execute(
+            "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"
+        ).fetchone()[0]
+        seconds = connection.execute(f"SELECT {times}::float FROM procrastinate_events").fetchone()[
+            0
+        ]
     return {"stored": done, "seconds": seconds}
 
 
 if __name__ == "__main__":
-    Script(prepare=prepare, enqueue=enqueue, enqueue_many=enqueue_many, work=work, outcomes=outcomes).main()
+    Script(
+        prepare=prepare, enqueue=enqueue, enqueue_many=enqueue_many, work=work, outcomes=outcomes
+    ).main()

@@ -25,7 +25,9 @@ SERVER = {
     "USER": unquote(PARTS.username or ""),
     "PASSWORD": unquote(PARTS.password or ""),
     "NAME": PARTS.path.lstrip("/"),
-    "OPTIONS": {"charset": "utf8mb4", "isolation_level": "read committed"} if PARTS.scheme == "mariadb" else {},
+    "OPTIONS": {"charset": "utf8mb4", "isolation_level": "read committed"}
+    if PARTS.scheme == "mariadb"
+    else {},
     "CONN_MAX_AGE": None,
 }
 if PARTS.scheme == "mariadb":
@@ -37,7 +39,9 @@ if PARTS.scheme == "mariadb":
         pymysql.install_as_MySQLdb()
 DATABASES = {"default": SQLITE if PARTS.scheme == "sqlite" else SERVER}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-SECRET_KEY = "for measuring only, but long enough for the deployment check that wants fifty characters"
+SECRET_KEY = (
+    "for measuring only, but long enough for the deployment check that wants fifty characters"
+)
 USE_TZ = True
 INSTALLED_APPS = [
     "django.contrib.admin",

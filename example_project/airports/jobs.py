@@ -53,7 +53,9 @@ def save(airports: list[Airport]) -> None:
     and the outcome is the same.
     """
     with transaction.atomic():
-        Airport.objects.bulk_create(airports, update_conflicts=True, unique_fields=["code"], update_fields=COLUMNS[1:])
+        Airport.objects.bulk_create(
+            airports, update_conflicts=True, unique_fields=["code"], update_fields=COLUMNS[1:]
+        )
 
 
 @peasy.job("Export airports")
@@ -66,7 +68,10 @@ def export_airports(job_pk):
     for row in peasy.track(job_pk, airports, "Exporting airports"):
         writer.writerow(row)
     file = ContentFile(text.getvalue().encode())
-    return {"file": default_storage.save(f"exports/airports-{job_pk}.csv", file), "rows": len(airports)}
+    return {
+        "file": default_storage.save(f"exports/airports-{job_pk}.csv", file),
+        "rows": len(airports),
+    }
 
 
 @peasy.job("Call the tower", retries=3, backoff=[4, 8, 16], retry_on=ConnectionError)
@@ -84,13 +89,23 @@ def find_farthest(job_pk):
     airports = list(Airport.objects.all())
     best = (0.0, None, None)
     for number, one in peasy.track(job_pk, list(enumerate(airports)), "Comparing airports"):
-        best = max([best, *((distance(one, other), one.pk, other.pk) for other in airports[number + 1 :])])
+        best = max(
+            [best, *((distance(one, other), one.pk, other.pk) for other in airports[number + 1 :])]
+        )
     km, *pks = best
-    return {"km": round(km), "airports": [str(airport) for airport in airports if airport.pk in pks]}
+    return {
+        "km": round(km),
+        "airports": [str(airport) for airport in airports if airport.pk in pks],
+    }
 
 
 def distance(one: Airport, other: Airport) -> float:
     """Kilometres along the surface of the earth."""
-    north, east = radians(other.latitude - one.latitude) / 2, radians(other.longitude - one.longitude) / 2
-    across = sin(north) ** 2 + cos(radians(one.latitude)) * cos(radians(other.latitude)) * sin(east) ** 2
+    north, east = (
+        radians(other.latitude - one.latitude) / 2,
+        radians(other.longitude - one.longitude) / 2,
+    )
+    across = (
+        sin(north) ** 2 + cos(radians(one.latitude)) * cos(radians(other.latitude)) * sin(east) ** 2
+    )
     return 2 * 6371 * asin(min(1, sqrt(across)))

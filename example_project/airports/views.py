@@ -20,10 +20,19 @@ SAMPLE = Path(__file__).parent / "sample" / "airports.csv"
 def home(request: HttpRequest) -> HttpResponse:
     form = UploadForm(request.POST, request.FILES) if request.method == "POST" else UploadForm()
     if form.is_valid():
-        return start_import(request, name=request.FILES["file"].name, content=form.cleaned_data["file"])
+        return start_import(
+            request, name=request.FILES["file"].name, content=form.cleaned_data["file"]
+        )
     names = my_jobs(request)
-    jobs = [(job, names[str(job.pk)]) for job in PeasyJobQueue.objects.filter(pk__in=names).order_by("-pk")]
-    return render(request, "airports/home.html", {"form": form, "jobs": jobs, "airports": Airport.objects.count()})
+    jobs = [
+        (job, names[str(job.pk)])
+        for job in PeasyJobQueue.objects.filter(pk__in=names).order_by("-pk")
+    ]
+    return render(
+        request,
+        "airports/home.html",
+        {"form": form, "jobs": jobs, "airports": Airport.objects.count()},
+    )
 
 
 @require_POST
@@ -35,7 +44,9 @@ def import_sample(request: HttpRequest) -> HttpResponse:
 def start_import(request: HttpRequest, *, name: str, content: str) -> HttpResponse:
     """The upload and its job are committed together, or not at all."""
     upload = Upload.objects.create(name=name, content=content)
-    return started(request, import_airports.using(user=request.user)(upload.pk), f"Import of {name}")
+    return started(
+        request, import_airports.using(user=request.user)(upload.pk), f"Import of {name}"
+    )
 
 
 @require_POST
@@ -59,7 +70,9 @@ def download(request: HttpRequest, pk: int) -> FileResponse:
     job, _ = my_job(request, pk)
     if job.job_name != export_airports.job_name or job.status != PeasyJobQueue.COMPLETED:
         raise Http404("There is no such file.")
-    return FileResponse(default_storage.open(job.result["file"]), as_attachment=True, filename="airports.csv")
+    return FileResponse(
+        default_storage.open(job.result["file"]), as_attachment=True, filename="airports.csv"
+    )
 
 
 def distance(request: HttpRequest) -> HttpResponse:

@@ -12,7 +12,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="PeasyJobQueue",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("job_name", models.CharField(max_length=255)),
                 ("pickled_args", models.BinaryField(null=True)),
                 ("pickled_kwargs", models.BinaryField(null=True)),

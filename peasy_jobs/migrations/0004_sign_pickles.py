@@ -12,7 +12,9 @@ COLUMNS = {
 
 def sign_pickles(apps, schema_editor):
     """Sign what the published package has pickled, without loading it. It is trusted this once: later nothing is."""
-    jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(schema_editor.connection.alias)
+    jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(
+        schema_editor.connection.alias
+    )
     last = 0
     while chunk := list(jobs.filter(pk__gt=last).order_by("pk").only("job_name", *COLUMNS)[:CHUNK]):
         # A row at a time: together they can be more than MariaDB takes in one statement.
@@ -31,7 +33,9 @@ def sign_pickles(apps, schema_editor):
 
 def forget_messages(apps, schema_editor):
     """The published package writes these into every row, and a message that a job shows is the job's own."""
-    jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(schema_editor.connection.alias)
+    jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(
+        schema_editor.connection.alias
+    )
     jobs.filter(status__in="QO", status_msg__in=("Enqueued", "Starting...")).update(status_msg="")
 
 

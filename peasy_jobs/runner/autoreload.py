@@ -36,10 +36,14 @@ class Reloader:
         self.signals, self.say = signals, say
         self.changed = threading.Event()
         watcher = autoreload.get_reloader()
-        autoreload.autoreload_started.send(sender=watcher)  # which has templates and translations watched too
+        autoreload.autoreload_started.send(
+            sender=watcher
+        )  # which has templates and translations watched too
         watcher.extra_files.update(_code_of_apps())
         autoreload.file_changed.connect(self._heed)
-        threading.Thread(target=self._watch, args=[watcher], name="peasy reloader", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=[watcher], name="peasy reloader", daemon=True
+        ).start()
 
     def _watch(self, watcher: autoreload.BaseReloader) -> None:
         looks = watcher.tick()
@@ -57,7 +61,9 @@ class Reloader:
         self.changed.set()  # before the runner ends for it
         if not known and not self.signals.received:
             here = Path.cwd()
-            self.say(f"{file_path.relative_to(here) if here in file_path.parents else file_path} changed: reloading.")
+            self.say(
+                f"{file_path.relative_to(here) if here in file_path.parents else file_path} changed: reloading."
+            )
             self.signals.ask(GRACE)
         return True  # Django is to do nothing about it
 
@@ -106,5 +112,7 @@ def _code_of_apps() -> Iterator[Path]:
     for app in apps.get_app_configs():
         if not {"site-packages", "dist-packages"} & set(Path(app.path).parts):
             for folder, folders, files in os.walk(app.path):
-                folders[:] = [name for name in folders if Path(folder, name, "__init__.py").exists()]
+                folders[:] = [
+                    name for name in folders if Path(folder, name, "__init__.py").exists()
+                ]
                 yield from (Path(folder, name).resolve() for name in files if name.endswith(".py"))

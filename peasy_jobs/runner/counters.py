@@ -78,7 +78,11 @@ class Tally:
                 self._add(minute, self.counts[minute], self.longest.get(minute, {}))
                 del self.counts[minute]
                 self.longest.pop(minute, None)
-            old = self.minutes.filter(pk__lt=self._minute() - KEPT).order_by("pk").values_list("pk", flat=True)
+            old = (
+                self.minutes.filter(pk__lt=self._minute() - KEPT)
+                .order_by("pk")
+                .values_list("pk", flat=True)
+            )
             if pks := list(old[:BATCH]):
                 self.minutes.filter(pk__in=pks).delete()
         except (DatabaseError, InterfaceError) as error:
@@ -94,7 +98,10 @@ class Tally:
 
     def _add(self, minute: int, counts: Counter[str], longest: dict[str, float]) -> None:
         # Each statement is a transaction of its own that locks one row: runners cannot wait for each other in a circle.
-        row, added = self.minutes.filter(pk=minute), {column: F(column) + count for column, count in counts.items()}
+        row, added = (
+            self.minutes.filter(pk=minute),
+            {column: F(column) + count for column, count in counts.items()},
+        )
         # Coalesce: with NULL the greatest is the other one on PostgreSQL and NULL elsewhere.
         grown = {column: Greatest(Coalesce(column, time), time) for column, time in longest.items()}
         if not row.update(**added, **grown):

@@ -25,9 +25,16 @@ def unapplied_migrations(connection: BaseDatabaseWrapper) -> list[str]:
     module, _ = MigrationLoader.migrations_module("peasy_jobs")
     if module is None or find_spec(module) is None:
         return []
-    names = {name for _, name, _ in iter_modules(import_module(module).__path__) if name[0] not in "_~"}
+    names = {
+        name for _, name, _ in iter_modules(import_module(module).__path__) if name[0] not in "_~"
+    }
     return sorted(
-        names - {name for app, name in MigrationRecorder(connection).applied_migrations() if app == "peasy_jobs"}
+        names
+        - {
+            name
+            for app, name in MigrationRecorder(connection).applied_migrations()
+            if app == "peasy_jobs"
+        }
     )
 
 
@@ -41,10 +48,20 @@ def problems(alias: str, queues: Sequence[str] = ()) -> tuple[list[str], list[st
     if missing := unapplied_migrations(connection):
         return [f"Migrations are missing ({', '.join(missing)}): run manage.py migrate."], []
     now = database_now(connection)
-    alive = [runner for runner in PeasyRunner.objects.using(alias) if runner.lease_until >= now.timestamp()]
+    alive = [
+        runner
+        for runner in PeasyRunner.objects.using(alias)
+        if runner.lease_until >= now.timestamp()
+    ]
     wrong, told = [], [f"Runners alive: {len(alive)}."]
     due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=as_field(now))
-    waiting = PeasyJobQueue.objects.using(alias).in_queues(queues).filter(due).order_by().values("queue_name")
+    waiting = (
+        PeasyJobQueue.objects.using(alias)
+        .in_queues(queues)
+        .filter(due)
+        .order_by()
+        .values("queue_name")
+    )
     oldest = Min(Coalesce("run_after", "created"))
     found = {row["queue_name"]: row for row in waiting.annotate(count=Count("pk"), oldest=oldest)}
     for name in sorted({*found, *queues}):
@@ -53,5 +70,7 @@ def problems(alias: str, queues: Sequence[str] = ()) -> tuple[list[str], list[st
             told.append(f"Queue {name}: {row['count']} waiting, the oldest for {age:.0f} s.")
         if not any(not runner.queues or name in runner.queues for runner in alive):
             option = "" if name == "default" else f" --queue {name}"
-            wrong.append(f"No runner is alive for queue {name}: start one with manage.py run_peasy{option}.")
+            wrong.append(
+                f"No runner is alive for queue {name}: start one with manage.py run_peasy{option}."
+            )
     return wrong, told

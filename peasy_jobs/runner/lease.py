@@ -34,7 +34,9 @@ class Presence:
         self.id = 0
         self.renew_at = self.rescue_at = float("-inf")
         self.renewed_at = self.leased_until = self.steady_since = float("-inf")
-        self.looked_for_orphans = False  # the ongoing jobs of a published version, which name no runner
+        self.looked_for_orphans = (
+            False  # the ongoing jobs of a published version, which name no runner
+        )
 
     def register(self, queues: list[str]) -> None:
         """Appear under a new id."""
@@ -67,7 +69,9 @@ class Presence:
         heartbeat = self.clock.at(monotonic())
         if not self.runners.filter(pk=self.id).update(heartbeat=heartbeat, lease_until=until):
             return False
-        if monotonic() > self.renewed_at + 2 / 5 * self.conf.lease:  # something held us up, and maybe everybody
+        if (
+            monotonic() > self.renewed_at + 2 / 5 * self.conf.lease
+        ):  # something held us up, and maybe everybody
             self.steady_since = monotonic()
         self._renewed(before)
         return True
@@ -86,18 +90,26 @@ class Presence:
         self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(0.8, 1.2)
         rescued = 0
         if not self.looked_for_orphans:
-            rescued = self.jobs.rescue(None, "The runner of this job is gone.", self.conf.crash_retries)
+            rescued = self.jobs.rescue(
+                None, "The runner of this job is gone.", self.conf.crash_retries
+            )
             self.looked_for_orphans = True
-        named = self.jobs.runners_named()  # before the runners are read: whoever is named then has been there
+        named = (
+            self.jobs.runners_named()
+        )  # before the runners are read: whoever is named then has been there
         others = list(self.runners.exclude(pk=self.id))
-        now = self.clock.sync() if others else 0.0  # nobody, as a rule, and this is asked every two seconds
+        now = (
+            self.clock.sync() if others else 0.0
+        )  # nobody, as a rule, and this is asked every two seconds
         steady = monotonic() - max(self.steady_since, self.clock.stepped_at) > self.conf.lease
         for runner in others:
             if (steady and runner.lease_until < now) or _is_gone(runner):
                 where = f"{runner.host}, pid {runner.pid}"
                 reason = f"The runner of this job ({where}) died before it had finished."
                 # First, and only if it has not come back since: what then names no runner is rescued as a stray.
-                if not self.runners.filter(pk=runner.pk, lease_until=runner.lease_until).delete()[0]:
+                if not self.runners.filter(pk=runner.pk, lease_until=runner.lease_until).delete()[
+                    0
+                ]:
                     continue
                 count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries, where)
                 logger.warning("%s is gone. Jobs rescued: %d.", runner, count)

@@ -10,7 +10,14 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, reset_queries, router
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connections,
+    reset_queries,
+    router,
+)
 
 from peasy_jobs import statuses
 from peasy_jobs.conf import Conf
@@ -46,9 +53,19 @@ class Runner:
     """One `run_peasy`."""
 
     def __init__(
-        self, conf: Conf, say: Callable[[str], None], *, queues: Sequence[str] = (), exit_on_empty: bool = False
+        self,
+        conf: Conf,
+        say: Callable[[str], None],
+        *,
+        queues: Sequence[str] = (),
+        exit_on_empty: bool = False,
     ) -> None:
-        self.conf, self.say, self.queues, self.exit_on_empty = conf, say, list(queues), exit_on_empty
+        self.conf, self.say, self.queues, self.exit_on_empty = (
+            conf,
+            say,
+            list(queues),
+            exit_on_empty,
+        )
         self.connection = connections[router.db_for_write(PeasyJobQueue)]
         self.jobs = PeasyJobQueue.objects.using(self.connection.alias)
         self.clock = Clock(self.connection)
@@ -70,7 +87,9 @@ class Runner:
         self.pace: float | None = None  # seconds that a job takes
         self.weight = 1  # bytes of the largest arguments among those that were claimed last
         self.suspects = 0  # jobs of dead runners: they run one at a time, so that who kills its runner is charged
-        self.backlog = self.hint = True  # whether there is more than was claimed; whether there may be
+        self.backlog = self.hint = (
+            True  # whether there is more than was claimed; whether there may be
+        )
         self.follow_ups: list[float] = []
         self.absorbed_at = self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
@@ -82,7 +101,9 @@ class Runner:
         """
         with self.selector, self.signals:
             kind = ProcessWorkers if self.conf.worker_type == "process" else ThreadWorkers
-            self.workers: Workers = kind(self.conf.concurrency, self.selector, self.conf.max_jobs_per_worker)
+            self.workers: Workers = kind(
+                self.conf.concurrency, self.selector, self.conf.max_jobs_per_worker
+            )
             try:
                 while not self._over():
                     self._wait()
@@ -121,7 +142,9 @@ class Runner:
         else:
             if self.trouble_since is not None:
                 if self.told_trouble:
-                    logger.warning("The database works again after %.1f s.", monotonic() - self.trouble_since)
+                    logger.warning(
+                        "The database works again after %.1f s.", monotonic() - self.trouble_since
+                    )
                 self.trouble_since = None
         finally:
             self.silence.clear()
@@ -182,11 +205,15 @@ class Runner:
             vendors.set_up(self.connection, LOCK_TIMEOUT)
             self.wakeup = wakeup.watch(self.connection, self.peek, self.conf.polling_interval)
             if self.wakeup.fileno() >= 0:
-                self.selector.register(self.wakeup.fileno(), selectors.EVENT_READ, self.wakeup.readable)
+                self.selector.register(
+                    self.wakeup.fileno(), selectors.EVENT_READ, self.wakeup.readable
+                )
             self.connected = self.hint = True
         if not self.presence.id:
             if missing := unapplied_migrations(self.connection):
-                raise DatabaseError(f"migrations are missing, {', '.join(missing)}: run manage.py migrate")
+                raise DatabaseError(
+                    f"migrations are missing, {', '.join(missing)}: run manage.py migrate"
+                )
             self.presence.register(self.queues)
             self._say_what_is_served()
         if self.trouble_since is not None:
@@ -195,9 +222,13 @@ class Runner:
 
     def _stay_alive(self) -> None:
         if monotonic() >= self.presence.renew_at and vendors.file_of(self.connection) != self.file:
-            raise OperationalError(f"{self.connection.settings_dict['NAME']} is not the file it was")
+            raise OperationalError(
+                f"{self.connection.settings_dict['NAME']} is not the file it was"
+            )
         if not self.presence.renew():
-            logger.error("This runner was taken for dead. It ends what it runs and goes on under a new id.")
+            logger.error(
+                "This runner was taken for dead. It ends what it runs and goes on under a new id."
+            )
             for worker in self.workers.workers:
                 worker.recall()
                 for claim in list(worker.pending.values())[:1]:
@@ -226,16 +257,24 @@ class Runner:
             if (first := next(iter(worker.pending.values()), None)) and first.pk in cancelled:
                 self.stopper.ask(worker, first, CANCEL, "It was cancelled.")
         unwritten = {ending.claim.pk for ending in self.recorder.unwritten}
-        for pk in cancelled.keys() - unwritten.union(*(worker.pending for worker in self.workers.workers)):
-            self.jobs.close_cancelled(self.presence.id, pk, cancelled[pk], self.clock.at(monotonic()))
+        for pk in cancelled.keys() - unwritten.union(
+            *(worker.pending for worker in self.workers.workers)
+        ):
+            self.jobs.close_cancelled(
+                self.presence.id, pk, cancelled[pk], self.clock.at(monotonic())
+            )
 
     def _wait_out(self, error: Exception) -> None:
         locked = vendors.is_locked(error)
         if self.trouble_since is None:
             self.trouble_since, self.told_trouble = monotonic(), False
-        if not self.told_trouble and (not locked or monotonic() - self.trouble_since > LOCK_IS_TROUBLE):
+        if not self.told_trouble and (
+            not locked or monotonic() - self.trouble_since > LOCK_IS_TROUBLE
+        ):
             self.told_trouble = True
-            logger.warning("Cannot use the database (%s). Trying until it works again.", str(error).strip())
+            logger.warning(
+                "Cannot use the database (%s). Trying until it works again.", str(error).strip()
+            )
         self.retry_at = monotonic() + random.uniform(0.1, 0.5)
         if not locked:
             if self.wakeup.fileno() >= 0:
@@ -272,21 +311,30 @@ class Runner:
         sound = [claim for claim in claims if claim not in damages] if damages else claims
         weights = [claim.weight() for claim in sound] or [1]
         self.weight = max(weights)
-        self.backlog = len(claims) == limit or sum(weights) > LOOK_AHEAD_BYTES  # there were more, but they are large
+        self.backlog = (
+            len(claims) == limit or sum(weights) > LOOK_AHEAD_BYTES
+        )  # there were more, but they are large
         self._hand_out(sound)
 
     def _room(self) -> dict[Worker, int]:
         """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
         depth, now = 1, self.absorbed_at  # nothing is known of what workers did since
         if self.pace is not None and self.pace < LOOK_AHEAD / 2 and not self.suspects:
-            depth = min(LOOK_AHEAD_JOBS, int(LOOK_AHEAD / max(self.pace, 1e-6)), LOOK_AHEAD_BYTES // self.weight + 1)
+            depth = min(
+                LOOK_AHEAD_JOBS,
+                int(LOOK_AHEAD / max(self.pace, 1e-6)),
+                LOOK_AHEAD_BYTES // self.weight + 1,
+            )
         # Filled up when half of it is done, so that jobs travel in batches.
         return {
             worker: int(min(depth - len(worker.pending), worker.room))
             for worker in self.workers.workers
             if worker.ready
             and worker.room > 0
-            and (not worker.pending or (len(worker.pending) <= depth // 2 and now - worker.busy_since < LOOK_AHEAD))
+            and (
+                not worker.pending
+                or (len(worker.pending) <= depth // 2 and now - worker.busy_since < LOOK_AHEAD)
+            )
         }
 
     def _worth_claiming(self) -> bool:
@@ -296,7 +344,9 @@ class Runner:
         now, idle = monotonic(), not self.held and not self.recorder.unwritten
         if self.hint:
             self.hint, self.follow_ups = False, list(self.wakeup.follow_ups)
-            if self.follow_ups and now < self.look_at:  # it was said that there is a job: no look first
+            if (
+                self.follow_ups and now < self.look_at
+            ):  # it was said that there is a job: no look first
                 self.look_at = min(self.look_at, now + self.follow_ups.pop(0))
                 return True
         elif now < self.look_at and not (idle and self.exit_on_empty):
@@ -305,7 +355,10 @@ class Runner:
         pause = float("inf") if self.wakeup.looks and due is None else self.conf.polling_interval
         if due is not None and due <= self.clock.at(now):
             promoted = self.jobs.promote(self.clock.at(now))
-            waiting, due = waiting or promoted > 0, due if promoted else None  # there may be more of them
+            waiting, due = (
+                waiting or promoted > 0,
+                due if promoted else None,
+            )  # there may be more of them
         if self.exit_on_empty and idle and not waiting:
             self._finish()
         self.look_at = now + pause * random.uniform(0.9, 1)
@@ -335,7 +388,10 @@ class Runner:
     def _unmarked(self) -> list[tuple[float, Claim]]:
         """The jobs that have started and are not marked so, each with the moment when it has to be."""
         busy = [worker for worker in self.workers.workers if worker.pending] if self.ahead else []
-        heads = [(worker.busy_since + BEGUN_AFTER, next(iter(worker.pending.values()))) for worker in busy]
+        heads = [
+            (worker.busy_since + BEGUN_AFTER, next(iter(worker.pending.values())))
+            for worker in busy
+        ]
         return [(at, claim) for at, claim in heads if claim.pk in self.ahead]
 
     def _is_hungry(self) -> bool:
@@ -353,7 +409,11 @@ class Runner:
             if self.held:
                 moments.append(self.cancel_at)
             moments.append(self.recorder.next_write(urgent=self._is_hungry()))
-            moments += [worker.busy_since + LOOK_AHEAD for worker in self.workers.workers if len(worker.pending) > 1]
+            moments += [
+                worker.busy_since + LOOK_AHEAD
+                for worker in self.workers.workers
+                if len(worker.pending) > 1
+            ]
             moments += [at for at, _ in self._unmarked()]
             if looks := not self.stopping and self.presence.holds_lease() and bool(self._room()):
                 empty = self.exit_on_empty and not self.held and not self.recorder.unwritten
@@ -365,7 +425,9 @@ class Runner:
 
     def _over(self) -> bool:
         if self.stopping and (self.held or self.recorder.unwritten):
-            return monotonic() > self.kill_at + GIVE_UP  # the database is away: the jobs will be rescued
+            return (
+                monotonic() > self.kill_at + GIVE_UP
+            )  # the database is away: the jobs will be rescued
         return self.stopping
 
     def _finish(self) -> None:
@@ -373,14 +435,19 @@ class Runner:
         if self.house.prune(grace=0):
             return
         later = self.jobs.in_queues(self.queues).filter(status=statuses.SCHEDULED).count()
-        self.say(f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later.")
+        self.say(
+            f"Nothing to run now; {later} {'job waits' if later == 1 else 'jobs wait'} for later."
+        )
         self.stopping = True
 
     def _heed_signals(self) -> None:
         now = monotonic()
         if self.signals.count and not self.stopping:
             logger.info("Stopping: no more jobs are claimed, %d still run.", len(self.held))
-            self.stopping, self.kill_at = True, now + min(self.conf.shutdown_timeout, self.signals.grace)
+            self.stopping, self.kill_at = (
+                True,
+                now + min(self.conf.shutdown_timeout, self.signals.grace),
+            )
             for worker in self.workers.workers:
                 for claim in worker.recall():
                     self._give_back(claim)
@@ -388,7 +455,10 @@ class Runner:
             self.kill_at = min(self.kill_at, now)
         if now >= self.kill_at and not self.killing:
             if self.held:
-                logger.warning("Jobs ended before they have finished: %d. They run again later.", len(self.held))
+                logger.warning(
+                    "Jobs ended before they have finished: %d. They run again later.",
+                    len(self.held),
+                )
             self.killing = True
             why = "at once" if self.signals.count > 1 else "and waits no longer"
             self.stopper.ask_all(self.workers.workers, f"The runner stops {why}.")

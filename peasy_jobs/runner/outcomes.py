@@ -23,7 +23,9 @@ def given_back(claim: Claim) -> Ending:
 
 def damaged(claim: Claim, why: str, clock: Clock) -> Ending:
     """Nothing can be done with its row."""
-    return Ending(claim=claim, status=FAILED, error=described(Failure(why)), completed=clock.at(monotonic()))
+    return Ending(
+        claim=claim, status=FAILED, error=described(Failure(why)), completed=clock.at(monotonic())
+    )
 
 
 def ended(claim: Claim, outcome: Outcome, clock: Clock) -> Ending:
@@ -53,7 +55,9 @@ def killed_late(claim: Claim, death: Death, reason: str, clock: Clock) -> Ending
     with suppress(BaseException):  # it may import the module, which runs its code
         job = find(claim.job_name)
     status, delay = verdict(job, error, claim.attempts - claim.crashes)
-    ending = Ending(claim=claim, status=status, error=described(error, death.pid), started=clock.at(death.since))
+    ending = Ending(
+        claim=claim, status=status, error=described(error, death.pid), started=clock.at(death.since)
+    )
     if status == SCHEDULED:
         ending.run_after = clock.at(now + delay)
     else:
@@ -65,8 +69,15 @@ def crashed(claim: Claim, death: Death, crash_retries: int, clock: Clock) -> End
     """Its worker died."""
     budget = crash_retries if claim.crash_retries is None else claim.crash_retries
     if claim.crashes < budget:
-        logger.warning("The worker of %s (job %d) died (%s). It runs again.", claim.title, claim.pk, death.reason)
+        logger.warning(
+            "The worker of %s (job %d) died (%s). It runs again.",
+            claim.title,
+            claim.pk,
+            death.reason,
+        )
         return Ending(claim=claim, status=ENQUEUED, crashes=1)
     error = described(Failure(f"The worker running this job died ({death.reason})."), death.pid)
     started, completed = clock.at(death.since), clock.at(monotonic())
-    return Ending(claim=claim, status=FAILED, error=error, crashes=1, started=started, completed=completed)
+    return Ending(
+        claim=claim, status=FAILED, error=error, crashes=1, started=started, completed=completed
+    )

@@ -40,7 +40,12 @@ class Recorder:
         clock: Clock,
         tally: Tally | None = None,
     ) -> None:
-        self.connection, self.jobs, self.clock, self.tally = connection, jobs, clock, tally or Tally(jobs.db, clock)
+        self.connection, self.jobs, self.clock, self.tally = (
+            connection,
+            jobs,
+            clock,
+            tally or Tally(jobs.db, clock),
+        )
         self.endings: list[Ending] = []
         self.locked: list[Ending] = []  # those that met a lock: no other outcome waits for them
         self.progress: dict[int, Report] = {}
@@ -134,7 +139,9 @@ class Recorder:
             if vendors.is_locked(error):
                 return False
             failure = described(Failure(f"What came of this job cannot be stored: {error}"))
-            written = Ending(claim=ending.claim, status=FAILED, error=failure, started=ending.started)
+            written = Ending(
+                claim=ending.claim, status=FAILED, error=failure, started=ending.started
+            )
             written.completed = ending.completed or self.clock.at(monotonic())
             lost = self.jobs.end(runner_id, [written], self.clock.at(monotonic()))
         self._written([written], lost)
@@ -143,7 +150,12 @@ class Recorder:
     def _write_progress(self, runner_id: int, report: Report) -> None:
         try:
             self.jobs.report(
-                report.pk, report.status_msg, report.extra, runner=runner_id, claims=report.claims, status=ONGOING
+                report.pk,
+                report.status_msg,
+                report.extra,
+                runner=runner_id,
+                claims=report.claims,
+                status=ONGOING,
             )
         except Trouble as error:
             if self._is_outage(error):
@@ -161,12 +173,20 @@ class Recorder:
         return vendors.is_outage(error)
 
     def _written(self, endings: list[Ending], lost: list[Claim]) -> None:
-        self.gave_back = self.gave_back or any(ending.status in (ENQUEUED, SCHEDULED) for ending in endings)
-        self.tally.count([ending for ending in endings if ending.cancelled or ending.claim not in lost])
+        self.gave_back = self.gave_back or any(
+            ending.status in (ENQUEUED, SCHEDULED) for ending in endings
+        )
+        self.tally.count(
+            [ending for ending in endings if ending.cancelled or ending.claim not in lost]
+        )
         for ending in endings:
             title, pk = ending.claim.title, ending.claim.pk
             if ending.claim in lost:
-                logger.info("%s (job %d) ended, but it had been cancelled or taken from this runner.", title, pk)
+                logger.info(
+                    "%s (job %d) ended, but it had been cancelled or taken from this runner.",
+                    title,
+                    pk,
+                )
             elif ending.status == COMPLETED and ending.started and ending.completed:
                 seconds = (ending.completed - ending.started).total_seconds()
                 logger.info("%s (job %d) completed in %.3f s.", title, pk, seconds)
@@ -174,7 +194,13 @@ class Recorder:
                 logger.error("%s (job %d) failed: %s", title, pk, ending.error["message"])
             elif ending.status == SCHEDULED:
                 why = ending.error["message"] if ending.error else "It asked to come back."
-                seconds = (ending.run_after - self.clock.at(monotonic())).total_seconds() if ending.run_after else 0
-                logger.warning("%s (job %d) runs again in %.0f s: %s", title, pk, max(0, seconds), why)
+                seconds = (
+                    (ending.run_after - self.clock.at(monotonic())).total_seconds()
+                    if ending.run_after
+                    else 0
+                )
+                logger.warning(
+                    "%s (job %d) runs again in %.0f s: %s", title, pk, max(0, seconds), why
+                )
             elif ending.status == CANCELLED:
                 logger.info("%s (job %d) cancelled itself.", title, pk)

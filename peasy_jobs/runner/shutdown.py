@@ -39,10 +39,19 @@ class StopSignals:
         self.selector.register(self.wake_r, selectors.EVENT_READ, lambda: self.wake_r.recv(4096))
         self.fd = signal.set_wakeup_fd(self.wake_w.fileno(), warn_on_full_buffer=False)
         self.before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # zsh blocks SIGINT in what it puts into the background
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, SIGNALS
+        )  # zsh blocks SIGINT in what it puts into the background
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.received and error is None:  # all is done and the process ends: one signal more means no failure
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if (
+            self.received and error is None
+        ):  # all is done and the process ends: one signal more means no failure
             atexit.register(_ignore_signals)
             self.before = dict.fromkeys(SIGNALS, _end)
         for signum, handler in self.before.items():

@@ -29,7 +29,9 @@ class Stopper:
     """Which running jobs were asked to stop, and why."""
 
     def __init__(self, limit: float | None) -> None:
-        self.limit = float("inf") if limit is None else limit  # seconds, of jobs that have none of their own
+        self.limit = (
+            float("inf") if limit is None else limit
+        )  # seconds, of jobs that have none of their own
         self.asked: dict[tuple[int, int], Asked] = {}  # by primary key and claims
 
     def ask(self, worker: Worker, claim: Claim, why: str, reason: str) -> None:
@@ -64,14 +66,20 @@ class Stopper:
                     if not worker.kill():
                         immortal.append(claim)
                 else:
-                    whose = "timeout of @peasy.job" if claim.timeout is not None else "PEASY_JOB_TIMEOUT"
+                    whose = (
+                        "timeout of @peasy.job"
+                        if claim.timeout is not None
+                        else "PEASY_JOB_TIMEOUT"
+                    )
                     reason = f"The job took longer than its time limit of {self._limit(claim):g} s ({whose})."
                     self.ask(worker, claim, TIMEOUT, reason)
         return immortal
 
     def next_moment(self, workers: Iterable[Worker]) -> float:
         """When `enforce` has something to do (`time.monotonic()`)."""
-        return min((self._due(worker, claim) for worker, claim in _running(workers)), default=float("inf"))
+        return min(
+            (self._due(worker, claim) for worker, claim in _running(workers)), default=float("inf")
+        )
 
     def _due(self, worker: Worker, claim: Claim) -> float:
         asked = self.asked.get(claim[:2])

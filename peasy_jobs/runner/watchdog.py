@@ -33,6 +33,9 @@ class SilenceAlarm:
             sleep(self.limit / 10)
             waiting = self.waiting
             if waiting and monotonic() - waiting[1] > self.limit:
-                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(waiting[0])) as connection:
+                with (
+                    contextlib.suppress(OSError),
+                    socket.socket(fileno=os.dup(waiting[0])) as connection,
+                ):
                     connection.shutdown(socket.SHUT_RDWR)
                 self.waiting = None

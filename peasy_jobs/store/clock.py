@@ -28,7 +28,9 @@ class Clock:
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection, self.aware = connection, conf.uses_time_zones()
         self.offset = 0.0
-        self.stepped_at = float("-inf")  # when it was last found to have been set, or this host to have slept
+        self.stepped_at = float(
+            "-inf"
+        )  # when it was last found to have been set, or this host to have slept
 
     def sync(self) -> float:
         """Read the database's clock. Returns seconds since 1970."""
@@ -59,7 +61,11 @@ def as_moment(now: datetime | str) -> datetime:
 
 def as_field(moment: datetime) -> datetime:
     """An aware `moment` as the site's datetime fields hold it: aware or naive, as `USE_TZ` says."""
-    return moment if conf.uses_time_zones() else timezone.make_naive(moment, timezone.get_default_timezone())
+    return (
+        moment
+        if conf.uses_time_zones()
+        else timezone.make_naive(moment, timezone.get_default_timezone())
+    )
 
 
 def as_read(connection: BaseDatabaseWrapper, value: Any) -> datetime:

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 STATUS_MSG_LIMIT = 255
 ERRORS_KEPT = 25  # failed attempts of a job, the newest
 MOST = 2**31 - 1  # that an integer column holds
-UNREADABLE = (DataError, ValueError, TypeError, AttributeError)  # a time that Python or Django cannot hold
+UNREADABLE = (
+    DataError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)  # a time that Python or Django cannot hold
 # Of what `_ending_row` returns, on PostgreSQL.
 TYPES = "text bytea text jsonb jsonb timestamptz timestamptz text timestamptz int int bigint text bigint int".split()
 WEIGHT = "COALESCE(LENGTH(args_data), 0) + COALESCE(LENGTH(kwargs_data), 0)"  # reads no more than the head of a row
@@ -40,7 +45,9 @@ BATCH = 500  # rows that one round of housekeeping touches, so that it never hol
 
 def _entries(errors: Any) -> list[dict[str, str]]:
     """The failed attempts that a row keeps, whatever somebody else has written there."""
-    return [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
+    return (
+        [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
+    )
 
 
 class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
@@ -52,15 +59,26 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         wakeup.announce(self.db)
         return job
 
-    def enqueue_many(self, calls: Iterable[tuple[bytes | None, bytes | None]], **columns: Any) -> list[PeasyJobQueue]:
+    def enqueue_many(
+        self, calls: Iterable[tuple[bytes | None, bytes | None]], **columns: Any
+    ) -> list[PeasyJobQueue]:
         """Jobs that differ in their arguments only: all of them are there when the caller's transaction commits."""
         self._for_write = True  # `self.db` is no replica from here on
         with transaction.atomic(using=self.db, savepoint=False):
-            if not connections[self.db].features.can_return_rows_from_bulk_insert:  # MySQL would not tell their keys
-                return [self.enqueue(args_data=args, kwargs_data=kwargs, **columns) for args, kwargs in calls]
+            if not connections[
+                self.db
+            ].features.can_return_rows_from_bulk_insert:  # MySQL would not tell their keys
+                return [
+                    self.enqueue(args_data=args, kwargs_data=kwargs, **columns)
+                    for args, kwargs in calls
+                ]
             columns["status"] = SCHEDULED if columns.get("run_after") else ENQUEUED
-            jobs = [self.model(args_data=args, kwargs_data=kwargs, **columns) for args, kwargs in calls]
-            for some in portions(jobs, [len(job.args_data or b"") + len(job.kwargs_data or b"") for job in jobs]):
+            jobs = [
+                self.model(args_data=args, kwargs_data=kwargs, **columns) for args, kwargs in calls
+            ]
+            for some in portions(
+                jobs, [len(job.args_data or b"") + len(job.kwargs_data or b"") for job in jobs]
+            ):
                 self.bulk_create(some)
         wakeup.announce(self.db)
         return jobs
@@ -76,8 +94,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         # In order, or PostgreSQL reads the whole table when by its statistics, which are of a while ago, many wait.
         table = self._table("peasy_waiting_in_queue" if queues else "peasy_waiting")
         probe = f"(SELECT id FROM {table} WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT 1) IS NOT NULL"
-        waiting = " OR ".join(probe % each for each in [" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"])
-        scheduled = f"(SELECT MIN(run_after) FROM {self._table('peasy_due')} WHERE status = 'S'{within})"
+        waiting = " OR ".join(
+            probe % each for each in [" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"]
+        )
+        scheduled = (
+            f"(SELECT MIN(run_after) FROM {self._table('peasy_due')} WHERE status = 'S'{within})"
+        )
         with bare_cursor(connections[self.db]) as cursor:
             with suppress(*UNREADABLE):
                 cursor.execute(f"SELECT {waiting}, {scheduled}", [*queues, *queues])
@@ -87,14 +109,22 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return bool(cursor.fetchone()[0]), as_field(datetime(1970, 1, 1, tzinfo=UTC))
 
     def claim(
-        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, ahead: int = 0, weight: int = 1 << 24
+        self,
+        runner_id: int,
+        limit: int,
+        queues: Sequence[str],
+        now: datetime,
+        ahead: int = 0,
+        weight: int = 1 << 24,
     ) -> list[Claim]:
         """Take the next `limit` jobs for this runner, first to run first. The last `ahead` are not to start at once.
 
         `started` stays empty for those, which says to a rescuer that they had not begun. None of them is taken once
         the arguments of the jobs before it have more than `weight` bytes.
         """
-        claim = self._claim_locked if connections[self.db].vendor == "mysql" else self._claim_returning
+        claim = (
+            self._claim_locked if connections[self.db].vendor == "mysql" else self._claim_returning
+        )
         try:
             rows = claim(runner_id, limit, list(dict.fromkeys(queues)), now, limit - ahead, weight)
         except DataError:
@@ -103,7 +133,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return []
         rows.sort(key=itemgetter(0, 1))  # RETURNING has no order
         # psycopg2 gives bytes as a memoryview.
-        plain: list[list[Any]] = [[bytes(each) if type(each) is memoryview else each for each in row] for row in rows]
+        plain: list[list[Any]] = [
+            [bytes(each) if type(each) is memoryview else each for each in row] for row in rows
+        ]
         return [Claim(*row[1:]) for row in plain]
 
     def _fail_worn_out(self, now: datetime) -> int:
@@ -114,7 +146,13 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return worn_out.update(status=FAILED, completed=now, errors=[entry])
 
     def _claim_returning(
-        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int, weight: int
+        self,
+        runner_id: int,
+        limit: int,
+        queues: Sequence[str],
+        now: datetime,
+        at_once: int,
+        weight: int,
     ) -> list[Any]:
         # The ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates materialised: a bare sub-select may
         # be run again after a lock wait and then updates more rows than its limit. `waiting`: see `database.set_up`.
@@ -127,7 +165,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         # One probe for each queue: their index is in order within a queue only.
         probes = " UNION ALL ".join(
             f"SELECT id, priority, weight FROM ({probe % condition}) AS queue_{n}"
-            for n, condition in enumerate([" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"])
+            for n, condition in enumerate(
+                [" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"]
+            )
         )
         with connection.cursor() as cursor:
             cursor.execute(
@@ -139,12 +179,24 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                 f" FROM next WHERE id = next_id AND status = waiting AND (place <= %s OR before <= {weight:d})"
                 " RETURNING 0 - priority, id, claims, title, job_name, args_data, kwargs_data,"
                 f" attempts, crashes, crash_retries, timeout, {self._since(first=1)}",
-                [*queues, runner_id, at_once, connection.ops.adapt_datetimefield_value(now), at_once],
+                [
+                    *queues,
+                    runner_id,
+                    at_once,
+                    connection.ops.adapt_datetimefield_value(now),
+                    at_once,
+                ],
             )
             return list(cursor.fetchall())
 
     def _claim_locked(
-        self, runner_id: int, limit: int, queues: Sequence[str], now: datetime, at_once: int, weight: int
+        self,
+        runner_id: int,
+        limit: int,
+        queues: Sequence[str],
+        now: datetime,
+        at_once: int,
+        weight: int,
     ) -> list[Any]:
         # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
         # index it would lock in another order than a finish does, and deadlock with it.
@@ -169,7 +221,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             rows = [row for n, row in enumerate(rows) if next(before) <= weight or n < at_once]
             pks = [row[1] for row in rows]
             arguments = self.filter(pk__in=[row[1] for row in rows if row[5]])
-            found = {pk: rest for pk, *rest in arguments.values_list("pk", "args_data", "kwargs_data")}
+            found = {
+                pk: rest for pk, *rest in arguments.values_list("pk", "args_data", "kwargs_data")
+            }
             for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
                 if some:
                     self.filter(pk__in=some).update(
@@ -202,7 +256,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         claimed = self.filter(runner=runner_id, status=ONGOING).values_list("pk", "claims")
         return sum(
             self.filter(pk=pk, runner=runner_id, status=ONGOING, claims=claims).update(
-                status=ENQUEUED, runner=None, started=None, attempts=Greatest(Greatest("attempts", 1) - 1, 0)
+                status=ENQUEUED,
+                runner=None,
+                started=None,
+                attempts=Greatest(Greatest("attempts", 1) - 1, 0),
             )
             for pk, claims in claimed
             if (pk, claims) not in held and type(claims) is int
@@ -210,7 +267,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def begin(self, runner_id: int, claims: Iterable[Claim], now: datetime) -> None:
         """Jobs that were claimed ahead have started."""
-        self.filter(pk__in=[claim.pk for claim in claims], runner=runner_id, started=None).update(started=now)
+        self.filter(pk__in=[claim.pk for claim in claims], runner=runner_id, started=None).update(
+            started=now
+        )
 
     def end(self, runner_id: int, endings: Sequence[Ending], now: datetime) -> list[Claim]:
         """Write what became of claimed jobs, in one transaction. Returns the claims that were not ours any more.
@@ -221,7 +280,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return []
         with transaction.atomic(using=self.db):
             errors = self._errors_of([ending.claim.pk for ending in endings if ending.error])
-            rows = [self._ending_row(runner_id, ending, errors.get(ending.claim.pk, []), now) for ending in endings]
+            rows = [
+                self._ending_row(runner_id, ending, errors.get(ending.claim.pk, []), now)
+                for ending in endings
+            ]
             refuse_too_large(connections[self.db], rows)
             if self._write_endings(rows) == len(endings):
                 return []
@@ -239,7 +301,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         )
         return update_each(connections[self.db], update, TYPES, rows)
 
-    def _ending_row(self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime) -> list[Any]:
+    def _ending_row(
+        self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime
+    ) -> list[Any]:
         entries = None
         if ending.error:
             kind = ending.error["exception"]
@@ -263,7 +327,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         # executemany gives only a total. What landed, now or before a COMMIT whose answer was lost, has our claim.
         rows = self.filter(pk__in=[ending.claim.pk for ending in endings])
         landed: set[tuple[Any, ...]] = set(rows.values_list("pk", "claims", "status", "runner"))
-        lost = [ending for ending in endings if (*ending.claim[:2], ending.status, None) not in landed]
+        lost = [
+            ending for ending in endings if (*ending.claim[:2], ending.status, None) not in landed
+        ]
         for ending in lost:
             ending.cancelled = self.close_cancelled(runner_id, *ending.claim[:2], now)
         return [ending.claim for ending in lost]
@@ -287,7 +353,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         self._for_write = True
         now = as_field(database_now(connections[self.db]))
         # One statement: between two, one for those that wait and one for those that run, a job could change sides.
-        completed = Case(When(runner=None, then=Value(now, models.DateTimeField())), default=F("completed"))
+        completed = Case(
+            When(runner=None, then=Value(now, models.DateTimeField())), default=F("completed")
+        )
         alive = self.filter(pk__in=pks, status__in=(ENQUEUED, SCHEDULED, ONGOING))
         return alive.update(status=CANCELLED, completed=completed)
 
@@ -332,11 +400,21 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         now = as_field(database_now(connections[self.db]))
         with transaction.atomic(using=self.db):
             ongoing = self.filter(runner=dead, status=ONGOING)
-            entry = {"at": now.isoformat(), "where": where, "exception": "", "message": reason, "traceback": ""}
-            spent = ongoing.filter(crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False)
+            entry = {
+                "at": now.isoformat(),
+                "where": where,
+                "exception": "",
+                "message": reason,
+                "traceback": "",
+            }
+            spent = ongoing.filter(
+                crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False
+            )
             rescued = 0
             for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
-                if type(claims) is not int:  # what is no number cannot be compared: it runs again, and is one then
+                if (
+                    type(claims) is not int
+                ):  # what is no number cannot be compared: it runs again, and is one then
                     continue
                 kept = [*_entries(errors), entry][-ERRORS_KEPT:]
                 rescued += ongoing.filter(pk=pk, claims=claims).update(
@@ -350,19 +428,27 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
             )
-            rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=Greatest(Greatest("attempts", 1) - 1, 0))
+            rescued += ongoing.update(
+                status=ENQUEUED, runner=None, attempts=Greatest(Greatest("attempts", 1) - 1, 0)
+            )
             if dead is not None:
                 self.filter(runner=dead, status=CANCELLED).update(runner=None, completed=now)
         return rescued
 
     def runners_named(self) -> set[int]:
         """The runners that jobs name, whether there is such a runner or not."""
-        named = self.filter(runner__isnull=False).order_by().values_list("runner", flat=True).distinct()
-        return {runner_id for runner_id in named if type(runner_id) is int}  # SQLite takes anything else as well
+        named = (
+            self.filter(runner__isnull=False).order_by().values_list("runner", flat=True).distinct()
+        )
+        return {
+            runner_id for runner_id in named if type(runner_id) is int
+        }  # SQLite takes anything else as well
 
     def prune(self, status: str, maximum: int | None, before: datetime) -> int:
         """Delete the oldest finished jobs beyond `maximum`, none that finished after `before`. Returns how many."""
-        finished = self.filter(status=status, runner=None, completed__isnull=False).order_by("-completed", "-pk")
+        finished = self.filter(status=status, runner=None, completed__isnull=False).order_by(
+            "-completed", "-pk"
+        )
         if maximum is None:
             return 0
         beyond = finished[maximum : maximum + 1]
@@ -372,8 +458,12 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         if edge is None:
             return 0
         if edge[0] is None:  # somebody has written what is no time: it counts as just old enough
-            return self.filter(pk__in=list(beyond.values_list("pk", flat=True))).update(completed=before)
-        older = finished.filter(Q(completed__lt=edge[0]) | Q(completed=edge[0], pk__lte=edge[1]), completed__lte=before)
+            return self.filter(pk__in=list(beyond.values_list("pk", flat=True))).update(
+                completed=before
+            )
+        older = finished.filter(
+            Q(completed__lt=edge[0]) | Q(completed=edge[0], pk__lte=edge[1]), completed__lte=before
+        )
         pks = list(older.reverse().values_list("pk", flat=True)[:BATCH])
         return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0
 
@@ -388,11 +478,17 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         if pks := list(undated.order_by("run_after").values_list("pk", flat=True)[:BATCH]):
             changed += undated.filter(pk__in=pks).update(status=ENQUEUED)
         over = self.filter(status=CANCELLED, runner=None, completed=None)
-        if pks := list(over.values_list("pk", flat=True)[:BATCH]):  # looked at first: an UPDATE takes the write lock
+        if pks := list(
+            over.values_list("pk", flat=True)[:BATCH]
+        ):  # looked at first: an UPDATE takes the write lock
             changed += over.filter(pk__in=pks).update(completed=now)
         return changed
 
     def _table(self, index: str = "") -> str:
         """For SQL, with the index to read on MariaDB and MySQL: by their statistics they take another, or none."""
         name = connections[self.db].ops.quote_name(self.model._meta.db_table)
-        return f"{name} FORCE INDEX ({index})" if index and connections[self.db].vendor == "mysql" else name
+        return (
+            f"{name} FORCE INDEX ({index})"
+            if index and connections[self.db].vendor == "mysql"
+            else name
+        )

@@ -39,7 +39,11 @@ class Claim(NamedTuple):
         """Why nothing can be done with this row: SQLite lets every column hold anything. Empty when all is well."""
         if tuple(map(type, self)) in SOUND:
             return ""
-        wrong = next(name for name, value in zip(self._fields, self, strict=True) if type(value) not in KINDS[name])
+        wrong = next(
+            name
+            for name, value in zip(self._fields, self, strict=True)
+            if type(value) not in KINDS[name]
+        )
         return f"The row of this job is damaged: {wrong} is {getattr(self, wrong)!r:.100}."
 
     def weight(self) -> int:
@@ -48,7 +52,14 @@ class Claim(NamedTuple):
 
     def run(self) -> Run:
         """What a worker needs of it."""
-        return Run(self.pk, self.claims, self.job_name, self.args, self.kwargs, self.attempts - self.crashes)
+        return Run(
+            self.pk,
+            self.claims,
+            self.job_name,
+            self.args,
+            self.kwargs,
+            self.attempts - self.crashes,
+        )
 
 
 KINDS: dict[str, tuple[type, ...]] = {
@@ -78,4 +89,6 @@ class Ending:
     patience: int = 0  # put back until `run_after` instead, while so many errors of the same kind were not yet kept
     attempts: int = 0  # added to the column
     crashes: int = 0  # added to the column
-    cancelled: bool = False  # found out while it was written: somebody had cancelled the job as it ran
+    cancelled: bool = (
+        False  # found out while it was written: somebody had cancelled the job as it ran
+    )

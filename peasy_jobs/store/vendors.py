@@ -37,7 +37,9 @@ def make_own(connection: BaseDatabaseWrapper, limit: float) -> None:
     """
     seconds = max(1, round(limit))
     options = {
-        "postgresql": {"connect_timeout": seconds},  # an answer to a query has no limit there: see `silence`
+        "postgresql": {
+            "connect_timeout": seconds
+        },  # an answer to a query has no limit there: see `silence`
         "mysql": {"connect_timeout": seconds, "read_timeout": seconds, "write_timeout": seconds},
     }.get(connection.vendor, {})
     own = connection.settings_dict
@@ -65,8 +67,12 @@ def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
             # has an index, and what it claims and ends is in memory: it is looked up by primary key, job by job. So
             # that no other index serves, and none is thought to be there by its status, both are compared with more
             # than a constant.
-            cursor.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off")
-            cursor.execute("SET enable_mergejoin = off; SET random_page_cost = 0; SET seq_page_cost = 0; SET jit = off")
+            cursor.execute(
+                "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off"
+            )
+            cursor.execute(
+                "SET enable_mergejoin = off; SET random_page_cost = 0; SET seq_page_cost = 0; SET jit = off"
+            )
         elif connection.vendor == "mysql":
             # READ COMMITTED: two claimers deadlock over the gaps that REPEATABLE READ locks as well.
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
@@ -78,7 +84,9 @@ def file_of(connection: BaseDatabaseWrapper) -> tuple[int, int] | None:
     if connection.vendor != "sqlite":
         return None
     try:
-        status = os.stat(connection.settings_dict["NAME"])  # never opened: closing it would drop SQLite's locks
+        status = os.stat(
+            connection.settings_dict["NAME"]
+        )  # never opened: closing it would drop SQLite's locks
     except OSError:
         return None
     return status.st_dev, status.st_ino
@@ -94,7 +102,9 @@ def is_locked(error: BaseException) -> bool:
     """Whether somebody else's lock was in the way: a lock timeout, a deadlock or a serialization failure."""
     cause = error.__cause__  # psycopg2 says pgcode; PyMySQL gives a sqlstate too, HY000 for 1205
     codes = {getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *error.args[:1]}
-    return not codes.isdisjoint({"55P03", "40P01", "40001", 1020, 1205, 1213}) or "is locked" in str(error)
+    return not codes.isdisjoint(
+        {"55P03", "40P01", "40001", 1020, 1205, 1213}
+    ) or "is locked" in str(error)
 
 
 def is_outage(error: BaseException) -> bool:
@@ -118,10 +128,14 @@ def refuse_too_large(connection: BaseDatabaseWrapper, rows: Sequence[Sequence[An
             cursor.execute("SELECT @@max_allowed_packet")
             limit = cursor.fetchone()[0]
         if max(large) > limit:
-            raise DataError(f"{max(large):,} bytes, and max_allowed_packet of the database server is {limit:,}")
+            raise DataError(
+                f"{max(large):,} bytes, and max_allowed_packet of the database server is {limit:,}"
+            )
 
 
-def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]) -> int:
+def update_each(
+    connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]
+) -> int:
     """Run an UPDATE once for each row of values. Returns how many rows of the table it has found.
 
     update: with `{}` in the place of each value, `{join}` before its SET and `{source}` before its WHERE.
@@ -138,31 +152,53 @@ def update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[st
     return _update_each(connection, update, types, rows)
 
 
-def _update_each(connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]) -> int:
+def _update_each(
+    connection: BaseDatabaseWrapper, update: str, types: Sequence[str], rows: list[list[Any]]
+) -> int:
     if connection.vendor == "sqlite":
         with connection.cursor() as cursor:
             cursor.executemany(update.format(*["%s"] * len(types), join="", source=""), rows)
             return int(cursor.rowcount)
     columns = list(zip(*rows, strict=True))
-    texts = [column for kind, column in zip(types, columns, strict=True) if kind in ("text", "bytea", "jsonb")]
-    if len(rows) > 1 and sum(len(value) for column in texts for value in column if value) > SURELY_ACCEPTED // 2:
+    texts = [
+        column
+        for kind, column in zip(types, columns, strict=True)
+        if kind in ("text", "bytea", "jsonb")
+    ]
+    if (
+        len(rows) > 1
+        and sum(len(value) for column in texts for value in column if value) > SURELY_ACCEPTED // 2
+    ):
         half = len(rows) // 2
-        return sum(_update_each(connection, update, types, some) for some in (rows[:half], rows[half:]))
+        return sum(
+            _update_each(connection, update, types, some) for some in (rows[:half], rows[half:])
+        )
     # executemany is a statement for each row here, and costs a server up to ten times as much as one statement that
     # joins them all. What they have in common travels once.
     same = [column.count(column[0]) == len(column) for column in columns]
-    statement, values = (_from_arrays if connection.vendor == "postgresql" else _joined)(update, types, columns, same)
+    statement, values = (_from_arrays if connection.vendor == "postgresql" else _joined)(
+        update, types, columns, same
+    )
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
         return int(cursor.rowcount)
 
 
-def _from_arrays(update: str, types: Sequence[str], columns: list[Any], same: list[bool]) -> tuple[str, list[Any]]:
-    selected = [f"%s::{kind} AS v{n}" if same[n] else f"unnest(%s::{kind}[]) AS v{n}" for n, kind in enumerate(types)]
+def _from_arrays(
+    update: str, types: Sequence[str], columns: list[Any], same: list[bool]
+) -> tuple[str, list[Any]]:
+    selected = [
+        f"%s::{kind} AS v{n}" if same[n] else f"unnest(%s::{kind}[]) AS v{n}"
+        for n, kind in enumerate(types)
+    ]
     statement = update.format(
-        *[f"rows.v{n}" for n in range(len(types))], join="", source=f" FROM (SELECT {', '.join(selected)}) AS rows"
+        *[f"rows.v{n}" for n in range(len(types))],
+        join="",
+        source=f" FROM (SELECT {', '.join(selected)}) AS rows",
     )
-    return statement, [column[0] if same[n] else _array(types[n], column) for n, column in enumerate(columns)]
+    return statement, [
+        column[0] if same[n] else _array(types[n], column) for n, column in enumerate(columns)
+    ]
 
 
 def _array(kind: str, column: Sequence[Any]) -> Any:
@@ -172,7 +208,9 @@ def _array(kind: str, column: Sequence[Any]) -> Any:
     return f"{{{','.join('NULL' if value is None else str(value) for value in column)}}}"
 
 
-def _joined(update: str, types: Sequence[str], columns: list[Any], same: list[bool]) -> tuple[str, list[Any]]:
+def _joined(
+    update: str, types: Sequence[str], columns: list[Any], same: list[bool]
+) -> tuple[str, list[Any]]:
     different = [n for n in range(len(types)) if not same[n]]
     # mysqlclient writes bytes as text, which only a binary column takes as they are.
     values_of = ["CAST(%s AS BINARY)" if types[n] == "bytea" else "%s" for n in different]
@@ -181,7 +219,9 @@ def _joined(update: str, types: Sequence[str], columns: list[Any], same: list[bo
     names = ["%s" if same[n] else f"ending.v{n}" for n in range(len(types))]
     values = [value for row in zip(*(columns[n] for n in different), strict=True) for value in row]
     values += [column[0] for n, column in enumerate(columns) if same[n]]
-    return update.format(*names, join=f", (SELECT {first}{others}) AS ending" if different else "", source=""), values
+    return update.format(
+        *names, join=f", (SELECT {first}{others}) AS ending" if different else "", source=""
+    ), values
 
 
 def portions(rows: list[T], sizes: list[int]) -> Iterator[list[T]]:

@@ -20,11 +20,17 @@ from django.db import DatabaseError, InterfaceError, connections, transaction
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-Peek = Callable[[], tuple[bool, datetime | None]]  # whether a job may run now, and when the next one is due
+Peek = Callable[
+    [], tuple[bool, datetime | None]
+]  # whether a job may run now, and when the next one is due
 
 CHANNEL = "peasy_jobs"
 ANNOUNCE_EVERY, LOOK_EVERY = 0.25, 0.1  # seconds
-SOON, CLOCK_EVERY, CLOCK_RUNS = 0.001, 0.02, 0.3  # seconds: how SQLite is looked at while somebody writes
+SOON, CLOCK_EVERY, CLOCK_RUNS = (
+    0.001,
+    0.02,
+    0.3,
+)  # seconds: how SQLite is looked at while somebody writes
 IN_MODIFY, IN_ONESHOT = 0x2, 0x80000000  # of inotify.h
 
 _announced = float("-inf")
@@ -36,7 +42,9 @@ class Wakeup(Protocol):
     description: str
     looks: bool  # whether `hinted` looks at the queue, so that nobody else has to
     look_at: float  # when to call `hinted` (`time.monotonic()`), if `fileno` does not turn readable before
-    follow_ups: tuple[float, ...]  # seconds between the looks after a hint: they find what was not announced
+    follow_ups: tuple[
+        float, ...
+    ]  # seconds between the looks after a hint: they find what was not announced
 
     def fileno(self) -> int: ...
 
@@ -49,7 +57,9 @@ def announce(alias: str) -> None:
     """Tell idle runners that a job was enqueued, once the caller's transaction is committed."""
     connection = connections[alias]
     # With autocommit off nobody tells us of the commit: the runner's next look finds the job.
-    if connection.vendor == "postgresql" and (connection.in_atomic_block or connection.get_autocommit()):
+    if connection.vendor == "postgresql" and (
+        connection.in_atomic_block or connection.get_autocommit()
+    ):
         transaction.on_commit(lambda: _notify(connection), using=alias, robust=True)
 
 
@@ -119,7 +129,9 @@ class DataVersion:
             path = cursor.fetchall()[0][2]
         self.files = [os.fsencode(path), os.fsencode(f"{path}-wal")]
         self.libc = ctypes.CDLL(None)
-        self.inotify = self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if sys.platform == "linux" else -1
+        self.inotify = (
+            self.libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if sys.platform == "linux" else -1
+        )
         if self.inotify >= 0:
             weakref.finalize(self, os.close, self.inotify)
         self._wind_up()
@@ -156,7 +168,10 @@ class DataVersion:
         """Have the kernel say when the database's file or its log is written to, once. Neither is opened."""
         if self.inotify < 0:
             return False
-        watched = [self.libc.inotify_add_watch(self.inotify, file, IN_MODIFY | IN_ONESHOT) for file in self.files]
+        watched = [
+            self.libc.inotify_add_watch(self.inotify, file, IN_MODIFY | IN_ONESHOT)
+            for file in self.files
+        ]
         return bool(watched[0] >= 0)  # without WAL there is no log
 
 

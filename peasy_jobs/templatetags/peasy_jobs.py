@@ -24,7 +24,9 @@ HTMX_CONFIG = {"includeIndicatorStyles": False, "allowEval": False}
 
 
 @register.inclusion_tag("peasy_jobs/_progress.html", takes_context=True)
-def peasy_progress(context: Context, job: PeasyJobQueue | None, label: str = "", prefix: str = "") -> dict[str, Any]:
+def peasy_progress(
+    context: Context, job: PeasyJobQueue | None, label: str = "", prefix: str = ""
+) -> dict[str, Any]:
     """The progress widget of a job; of None, which a query for a job that is gone may give, it says that it is gone.
 
     label: what it is called, instead of the job's title. prefix: for a second widget of the same job on a page.
@@ -76,7 +78,9 @@ def peasy_url(context: Context, view: str, *args: int) -> str:
 
 
 def _htmx() -> str:
-    from django_htmx.jinja import htmx_script  # late: a site without the pages does not need the package
+    from django_htmx.jinja import (
+        htmx_script,
+    )  # late: a site without the pages does not need the package
 
     # Not the tag itself: in DEBUG it comes with a script that puts Django's error page in the place of the whole page.
     return unescape(str(htmx_script(version=2)).partition('src="')[2].partition('"')[0])
@@ -89,7 +93,9 @@ def _request(context: Context) -> HttpRequest | None:
 def _prefix(context: Context) -> str:
     prefix = str(context.get("prefix") or "")
     if not widget.PREFIX.fullmatch(prefix):
-        raise ValueError(f"The prefix of a progress widget is {prefix!r}. Use up to 32 letters, digits, - and _.")
+        raise ValueError(
+            f"The prefix of a progress widget is {prefix!r}. Use up to 32 letters, digits, - and _."
+        )
     return prefix
 
 

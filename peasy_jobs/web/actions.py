@@ -27,7 +27,11 @@ def are_some(request: HttpRequest, pks: list[int]) -> bool:
     """Whether these are jobs for one action: neither none nor too many, which is said."""
     if 0 < len(pks) <= MOST:
         return True
-    text = _("No job is selected.") if not pks else _("Select %(most)d jobs at the most.") % {"most": MOST}
+    text = (
+        _("No job is selected.")
+        if not pks
+        else _("Select %(most)d jobs at the most.") % {"most": MOST}
+    )
     messages.warning(request, text, fail_silently=True)
     return False
 
@@ -48,7 +52,9 @@ def _tell(request: HttpRequest, action: str, done: int, left: int) -> None:
         messages.success(request, text % {"n": done}, fail_silently=True)
     if left:
         text = {
-            "cancel": ngettext("%(n)d job had ended already.", "%(n)d jobs had ended already.", left),
+            "cancel": ngettext(
+                "%(n)d job had ended already.", "%(n)d jobs had ended already.", left
+            ),
             "retry": ngettext(
                 "%(n)d job was not retried: only those that failed or were cancelled, and have stopped, are.",
                 "%(n)d jobs were not retried: only those that failed or were cancelled, and have stopped, are.",

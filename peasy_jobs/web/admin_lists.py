@@ -70,7 +70,10 @@ class NameFilter(admin.SimpleListFilter):
         names = {pair[self.place] for pair in _once(request, "names", filters.names)}
         offered = sorted(names)[:CHOICES]
         value = self.value()
-        return [(name, name) for name in ([*offered, value] if value and value not in offered else offered)]
+        return [
+            (name, name)
+            for name in ([*offered, value] if value and value not in offered else offered)
+        ]
 
     def value(self) -> str | None:
         return (super().value() or "").replace("\0", "") or None  # PostgreSQL can be asked for none
@@ -110,7 +113,10 @@ class JobList(ChangeList):
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         jobs = super().get_queryset(request, exclude_parameters)
         self.letter = letter = status(request)
-        searched, filtered = bool(self.query.strip()), bool(set(self.get_filters_params()) - {"status"})
+        searched, filtered = (
+            bool(self.query.strip()),
+            bool(set(self.get_filters_params()) - {"status"}),
+        )
         self.narrow = searched or filtered
         if not self.narrow:
             return filters.listed(letter, self.root_queryset) if letter else jobs
@@ -128,13 +134,19 @@ class JobList(ChangeList):
         except InvalidPage:
             raise IncorrectLookupParameters from None
         # Neither arguments nor results, and only now: what sorts the keys need not carry all this.
-        jobs = PeasyJobQueue.objects.select_related("user").only(*presenters.COLUMNS, "job_name", "user").in_bulk(pks)
+        jobs = (
+            PeasyJobQueue.objects.select_related("user")
+            .only(*presenters.COLUMNS, "job_name", "user")
+            .in_bulk(pks)
+        )
         moment = as_field(now_of(request))
         self.result_list = [jobs[pk] for pk in pks if pk in jobs]
         for job in self.result_list:
             job.row = presenters.row(job, moment)
         self.result_count, self.capped = count, len(keys) > count
-        self.full_result_count = count if self.capped else None  # the same: the search box says no number
+        self.full_result_count = (
+            count if self.capped else None
+        )  # the same: the search box says no number
         self.show_full_result_count, self.show_admin_actions = False, True
         self.can_show_all, self.multi_page = False, count > self.list_per_page
 

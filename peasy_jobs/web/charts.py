@@ -16,15 +16,24 @@ from peasy_jobs.web.history import Point
 
 # In units of the viewBox, 320 wide: on the narrowest screens one is a little less than a pixel.
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 312.0, 42.0, 146.0
-GAP, LEAST = 0.6, 1.5  # between two bars, and the height of one: a failure among thousands is to be seen
+GAP, LEAST = (
+    0.6,
+    1.5,
+)  # between two bars, and the height of one: a failure among thousands is to be seen
 TICKS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36_000.0)  # seconds
 ENDED = ("completed", "failed", "cancelled")
 TIMES = ("waited_p95", "run_p95", "waited_median", "run_median")  # the last is drawn on top
 TITLE_AND_NONE = {
     ("jobs", "hour"): (_("Jobs per minute in the last hour"), _("Nothing ended in the last hour.")),
     ("jobs", "day"): (_("Jobs per minute in the last day"), _("Nothing ended in the last day.")),
-    ("seconds", "hour"): (_("Time waited and run in the last hour"), _("No job ran to its end in the last hour.")),
-    ("seconds", "day"): (_("Time waited and run in the last day"), _("No job ran to its end in the last day.")),
+    ("seconds", "hour"): (
+        _("Time waited and run in the last hour"),
+        _("No job ran to its end in the last hour."),
+    ),
+    ("seconds", "day"): (
+        _("Time waited and run in the last day"),
+        _("No job ran to its end in the last day."),
+    ),
 }
 
 
@@ -32,12 +41,18 @@ def jobs_per_minute(points: Sequence[Point]) -> SafeString:
     """Stacked bars: how many jobs completed, failed and were cancelled."""
     most = _rate(busiest := max(points, key=_rate))
     top = _round_up(max(most, 2 / busiest.minutes))
-    peak = _("The busiest time was %(time)s: %(rate)s a minute.") % {"time": _clock(busiest), "rate": _amount(most)}
+    peak = _("The busiest time was %(time)s: %(rate)s a minute.") % {
+        "time": _clock(busiest),
+        "rate": _amount(most),
+    }
     return _drawn(
         points,
         kind="jobs",
         desc=f"{_counted(points)} {peak}" if most else "",
-        ticks=[(_number(BOTTOM - (BOTTOM - TOP) * part), _amount(top * part)) for part in (0.0, 0.5, 1.0)],
+        ticks=[
+            (_number(BOTTOM - (BOTTOM - TOP) * part), _amount(top * part))
+            for part in (0.0, 0.5, 1.0)
+        ],
         bars=list(_bars(points, top)),
         tips=[f"{_clock(point)}: {_counted([point])}" if _rate(point) else "" for point in points],
     )
@@ -45,14 +60,20 @@ def jobs_per_minute(points: Sequence[Point]) -> SafeString:
 
 def seconds(points: Sequence[Point]) -> SafeString:
     """Lines on a log axis: median and 95th percentile of the times that jobs waited and ran."""
-    times = [time for point in points for name in TIMES if (time := getattr(point, name)) is not None] or [TICKS[0]]
+    times = [
+        time for point in points for name in TIMES if (time := getattr(point, name)) is not None
+    ] or [TICKS[0]]
     low = max([tick for tick in TICKS[:-1] if tick <= min(times)], default=TICKS[0])
     high = min([tick for tick in TICKS if tick >= max(*times, low * 5)], default=TICKS[-1])
     return _drawn(
         points,
         kind="seconds",
         desc=f"{_('The longest times:')} {longest}" if (longest := _longest(points)) else "",
-        ticks=[(_number(_height(tick, low, high)), duration(tick)) for tick in TICKS if low <= tick <= high],
+        ticks=[
+            (_number(_height(tick, low, high)), duration(tick))
+            for tick in TICKS
+            if low <= tick <= high
+        ],
         lines=[(name.replace("_", "-"), _path(points, name, low, high)) for name in TIMES],
         tips=[_longest([point]) for point in points],
     )
@@ -66,7 +87,9 @@ def duration(time: float) -> str:
     return _("%s ms") % _amount(time * 1000)
 
 
-def _drawn(points: Sequence[Point], kind: str, desc: str, tips: list[str], **context: object) -> SafeString:
+def _drawn(
+    points: Sequence[Point], kind: str, desc: str, tips: list[str], **context: object
+) -> SafeString:
     period, last = "hour" if points[0].minutes == 1 else "day", len(points) - 1
     title, none = TITLE_AND_NONE[kind, period]
     moments = [(0, "start"), (last // 2, "middle"), (last, "end")]
@@ -75,7 +98,10 @@ def _drawn(points: Sequence[Point], kind: str, desc: str, tips: list[str], **con
         "title": title,
         "desc": desc or none,
         "empty": not desc,
-        "moments": [(_number(_x(points, place + 0.5)), anchor, _clock(points[place])) for place, anchor in moments],
+        "moments": [
+            (_number(_x(points, place + 0.5)), anchor, _clock(points[place]))
+            for place, anchor in moments
+        ],
         "columns": [(_number(_x(points, place)), tip) for place, tip in enumerate(tips) if tip],
         "width": _number(_x(points, 1) - LEFT),
     }
@@ -98,7 +124,9 @@ def _path(points: Sequence[Point], name: str, low: float, high: float) -> str:
     times = [getattr(point, name) for point in points]
     for place, (time, after) in enumerate(zip(times, [*times[1:], None], strict=True)):
         if time is not None:
-            alone = pen == "M" and after is None  # then h5 draws a stroke, or two dots of the dashed line
+            alone = (
+                pen == "M" and after is None
+            )  # then h5 draws a stroke, or two dots of the dashed line
             x, y = _x(points, place + 0.5) - 2.5 * alone, _height(time, low, high)
             path += f"{pen}{_number(x)},{_number(y)}" + "h5" * alone
         pen = "M" if time is None else "L"
@@ -121,8 +149,12 @@ def _round_up(value: float) -> float:
 
 def _counted(points: Sequence[Point]) -> str:
     counts = {name: sum(getattr(point, name) for point in points) for name in ENDED}
-    text = _("Jobs ended: %(total)s (%(completed)s completed, %(failed)s failed, %(cancelled)s cancelled).")
-    return text % {name: _amount(count) for name, count in {"total": sum(counts.values()), **counts}.items()}
+    text = _(
+        "Jobs ended: %(total)s (%(completed)s completed, %(failed)s failed, %(cancelled)s cancelled)."
+    )
+    return text % {
+        name: _amount(count) for name, count in {"total": sum(counts.values()), **counts}.items()
+    }
 
 
 def _longest(points: Sequence[Point]) -> str:
@@ -147,7 +179,9 @@ def _clock(point: Point) -> str:
 
 
 def _amount(value: float) -> str:
-    return number_format(Decimal(f"{value:.2g}") if value < 10 else round(value), force_grouping=True)
+    return number_format(
+        Decimal(f"{value:.2g}") if value < 10 else round(value), force_grouping=True
+    )
 
 
 def _number(value: float) -> str:

@@ -35,7 +35,11 @@ LETTERS = {word: letter for letter, word in WORDS.items()}
 
 def key(text: str) -> int | None:
     """The primary key that a text is; None when it is none that a database can be asked for."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= LARGEST_KEY else None
+    return (
+        int(text)
+        if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= LARGEST_KEY
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Snapshot(NamedTuple):
 
 
 def look(filters: Filters) -> Snapshot:
-    """Look at everything that the page shows, in one query."""
+    """PollWakeup at everything that the page shows, in one query."""
     connection = connections[PeasyJobQueue.objects.db]
     text = "char" if connection.vendor == "mysql" else "text"
     now = NOW[connection.vendor].replace("%", "%%")
@@ -94,14 +98,19 @@ def look(filters: Filters) -> Snapshot:
     else:
         parts += [_counted(letter) for letter in WORDS]
     # Not by key, in which order the table would be read through.
-    running = PeasyJobQueue.objects.filter(runner__isnull=False).order_by("runner_id", "pk")[:RUNNING]
+    running = PeasyJobQueue.objects.filter(runner__isnull=False).order_by("runner_id", "pk")[
+        :RUNNING
+    ]
     runners = PeasyRunner.objects.order_by("host", "pk")[:RUNNERS]
     parts += [
         _columns(_page(filters), "row", *SEEN),
         _columns(running, "running", "pk", "runner", "started", "status", "title"),
         _columns(runners, "runner", "pk", "heartbeat", "lease_until"),
     ]
-    sql, params = " UNION ALL ".join(sql for sql, _ in parts), [param for _, params in parts for param in params]
+    sql, params = (
+        " UNION ALL ".join(sql for sql, _ in parts),
+        [param for _, params in parts for param in params],
+    )
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return _snapshot(cursor.fetchall())
@@ -140,7 +149,9 @@ def newest(letter: str = "") -> Q:
         sql, params = _compiled(jobs.values_list("pk")[:WINDOW])
         return Q(pk__in=RawSQL(f"SELECT * FROM ({sql}) AS newest", params))  # noqa: S608, S611  the LIMIT comes first
     edge = jobs.values("pk")[WINDOW - 1 : WINDOW]
-    return Q(pk__gte=Coalesce(Subquery(edge), 0)) & LISTED  # in this order: SQLite goes by the first of two bounds
+    return (
+        Q(pk__gte=Coalesce(Subquery(edge), 0)) & LISTED
+    )  # in this order: SQLite goes by the first of two bounds
 
 
 def search(jobs: QuerySet[PeasyJobQueue], q: str, letter: str = "") -> QuerySet[PeasyJobQueue]:
@@ -174,7 +185,10 @@ def _counted(letter: str) -> Part:
     jobs = listed(letter)
     sql, params = _compiled(jobs.values("status")[:CAP])
     text = "char" if connections[jobs.db].vendor == "mysql" else "text"
-    return f"SELECT 'count', '{letter}', CAST(COUNT(*) AS {text}){PADDING} FROM ({sql}) AS counted", params  # noqa: S608
+    return (
+        f"SELECT 'count', '{letter}', CAST(COUNT(*) AS {text}){PADDING} FROM ({sql}) AS counted",  # noqa: S608
+        params,
+    )
 
 
 def _columns(rows: QuerySet[Any], kind: str, *names: str) -> Part:

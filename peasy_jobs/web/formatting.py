@@ -50,13 +50,19 @@ def arguments(job: PeasyJobQueue) -> list[Argument]:
     if job.args_data is not None:
         plain, values = payloads.plain(job.args_data)
         if plain and isinstance(values, list):
-            shown += [_positional(name, n, value) for n, (name, value) in enumerate(_named(job.job_name, values), 1)]
+            shown += [
+                _positional(name, n, value)
+                for n, (name, value) in enumerate(_named(job.job_name, values), 1)
+            ]
         else:
             shown.append(Argument(_("Positional arguments"), unreadable(job.args_data)))
     if job.kwargs_data is not None:
         plain, values = payloads.plain(job.kwargs_data)
         if plain and isinstance(values, dict):
-            shown += [Argument(payloads.text(name, 200), text(value, name)) for name, value in values.items()]
+            shown += [
+                Argument(payloads.text(name, 200), text(value, name))
+                for name, value in values.items()
+            ]
         else:
             shown.append(Argument(_("Keyword arguments"), unreadable(job.kwargs_data)))
     return shown
@@ -89,7 +95,9 @@ def masked(value: Any) -> Any:
         return {key: MASK if is_secret(str(key)) else masked(item) for key, item in value.items()}
     if not isinstance(value, list):
         return value
-    if len(value) == 2 and isinstance(value[0], str) and is_secret(value[0]):  # of a list of pairs, such as headers
+    if (
+        len(value) == 2 and isinstance(value[0], str) and is_secret(value[0])
+    ):  # of a list of pairs, such as headers
         return [value[0], MASK]
     return [masked(item) for item in value]
 
@@ -110,7 +118,11 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     whole = int(seconds)
-    for unit, smaller, size, step in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+    for unit, smaller, size, step in (
+        ("d", "h", 86400, 3600),
+        ("h", "min", 3600, 60),
+        ("min", "s", 60, 1),
+    ):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // step} {smaller}"
     return f"{whole} s"
@@ -119,7 +131,9 @@ def duration(seconds: float) -> str:
 def moment(value: datetime | None) -> datetime | None:
     """A time that templates can show: the last hours of the year 9999, "never", cannot be told east of Greenwich."""
     try:
-        return timezone.localtime(value) if value is not None and timezone.is_aware(value) else value
+        return (
+            timezone.localtime(value) if value is not None and timezone.is_aware(value) else value
+        )
     except OverflowError:
         return None
 
@@ -132,7 +146,11 @@ def clock(value: datetime) -> str:
 
 def failures(job: PeasyJobQueue) -> list[dict[str, Any]]:
     """The failed attempts that a job keeps, the newest first, whatever somebody else has written there."""
-    entries = [entry for entry in job.errors if isinstance(entry, dict)] if isinstance(job.errors, list) else []
+    entries = (
+        [entry for entry in job.errors if isinstance(entry, dict)]
+        if isinstance(job.errors, list)
+        else []
+    )
     return [
         {
             **{
@@ -167,13 +185,17 @@ def _parameters(job_name: str) -> list[str]:
     signature = getattr(known.get(name), "signature", None)
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
     found = getattr(signature, "parameters", {})
-    return [each.name for each in found.values() if isinstance(each, Parameter) and each.kind in kinds]
+    return [
+        each.name for each in found.values() if isinstance(each, Parameter) and each.kind in kinds
+    ]
 
 
 def _positional(name: str, number: int, value: Any) -> Argument:
     if not name and isinstance(value, str | list):
         # It might be a password. Numbers are shown: most of them are primary keys.
         return Argument(
-            str(number), _("%(mask)s (its function is not loaded here, so its name is not known)") % {"mask": MASK}
+            str(number),
+            _("%(mask)s (its function is not loaded here, so its name is not known)")
+            % {"mask": MASK},
         )
     return Argument(name or str(number), text(value, name))

@@ -54,12 +54,16 @@ def quantile(counts: Sequence[int], share: float, longest: float = EDGES[-1]) ->
 def _points(now: datetime, count: int, minutes: int) -> list[Point]:
     newest = int(now.timestamp()) // 60 // minutes
     oldest = newest - count + 1
-    rows = PeasyMinute.objects.filter(minute__gte=oldest * minutes, minute__lt=(newest + 1) * minutes)
+    rows = PeasyMinute.objects.filter(
+        minute__gte=oldest * minutes, minute__lt=(newest + 1) * minutes
+    )
     sums, longest = [[0] * len(COLUMNS)] * count, [[0.0] * len(LONGEST)] * count
     for minute, waited_max, run_max, *counts in rows.values_list("minute", *LONGEST, *COLUMNS):
         place, (_, waited, run) = minute // minutes - oldest, _parts(counts)
         sums[place] = list(map(add, sums[place], counts))
-        longest[place] = list(map(max, longest[place], (_longest(waited, waited_max), _longest(run, run_max))))
+        longest[place] = list(
+            map(max, longest[place], (_longest(waited, waited_max), _longest(run, run_max)))
+        )
     points = enumerate(zip(sums, longest, strict=True))
     return [_point((oldest + place) * minutes, minutes, *figures) for place, figures in points]
 

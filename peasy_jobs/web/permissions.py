@@ -42,7 +42,9 @@ def says_yes(decide: Callable[..., object], request: HttpRequest, what: object) 
         answer = decide(request, what)
     except (PermissionDenied, Http404):
         return False
-    return bool(answer) and not isawaitable(answer)  # a coroutine, which is true, would let everybody in
+    return bool(answer) and not isawaitable(
+        answer
+    )  # a coroutine, which is true, would let everybody in
 
 
 def page(view: View) -> View:
@@ -55,10 +57,14 @@ def page(view: View) -> View:
             return private(view(request, *args, **kwargs))
         if is_logged_in(request):
             raise PermissionDenied
-        from django.contrib.auth.views import redirect_to_login  # late: it needs the user model, and we are models' too
+        from django.contrib.auth.views import (
+            redirect_to_login,
+        )  # late: it needs the user model, and we are models' too
 
         # A form that was sent leads nowhere by GET: not back to it.
-        return private(redirect_to_login(request.get_full_path() if request.method in ("GET", "HEAD") else ""))
+        return private(
+            redirect_to_login(request.get_full_path() if request.method in ("GET", "HEAD") else "")
+        )
 
     return guarded
 

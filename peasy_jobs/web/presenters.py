@@ -25,7 +25,17 @@ from peasy_jobs.web.filters import CAP, PAGE, RUNNERS, WINDOW, Filters, Snapshot
 
 # Neither arguments nor results: a page must not drag megabytes out of the database.
 COLUMNS = (
-    *("title", "status", "status_msg", "extra", "queue_name", "attempts", "crashes", "errors", "runner_id"),
+    *(
+        "title",
+        "status",
+        "status_msg",
+        "extra",
+        "queue_name",
+        "attempts",
+        "crashes",
+        "errors",
+        "runner_id",
+    ),
     *("created", "started", "completed", "run_after"),
 )
 
@@ -77,7 +87,11 @@ def board(filters: Filters, snapshot: Snapshot) -> dict[str, Any]:
     more = len(pks) > PAGE
     if more:
         pks = pks[1:] if filters.after is not None else pks[:PAGE]
-    jobs = PeasyJobQueue.objects.only(*COLUMNS).in_bulk({*pks, *snapshot.running}) if pks or snapshot.running else {}
+    jobs = (
+        PeasyJobQueue.objects.only(*COLUMNS).in_bulk({*pks, *snapshot.running})
+        if pks or snapshot.running
+        else {}
+    )
     runners = PeasyRunner.objects.order_by("host", "pk")[:RUNNERS]
     shown = hosts(snapshot.now, runners, [jobs[pk] for pk in snapshot.running if pk in jobs])
     older = more if filters.after is None else bool(pks)
@@ -112,11 +126,21 @@ def row(job: PeasyJobQueue, now: datetime, filters: Filters | None = None) -> Ro
     took = formatting.duration(elapsed) if elapsed is not None else ""
     if job.started and job.completed:
         took = formatting.duration((job.completed - job.started).total_seconds())
-    message = payloads.text(job.error if job.status in (FAILED, SCHEDULED) and job.error else job.status_msg, 300)
+    message = payloads.text(
+        job.error if job.status in (FAILED, SCHEDULED) and job.error else job.status_msg, 300
+    )
     query = (filters or Filters()).query(queue=job.queue_name)
     after = formatting.moment(job.run_after)
     return Row(
-        job, status_document.word(job), label, status_document.percent(job), message, took, elapsed, query, after
+        job,
+        status_document.word(job),
+        label,
+        status_document.percent(job),
+        message,
+        took,
+        elapsed,
+        query,
+        after,
     )
 
 
@@ -144,7 +168,9 @@ def detail(job: PeasyJobQueue) -> dict[str, Any]:
 def version(job: PeasyJobQueue) -> str:
     """Changes whenever the page of this job would look different."""
     seen = [getattr(job, name) for name in (*COLUMNS, "claims", "priority")]
-    return hashlib.sha256(json.dumps([*seen, get_language()], default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([*seen, get_language()], default=str).encode()).hexdigest()[
+        :16
+    ]
 
 
 def stalled(counts: dict[str, int], alive: Iterable[Host], filters: Filters) -> list[str]:
@@ -154,7 +180,9 @@ def stalled(counts: dict[str, int], alive: Iterable[Host], filters: Filters) -> 
         return []
     waiting = PeasyJobQueue.objects.filter(status=ENQUEUED)
     if not served:
-        waiting = waiting.filter(claims__gte=0).order_by("-priority", "pk")  # as they lie in an index
+        waiting = waiting.filter(claims__gte=0).order_by(
+            "-priority", "pk"
+        )  # as they lie in an index
         count = waiting[:CAP].count() if filters.narrow else counts[ENQUEUED]
         first = waiting.values_list("created", flat=True)[:200]
         return [_sentence(count, min(first), None)] if first else []
@@ -162,7 +190,9 @@ def stalled(counts: dict[str, int], alive: Iterable[Host], filters: Filters) -> 
     groups = waiting.order_by().exclude(queue_name__in=names).values("queue_name")
     return [
         _sentence(group["count"], group["since"], group["queue_name"])
-        for group in groups.annotate(count=Count("pk"), since=Min("created")).order_by("queue_name")[:10]
+        for group in groups.annotate(count=Count("pk"), since=Min("created")).order_by(
+            "queue_name"
+        )[:10]
     ]
 
 
@@ -174,7 +204,9 @@ def _sentence(count: int, since: datetime, queue: str | None) -> str:
         "count": f"{count:,}" if count < CAP else f"{CAP - 1:,}+",
         "queue": queue,
         "since": moment,
-        "command": "manage.py run_peasy" if queue is None else f"manage.py run_peasy --queue {quote(queue)}",
+        "command": "manage.py run_peasy"
+        if queue is None
+        else f"manage.py run_peasy --queue {quote(queue)}",
     }
     if queue is None:
         text = ngettext(
@@ -202,15 +234,23 @@ def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
     tabs = [Tab("", _("All"), "", filters.query(status=""), not filters.status)]
     for letter, word in WORDS.items():
         count = f"{CAP - 1:,}+" if counts[letter] >= CAP else f"{counts[letter]:,}"
-        tabs.append(Tab(word, labels[word], count, filters.query(status=word), filters.status == word))
+        tabs.append(
+            Tab(word, labels[word], count, filters.query(status=word), filters.status == word)
+        )
     return tabs
 
 
-def hosts(now: datetime, runners: Iterable[PeasyRunner], running: list[PeasyJobQueue]) -> list[Host]:
+def hosts(
+    now: datetime, runners: Iterable[PeasyRunner], running: list[PeasyJobQueue]
+) -> list[Host]:
     """What is shown of these runners, of which `running` names the jobs."""
     moment, found = as_field(now), []
     for runner in runners:
-        mine = [job for job in running if job.runner_id == runner.pk and job.status in (ONGOING, CANCELLED)]
+        mine = [
+            job
+            for job in running
+            if job.runner_id == runner.pk and job.status in (ONGOING, CANCELLED)
+        ]
         ages = [(job, _age(job.started, moment)) for job in mine if job.started]
         doing = [Doing(job.pk, job.title, formatting.duration(age), age) for job, age in ages]
         queues = [str(name) for name in runner.queues] if isinstance(runner.queues, list) else []

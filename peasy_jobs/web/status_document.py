@@ -35,9 +35,15 @@ def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
     """
     try:
         # First: where it is valid nothing else is asked, not even who the visitor is.
-        signer(job).unsign(f"{job.pk}:{request.GET.get('t', '')}", max_age=timedelta(seconds=conf.get().token_max_age))
+        signer(job).unsign(
+            f"{job.pk}:{request.GET.get('t', '')}",
+            max_age=timedelta(seconds=conf.get().token_max_age),
+        )
         return True
-    except (BadSignature, UnicodeEncodeError):  # a charset that the request names may give half a surrogate pair
+    except (
+        BadSignature,
+        UnicodeEncodeError,
+    ):  # a charset that the request names may give half a surrogate pair
         pass
     if decide := conf.hook("can_view_job"):
         return permissions.says_yes(decide, request, job)
@@ -73,7 +79,11 @@ def progress(extra: Any) -> float | None:
 
 
 def _number(value: Any) -> float:
-    number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    number = (
+        float(value)
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+        else math.nan
+    )
     return number if math.isfinite(number) else math.nan
 
 
@@ -124,5 +134,9 @@ def _error(job: PeasyJobQueue, sees_all: bool) -> dict[str, str]:
 def _iso(moment: datetime | None) -> str | None:
     if moment is None:
         return None
-    aware = moment if timezone.is_aware(moment) else timezone.make_aware(moment, timezone.get_default_timezone())
+    aware = (
+        moment
+        if timezone.is_aware(moment)
+        else timezone.make_aware(moment, timezone.get_default_timezone())
+    )
     return aware.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

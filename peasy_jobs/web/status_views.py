@@ -24,7 +24,9 @@ def job_json(request: HttpRequest, pk: int) -> HttpResponse:
     """`GET …/jobs/42.json`: the status document. A job that may not be seen is as missing as one that is not there."""
     job = _visible(request, pk, "errors", "result_data")
     if job is None:
-        return _unseen(request, HttpResponse(NOT_FOUND, status=404, content_type="application/problem+json"))
+        return _unseen(
+            request, HttpResponse(NOT_FOUND, status=404, content_type="application/problem+json")
+        )
     body = status_document.encode(status_document.document(request, job))
     response = permissions.private(HttpResponse(body, content_type="application/json"))
     response["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
@@ -48,7 +50,9 @@ def job_progress(request: HttpRequest, pk: int) -> HttpResponse:
         return permissions.private(HttpResponse(status=204))
     response = permissions.private(render(request, BODY, {**context, "swapped": True}))
     if job.is_over:
-        response["HX-Trigger"] = json.dumps({"peasy:done": {"id": str(pk), "status": context["word"]}})
+        response["HX-Trigger"] = json.dumps(
+            {"peasy:done": {"id": str(pk), "status": context["word"]}}
+        )
     return response
 
 

@@ -7,7 +7,13 @@ from typing import Any
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db import connections
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBadRequest,
+    HttpResponseRedirect,
+)
 from django.shortcuts import render
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
@@ -46,7 +52,9 @@ def dashboard_live(request: HttpRequest) -> HttpResponse:
     context = presenters.board(chosen, snapshot)
     before = filters.key(request.GET.get("f", ""))
     if before is not None and (new := context["failed"] - before) > 0:
-        context["announce"] = ngettext("%(count)d new failure", "%(count)d new failures", new) % {"count": new}
+        context["announce"] = ngettext("%(count)d new failure", "%(count)d new failures", new) % {
+            "count": new
+        }
     return render(request, "peasy_jobs/_live.html", {**context, **_shared(request)})
 
 
@@ -67,7 +75,11 @@ def statistics_charts(request: HttpRequest) -> HttpResponse:
 def _charts() -> dict[str, Any]:
     now = database_now(connections[PeasyJobQueue.objects.db])
     spans = (history.last_hour(now), history.last_day(now))
-    return {"charts": [draw(points) for points in spans for draw in (charts.jobs_per_minute, charts.seconds)]}
+    return {
+        "charts": [
+            draw(points) for points in spans for draw in (charts.jobs_per_minute, charts.seconds)
+        ]
+    }
 
 
 @require_safe
@@ -76,8 +88,12 @@ def job_detail(request: HttpRequest, pk: int) -> HttpResponse:
     """Everything there is to know of one job."""
     job = _job(pk)
     if job is None:
-        raise Http404(_("There is no job %(pk)d. Finished jobs are pruned after a while.") % {"pk": pk})
-    return render(request, "peasy_jobs/job_detail.html", {**presenters.detail(job), **_shared(request)})
+        raise Http404(
+            _("There is no job %(pk)d. Finished jobs are pruned after a while.") % {"pk": pk}
+        )
+    return render(
+        request, "peasy_jobs/job_detail.html", {**presenters.detail(job), **_shared(request)}
+    )
 
 
 @require_safe
@@ -91,7 +107,9 @@ def job_live(request: HttpRequest, pk: int) -> HttpResponse:
         return HttpResponse(status=204)
     news = job.is_over or widget.milestone(job) != request.GET.get("a")
     return render(
-        request, "peasy_jobs/_job_live.html", {**presenters.detail(job), **_shared(request), "announce": news}
+        request,
+        "peasy_jobs/_job_live.html",
+        {**presenters.detail(job), **_shared(request), "announce": news},
     )
 
 
@@ -109,8 +127,16 @@ def jobs_action(request: HttpRequest) -> HttpResponse:
     if actions.are_some(request, pks):
         if action == "delete" and not request.POST.get("confirmed"):
             jobs = PeasyJobQueue.objects.filter(pk__in=pks)
-            context = {"pks": pks, "jobs": jobs.only("title", "status")[:20], "more": max(0, len(pks) - 20)}
-            return render(request, "peasy_jobs/confirm.html", {**context, "next": _next(request), **_shared(request)})
+            context = {
+                "pks": pks,
+                "jobs": jobs.only("title", "status")[:20],
+                "more": max(0, len(pks) - 20),
+            }
+            return render(
+                request,
+                "peasy_jobs/confirm.html",
+                {**context, "next": _next(request), **_shared(request)},
+            )
         actions.perform(request, action, pks)
     return HttpResponseRedirect(_next(request))
 
@@ -134,6 +160,10 @@ def _next(request: HttpRequest) -> str:
     """Where to go after an action: where the form says, if that is on this site."""
     wanted = request.POST.get("next", "")
     # Django redirects to nothing longer than 2048 characters, and the action is done.
-    if wanted.startswith("/") and len(wanted) < 2000 and url_has_allowed_host_and_scheme(wanted, request.get_host()):
+    if (
+        wanted.startswith("/")
+        and len(wanted) < 2000
+        and url_has_allowed_host_and_scheme(wanted, request.get_host())
+    ):
         return wanted
     return address("dashboard", request=request)

@@ -45,13 +45,25 @@ def shown(
     # Rounded down: nothing is at 100 % before it has ended.
     percent = None if percent is None else int(percent)
     clock = _clock(job)
-    seen = (job.title, word, job.is_over, job.status_msg, percent, job.extra, job.run_after, clock, get_language())
+    seen = (
+        job.title,
+        word,
+        job.is_over,
+        job.status_msg,
+        percent,
+        job.extra,
+        job.run_after,
+        clock,
+        get_language(),
+    )
     content = _hash(*seen)
     now = int(time())
     since = _number(asked.get("s", "")) if asked.get("v", "").startswith(content) else now
     every = _interval(now - since)
     version = f"{content}-{every}"
-    query = {"t": token, "v": version, "s": since, "a": milestone(job)} | ({"p": prefix} if prefix else {})
+    query = {"t": token, "v": version, "s": since, "a": milestone(job)} | (
+        {"p": prefix} if prefix else {}
+    )
     return {
         "job": job,
         "id": element_id(job.pk, prefix),
@@ -102,7 +114,9 @@ def _clock(job: PeasyJobQueue) -> str:
     No "in 4 s": that would be drawn anew with each poll, and be wrong on a page that does not poll.
     """
     waits, moment = job.status == SCHEDULED, formatting.moment(job.run_after)
-    return formatting.clock(moment) if waits and moment and abs(moment - timezone.now()) < NEAR else ""
+    return (
+        formatting.clock(moment) if waits and moment and abs(moment - timezone.now()) < NEAR else ""
+    )
 
 
 def _url(job: PeasyJobQueue, query: dict[str, Any], request: HttpRequest | None) -> str | None:

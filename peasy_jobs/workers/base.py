@@ -65,11 +65,17 @@ class Workers(Protocol):
     def stop(self) -> None: ...
 
 
-def deal(claims: list[Claim], room: dict[Worker, int]) -> tuple[dict[Worker, list[Claim]], list[Claim]]:
+def deal(
+    claims: list[Claim], room: dict[Worker, int]
+) -> tuple[dict[Worker, list[Claim]], list[Claim]]:
     """Share out jobs, each to the worker that has the fewest then. Returns who gets which, and those left over."""
-    ranges = [(worker, len(worker.pending), len(worker.pending) + more) for worker, more in room.items()]
+    ranges = [
+        (worker, len(worker.pending), len(worker.pending) + more) for worker, more in room.items()
+    ]
     last = max((end for _, _, end in ranges), default=0)
-    places = (worker for place in range(last) for worker, first, end in ranges if first <= place < end)
+    places = (
+        worker for place in range(last) for worker, first, end in ranges if first <= place < end
+    )
     batches: dict[Worker, list[Claim]] = {}
     for dealt, claim in enumerate(claims):
         worker = next(places, None)

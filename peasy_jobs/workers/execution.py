@@ -23,7 +23,16 @@ from django.db import connections
 from django.utils import timezone, translation
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.exceptions import Cancel, Fail, Failure, NotStorable, Retry, Stop, TimeLimit, Unknown
+from peasy_jobs.exceptions import (
+    Cancel,
+    Fail,
+    Failure,
+    NotStorable,
+    Retry,
+    Stop,
+    TimeLimit,
+    Unknown,
+)
 from peasy_jobs.job import Job
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.store.values import Run
@@ -31,7 +40,10 @@ from peasy_jobs.store.values import Run
 logger = logging.getLogger("peasy_jobs")
 
 TRACEBACK_LIMIT, MESSAGE_LIMIT = 20_000, 1_000  # characters
-UNKNOWN_DELAY, UNKNOWN_PATIENCE = 60.0, 3  # seconds, and times that a function that is not there is waited for
+UNKNOWN_DELAY, UNKNOWN_PATIENCE = (
+    60.0,
+    3,
+)  # seconds, and times that a function that is not there is waited for
 
 
 class Outcome(NamedTuple):
@@ -63,7 +75,10 @@ class Execution:
         self.pk, self.claims, self.send, self.pid = run.pk, run.claims, send, os.getpid()
         self.extra: dict[str, Any] | None = None  # as last reported from this process
         self.knows_extra = False
-        self.asked, self.reason = "", ""  # why it is to stop: CANCEL, TIMEOUT or SHUTDOWN, and in words
+        self.asked, self.reason = (
+            "",
+            "",
+        )  # why it is to stop: CANCEL, TIMEOUT or SHUTDOWN, and in words
         self.told = False  # `Stop` was raised: once is enough, what cleans up may call us again
         self.thread = threading.get_ident()
         self.inside = False  # the job's own code, which a signal may interrupt
@@ -74,7 +89,10 @@ class Execution:
         if threading.get_ident() != self.thread:
             self.send(report)
             return
-        inside, self.inside = self.inside, False  # half a message would be the last one that the runner understands
+        inside, self.inside = (
+            self.inside,
+            False,
+        )  # half a message would be the last one that the runner understands
         try:
             self.send(report)
         finally:
@@ -100,8 +118,14 @@ interrupted = False  # whether a job of this process was told to stop: in the mi
 def current(pk: int) -> Execution | None:
     """The execution of this job if it runs in this very process; None elsewhere, as in a process that it forked."""
     own, pid = _own.get(), os.getpid()
-    known = [execution for (each, _), execution in _running.copy().items() if each == pk and execution.pid == pid]
-    return own if own in known else known[-1] if known else None  # a thread that the job started knows of none
+    known = [
+        execution
+        for (each, _), execution in _running.copy().items()
+        if each == pk and execution.pid == pid
+    ]
+    return (
+        own if own in known else known[-1] if known else None
+    )  # a thread that the job started knows of none
 
 
 def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None:
@@ -123,7 +147,9 @@ def run(run: Run, send: Callable[[Report], None]) -> Outcome:
         result = _call(job, run, execution)
         if execution.asked == TIMEOUT:  # a thread that took no notice
             raise TimeLimit(execution.reason)
-    except BaseException as exception:  # sys.exit() and KeyboardInterrupt are the job's, not the worker's
+    except (
+        BaseException
+    ) as exception:  # sys.exit() and KeyboardInterrupt are the job's, not the worker's
         result = None
         try:
             status, delay, error = _judged(exception, execution, job, run.failures)
@@ -148,7 +174,9 @@ def _judged(
     return status, delay, None if isinstance(exception, Retry | Cancel) else described(exception)
 
 
-def verdict(job: Job[..., Any] | None, exception: BaseException, failures: int) -> tuple[str, float]:
+def verdict(
+    job: Job[..., Any] | None, exception: BaseException, failures: int
+) -> tuple[str, float]:
     """What a job becomes after an exception: its status, and the seconds until it runs again when it does."""
     if isinstance(exception, Retry):
         return SCHEDULED, exception.seconds()
@@ -157,12 +185,19 @@ def verdict(job: Job[..., Any] | None, exception: BaseException, failures: int) 
     if isinstance(exception, Unknown):
         return FAILED, UNKNOWN_DELAY
     final = isinstance(exception, Fail | NotStorable | payloads.PayloadRefused)
-    if final or job is None or failures > job.policy.retries or not isinstance(exception, job.policy.retry_on):
+    if (
+        final
+        or job is None
+        or failures > job.policy.retries
+        or not isinstance(exception, job.policy.retry_on)
+    ):
         return FAILED, 0.0
     try:
         return SCHEDULED, job.policy.delay(failures)
     except Exception:
-        logger.exception("The backoff of %s cannot be used; it runs again in a minute.", job.job_name)
+        logger.exception(
+            "The backoff of %s cannot be used; it runs again in a minute.", job.job_name
+        )
         return SCHEDULED, 60.0
 
 
@@ -181,7 +216,9 @@ def _call(job: Job[..., Any], run: Run, execution: Execution) -> bytes | None:
     if result is None:
         return None
     try:
-        return payloads.dumps(result, column=payloads.RESULT, max_bytes=conf.get().max_payload, **how)
+        return payloads.dumps(
+            result, column=payloads.RESULT, max_bytes=conf.get().max_payload, **how
+        )
     except payloads.PayloadError as error:
         kind = type(result).__name__
         raise NotStorable(
@@ -221,9 +258,13 @@ def find(job_name: str) -> Job[..., Any]:
     module_name, _, name = job_name.rpartition(".")
     loaded = sys.modules.get(module_name) is not None
     if not loaded and (not module_name or apps.get_containing_app_config(module_name) is None):
-        raise Failure(f"{job_name} is not inside an installed app, so the runner will not import it.")
+        raise Failure(
+            f"{job_name} is not inside an installed app, so the runner will not import it."
+        )
     try:
-        names = vars(import_module(module_name))  # of a loaded one too: it waits for another thread that is at it
+        names = vars(
+            import_module(module_name)
+        )  # of a loaded one too: it waits for another thread that is at it
     except ModuleNotFoundError as error:
         if not error.name or not (module_name + ".").startswith(error.name + "."):
             raise
@@ -232,7 +273,9 @@ def find(job_name: str) -> Job[..., Any]:
         raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?")
     job = names[name]
     if not isinstance(job, Job):
-        raise Failure(f"{job_name} is not decorated with @peasy.job, so the runner will not call it.")
+        raise Failure(
+            f"{job_name} is not decorated with @peasy.job, so the runner will not call it."
+        )
     return job
 
 
@@ -243,12 +286,16 @@ def described(exception: BaseException, pid: int | None = None) -> dict[str, str
     """
     where = f"{socket.gethostname()}, pid {pid or os.getpid()}"
     path = f"{type(exception).__module__}.{type(exception).__qualname__}"
-    if isinstance(exception, Failure | payloads.PayloadRefused) and not isinstance(exception, TimeLimit):
+    if isinstance(exception, Failure | payloads.PayloadRefused) and not isinstance(
+        exception, TimeLimit
+    ):
         message = payloads.text(exception, MESSAGE_LIMIT)
         return {"where": where, "exception": path, "message": message, "traceback": ""}
     frames = exception.__traceback__
     ours = ("peasy_jobs.", "asgiref.", "concurrent.")  # the last two call an async job
-    while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith(ours):
+    while (
+        frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").startswith(ours)
+    ):
         frames = frames.tb_next
     try:
         lines = "".join(traceback.format_exception(type(exception), exception, frames))
@@ -297,7 +344,9 @@ def tidy(clean: Context) -> Context:
 
 def _drop(connection: Any) -> None:
     """Roll back and close a connection that a job left inside a transaction."""
-    logger.warning("A job left a transaction open on database %r. It was rolled back.", connection.alias)
+    logger.warning(
+        "A job left a transaction open on database %r. It was rolled back.", connection.alias
+    )
     connection.in_atomic_block = False
     connection.close()
     del connections[connection.alias]

@@ -40,7 +40,9 @@ START, ASK, KILL, CUT_OFF = b"S", b"A", b"K", b"C"
 # To the runner: worker, pid, and one of these or, once it is gone, its wait status.
 NEWS = struct.Struct("!qqq")
 STARTED, NOT_STARTED, WAS_CUT_OFF = -2, -1, -3
-TICKET = struct.Struct("!qq")  # job and claim: a job that was recalled may come back under a new claim
+TICKET = struct.Struct(
+    "!qq"
+)  # job and claim: a job that was recalled may come back under a new claim
 # From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
 ASKED = struct.Struct("!qq9p128p")
 EXIT_TRIES, EXIT_PAUSE = 20, 0.005  # seconds
@@ -107,13 +109,17 @@ def _load_project(level: int) -> None:
     from django.db import connections
 
     django.setup()
-    logger.disabled = False  # LOGGING, by default, disables the loggers that exist before it is read
+    logger.disabled = (
+        False  # LOGGING, by default, disables the loggers that exist before it is read
+    )
     if level:
         show_log(level)
     import_jobs()
     connections.close_all()
     for connection in connections.all(initialized_only=True):
-        if hasattr(connection, "close_pool"):  # PostgreSQL's: workers would share the sockets that wait in it
+        if hasattr(
+            connection, "close_pool"
+        ):  # PostgreSQL's: workers would share the sockets that wait in it
             connection.close_pool()
     _flush()  # or every worker would print again what is still there
 
@@ -141,7 +147,9 @@ def _ends_by_itself(pid: int) -> bool:
 def _end_or_ask(pid: int, what: bytes) -> None:
     """Do this to a worker that was not reaped yet, so that the pid is still its own."""
     if what != ASK:
-        _kill_group(pid)  # what its job has started; and maybe not the worker, which may have left its group
+        _kill_group(
+            pid
+        )  # what its job has started; and maybe not the worker, which may have left its group
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM if what == ASK else signal.SIGKILL)
 
@@ -150,7 +158,9 @@ def _start(control: socket.socket, workers: dict[int, int], worker: int, fds: li
     server = os.getpid()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # a project may have started threads of its own
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # a project may have started threads of its own
             pid = os.fork()
     except OSError as error:
         logger.error("Could not start a worker process: %s.", error)
@@ -196,7 +206,11 @@ def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
         os.setpgid(0, 0)  # so that ending a job ends what it started
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_be_an_ordinary_process)
+    os.register_at_fork(
+        before=_hold_signals,
+        after_in_parent=_release_signals,
+        after_in_child=_be_an_ordinary_process,
+    )
     _die_with_parent(server)
     if sys.platform != "linux":
         threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
@@ -262,7 +276,9 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
             send(outcome)
         still_prints = _flush()  # what a job prints is wanted now, not when the worker ends
         if forked:
-            os._exit(1 if outcome.error else 0)  # it came back from the job, but the job is its parent
+            os._exit(
+                1 if outcome.error else 0
+            )  # it came back from the job, but the job is its parent
         # It may have been in the middle of anything, or the next job could not print: another worker takes its place.
         if execution.interrupted or (prints and not still_prints):
             os._exit(0)

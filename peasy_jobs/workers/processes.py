@@ -36,7 +36,9 @@ from peasy_jobs.workers.startup import log_level
 
 logger = logging.getLogger("peasy_jobs")
 
-START_RETRY = 1.0  # seconds until a worker server, or a worker, that could not be started is tried again
+START_RETRY = (
+    1.0  # seconds until a worker server, or a worker, that could not be started is tried again
+)
 BEGIN_TIMEOUT = 10.0  # seconds that an idle worker has to begin what it is given before its time counts all the same
 STOP_TIMEOUT = 2.0  # seconds for a worker server to end by itself
 
@@ -44,7 +46,9 @@ STOP_TIMEOUT = 2.0  # seconds for a worker server to end by itself
 class ProcessWorker:
     """Runs jobs in a process of their own. The worker server forks it, reports its end, and kills it when told to."""
 
-    def __init__(self, number: int, request: Callable[[bytes, ProcessWorker], None], max_jobs: int | None) -> None:
+    def __init__(
+        self, number: int, request: Callable[[bytes, ProcessWorker], None], max_jobs: int | None
+    ) -> None:
         self.max_jobs = float("inf") if max_jobs is None else max_jobs
         self.pending: dict[int, Claim] = {}
         self.busy_since = self.began = 0.0
@@ -58,7 +62,9 @@ class ProcessWorker:
         for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
             os.set_blocking(fd, False)
         self.tickets = bytearray()  # those that are not in the pipe yet
-        self.recalled: list[tuple[int, int]] = []  # tickets of what the worker holds and must forget
+        self.recalled: list[
+            tuple[int, int]
+        ] = []  # tickets of what the worker holds and must forget
 
     def hand_out(self, claims: list[Claim]) -> None:
         idle = not self.pending
@@ -89,7 +95,10 @@ class ProcessWorker:
 
     def ask(self, claim: Claim, why: str, reason: str) -> None:
         with contextlib.suppress(BlockingIOError):
-            self.asked, self.ready = True, False  # interrupted in the middle of anything: not to be used again
+            self.asked, self.ready = (
+                True,
+                False,
+            )  # interrupted in the middle of anything: not to be used again
             os.write(self.ask_w, ASKED.pack(claim.pk, claim.claims, why.encode(), reason.encode()))
         self.request(ASK, self)
 
@@ -107,7 +116,9 @@ class ProcessWorker:
         for kind, *values in self.channel.receive():
             if kind == "Outcome":
                 outcome = Outcome(*values)
-                if (claim := self.pending.get(outcome.pk)) and claim.claims == outcome.claims:  # not a later claim
+                if (
+                    claim := self.pending.get(outcome.pk)
+                ) and claim.claims == outcome.claims:  # not a later claim
                     del self.pending[outcome.pk]
                 self.busy_since = self.began = monotonic()
                 self.done += 1
@@ -128,7 +139,9 @@ class ProcessWorker:
 class ProcessWorkers:
     """Workers that are processes, and the server that forks them."""
 
-    def __init__(self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None) -> None:
+    def __init__(
+        self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None
+    ) -> None:
         self.concurrency, self.selector, self.max_jobs = concurrency, selector, max_jobs
         self.workers: list[ProcessWorker] = []
         self.events: list[Event] = []
@@ -138,7 +151,11 @@ class ProcessWorkers:
         self._fill()
 
     def collect(self) -> list[Event]:
-        spent = [worker for worker in self.workers if not worker.pending and (worker.room <= 0 or worker.asked)]
+        spent = [
+            worker
+            for worker in self.workers
+            if not worker.pending and (worker.room <= 0 or worker.asked)
+        ]
         for worker in spent:
             self.workers.remove(worker)
             self._forget(worker)  # it sees that and ends
@@ -174,7 +191,9 @@ class ProcessWorkers:
             self.started += 1
             worker = ProcessWorker(self.started, self._request, self.max_jobs)
             self.workers.append(worker)
-            self.selector.register(worker.channel.connection, selectors.EVENT_READ, lambda w=worker: self._receive(w))
+            self.selector.register(
+                worker.channel.connection, selectors.EVENT_READ, lambda w=worker: self._receive(w)
+            )
             self._request(START, worker, [worker.theirs.fileno(), worker.ticket_r, worker.ask_r])
             worker.theirs.close()
 
@@ -191,7 +210,9 @@ class ProcessWorkers:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self.server = subprocess.Popen(  # noqa: S603
-                [sys.executable, *options, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                [sys.executable, *options, "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -229,7 +250,9 @@ class ProcessWorkers:
         for worker in list(self.workers):
             if worker.pid:
                 with contextlib.suppress(OSError):
-                    os.killpg(worker.pid, signal.SIGKILL)  # the kernel does so too, but maybe not yet
+                    os.killpg(
+                        worker.pid, signal.SIGKILL
+                    )  # the kernel does so too, but maybe not yet
             self._bury(worker, None)
 
     def _receive(self, worker: ProcessWorker) -> None:
@@ -238,7 +261,9 @@ class ProcessWorkers:
         self.events += worker.receive()
         if worker.channel.closed:
             self.selector.unregister(worker.channel.connection)
-            self._request(CUT_OFF, worker)  # dead, or soon: a job that closed the socket must not live on unheard
+            self._request(
+                CUT_OFF, worker
+            )  # dead, or soon: a job that closed the socket must not live on unheard
 
     def _watch(self, worker: ProcessWorker) -> None:
         """Wait for room to write to a worker only while there is something to write."""
@@ -251,11 +276,17 @@ class ProcessWorkers:
     def _bury(self, worker: ProcessWorker, reason: str | None) -> None:
         self.events += worker.receive()
         innocent = worker.recall()
-        if not worker.done and not worker.pending:  # it never got as far as a job, and neither might the next
+        if (
+            not worker.done and not worker.pending
+        ):  # it never got as far as a job, and neither might the next
             if reason:
-                logger.error("A worker process ended before it ran a job (%s). Starting another.", reason)
+                logger.error(
+                    "A worker process ended before it ran a job (%s). Starting another.", reason
+                )
             self.fill_at = monotonic() + START_RETRY
-        self.events.append(Death(reason, list(worker.pending.values()), innocent, worker.busy_since, worker.pid))
+        self.events.append(
+            Death(reason, list(worker.pending.values()), innocent, worker.busy_since, worker.pid)
+        )
         self.workers.remove(worker)
         self._forget(worker)
 
@@ -274,4 +305,6 @@ def _how(status: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
-    return f"killed by {name}; often out of memory" if -code == signal.SIGKILL else f"killed by {name}"
+    return (
+        f"killed by {name}; often out of memory" if -code == signal.SIGKILL else f"killed by {name}"
+    )

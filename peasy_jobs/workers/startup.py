@@ -36,7 +36,10 @@ def import_jobs() -> bool:
         if module_has_submodule(app.module, "jobs"):
             try:
                 import_module(f"{app.name}.jobs")
-            except (Exception, SystemExit):  # its jobs will fail and say so; those of other apps run
+            except (
+                Exception,
+                SystemExit,
+            ):  # its jobs will fail and say so; those of other apps run
                 logger.exception("Could not import %s.jobs.", app.name)
                 fine = False
     return fine

@@ -57,7 +57,9 @@ class ThreadWorker:
         while claim := self.jobs.get():
             outcome = execution.run(claim.run(), self.deliver)
             if os.getpid() != pid:
-                os._exit(1 if outcome.error else 0)  # a fork that came back from the job: the job is its parent
+                os._exit(
+                    1 if outcome.error else 0
+                )  # a fork that came back from the job: the job is its parent
             clean = execution.tidy(clean)
             self.deliver(outcome)
 
@@ -65,7 +67,9 @@ class ThreadWorker:
 class ThreadWorkers:
     """Workers that are threads of this process."""
 
-    def __init__(self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None) -> None:
+    def __init__(
+        self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None
+    ) -> None:
         self.arrived: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.wake_r, self.wake_w = socket.socketpair()
         self.wake_r.setblocking(False)
@@ -99,7 +103,9 @@ class ThreadWorkers:
 
     def _deliver(self, event: Event) -> None:
         self.arrived.put(event)
-        with contextlib.suppress(OSError):  # full, so that the runner wakes anyway; or closed: it has stopped
+        with contextlib.suppress(
+            OSError
+        ):  # full, so that the runner wakes anyway; or closed: it has stopped
             self.wake_w.send(b".")
 
     def _woken(self) -> None:

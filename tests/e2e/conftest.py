@@ -22,14 +22,18 @@ expect.set_options(timeout=20_000)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if site.TEST_DATABASE != "sqlite":
-        mark = pytest.mark.skip(reason="A browser sees the same pages on every database: it looks at them on SQLite.")
+        mark = pytest.mark.skip(
+            reason="A browser sees the same pages on every database: it looks at them on SQLite."
+        )
         for item in items:
             if Path(__file__).parent in item.path.parents:
                 item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")
-def browser_type_launch_args(browser_type_launch_args: dict[str, Any], playwright: Any) -> dict[str, Any]:
+def browser_type_launch_args(
+    browser_type_launch_args: dict[str, Any], playwright: Any
+) -> dict[str, Any]:
     chosen = browser.options()
     if not Path(chosen.get("executable_path", playwright.chromium.executable_path)).exists():
         if os.environ.get("PEASY_TEST_REQUIRE_BROWSER") == "1":
@@ -70,7 +74,9 @@ def staff(transactional_db: None) -> User:
 def log_in(context: BrowserContext, user: User, base_url: str) -> None:
     client = Client()
     client.force_login(user)
-    context.add_cookies([{"name": "sessionid", "value": client.cookies["sessionid"].value, "url": base_url}])
+    context.add_cookies(
+        [{"name": "sessionid", "value": client.cookies["sessionid"].value, "url": base_url}]
+    )
 
 
 @pytest.fixture

@@ -11,11 +11,15 @@ from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
 
-TRACEBACK = "Traceback (most recent call last):\n" + '  File "/srv/shop/jobs.py", line 7, in export\n' * 30
+TRACEBACK = (
+    "Traceback (most recent call last):\n" + '  File "/srv/shop/jobs.py", line 7, in export\n' * 30
+)
 
 
 def add(title: str, status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
-    return PeasyJobQueue.objects.create(title=title, job_name="tests.jobs.nothing", status=status, **columns)
+    return PeasyJobQueue.objects.create(
+        title=title, job_name="tests.jobs.nothing", status=status, **columns
+    )
 
 
 def change(job: PeasyJobQueue, **columns: Any) -> None:
@@ -26,8 +30,16 @@ def a_busy_site() -> dict[str, PeasyJobQueue]:
     """A job in every state, a runner that lives and one that is dead."""
     now = database_now(connection)
     moment = as_field(now)
-    runner = {"worker_type": "process", "concurrency": 4, "pid": 4242, "started": moment, "heartbeat": moment}
-    alive = PeasyRunner.objects.create(host="web-1", queues=[], lease_until=now.timestamp() + 1000, **runner)
+    runner = {
+        "worker_type": "process",
+        "concurrency": 4,
+        "pid": 4242,
+        "started": moment,
+        "heartbeat": moment,
+    }
+    alive = PeasyRunner.objects.create(
+        host="web-1", queues=[], lease_until=now.timestamp() + 1000, **runner
+    )
     PeasyRunner.objects.create(host="web-2", queues=["slow", "mail"], lease_until=0, **runner)
     over = {"started": moment - timedelta(seconds=70), "completed": moment, "attempts": 1}
     error = {
@@ -39,17 +51,28 @@ def a_busy_site() -> dict[str, PeasyJobQueue]:
     }
     how = {"job_name": "tests.jobs.nothing", "max_bytes": 10**6, "serializer": "pickle"}
     kwargs = payloads.dumps({"password": "x", "rows": {"a": [1, 2]}}, column=payloads.KWARGS, **how)
-    long = "a title that is rather long, as titles are when somebody writes a whole sentence " + "x" * 60
+    long = (
+        "a title that is rather long, as titles are when somebody writes a whole sentence "
+        + "x" * 60
+    )
     found = {
         "completed": add(
-            "deliver", COMPLETED, result_data=payloads.dumps({"n": 1}, column=payloads.RESULT, **how), **over
+            "deliver",
+            COMPLETED,
+            result_data=payloads.dumps({"n": 1}, column=payloads.RESULT, **how),
+            **over,
         ),
         "failed": add(long, FAILED, errors=[error, error], kwargs_data=kwargs, **over),
         "cancelled": add("stopped", CANCELLED, **over),
         "stopping": add("stopping", CANCELLED, started=moment, runner_id=alive.pk),
         "scheduled": add("later", SCHEDULED, run_after=moment + timedelta(hours=1), errors=[error]),
         "ongoing": add(
-            "resize", ONGOING, started=moment, runner_id=alive.pk, extra={"progress": 40}, status_msg="40 of 100"
+            "resize",
+            ONGOING,
+            started=moment,
+            runner_id=alive.pk,
+            extra={"progress": 40},
+            status_msg="40 of 100",
         ),
         "unsure": add("count", ONGOING, started=moment, runner_id=alive.pk),
         "enqueued": add("wait", queue_name="a-queue-with-a-rather-long-name-that-somebody-made-up"),
@@ -73,7 +96,9 @@ class Time:
         page.clock.install()
 
     def stop(self) -> None:
-        self.page.clock.pause_at(self.page.evaluate("Date.now() + 60_000"))  # must not be past when it gets there
+        self.page.clock.pause_at(
+            self.page.evaluate("Date.now() + 60_000")
+        )  # must not be past when it gets there
 
     def go_on(self) -> None:
         self.page.clock.resume()

@@ -22,7 +22,9 @@ JOBS, RUNNERS = "/admin/peasy_jobs/peasyjobqueue/", "/admin/peasy_jobs/peasyrunn
 
 @pytest.fixture(autouse=True)
 def with_an_icon(settings: Any) -> None:
-    settings.ROOT_URLCONF = "tests.e2e.urls"  # the admin of Django 5.2 names none, and a browser asks for it
+    settings.ROOT_URLCONF = (
+        "tests.e2e.urls"  # the admin of Django 5.2 names none, and a browser asks for it
+    )
 
 
 def test_a_failed_job_is_found_read_and_retried(staff_page: Page) -> None:
@@ -45,7 +47,9 @@ def test_jobs_are_cancelled_and_deleted_with_the_keyboard_alone(staff_page: Page
 
     def tab_to(selector: str, key: str = "Tab") -> None:
         for _ in range(60):
-            if staff_page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            if staff_page.evaluate(
+                "selector => document.activeElement.matches(selector)", selector
+            ):
                 return
             keys.press(key)
         raise AssertionError(f"{selector} is not reached with {key}")
@@ -62,7 +66,11 @@ def test_jobs_are_cancelled_and_deleted_with_the_keyboard_alone(staff_page: Page
 
     do("Cancel")
     expect(staff_page.get_by_text("2 jobs cancelled.")).to_be_visible()
-    assert [PeasyJobQueue.objects.get(pk=job.pk).status for job in jobs] == [ENQUEUED, CANCELLED, CANCELLED]
+    assert [PeasyJobQueue.objects.get(pk=job.pk).status for job in jobs] == [
+        ENQUEUED,
+        CANCELLED,
+        CANCELLED,
+    ]
     do("Delete")
     expect(staff_page.get_by_text("Are you sure")).to_be_visible()
     tab_to("input[type=submit]")
@@ -74,37 +82,64 @@ def test_jobs_are_cancelled_and_deleted_with_the_keyboard_alone(staff_page: Page
 def test_what_is_ours_has_no_accessibility_violation_in_light_and_dark(staff_page: Page) -> None:
     site, axe = a_busy_site(), Axe()
     runner = site["ongoing"].runner_id
-    addresses = [JOBS, RUNNERS, f"{RUNNERS}{runner}/change/", *(f"{JOBS}{job.pk}/change/" for job in site.values())]
+    addresses = [
+        JOBS,
+        RUNNERS,
+        f"{RUNNERS}{runner}/change/",
+        *(f"{JOBS}{job.pk}/change/" for job in site.values()),
+    ]
     for scheme in ("light", "dark"):
         staff_page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         for address in addresses:
-            staff_page.goto(address)  # after the scheme: the admin's links take their new colour slowly
+            staff_page.goto(
+                address
+            )  # after the scheme: the admin's links take their new colour slowly
             for width in (320, 1280):
                 staff_page.set_viewport_size({"width": width, "height": 800})
-                assert not staff_page.evaluate("document.documentElement.scrollWidth > innerWidth"), (address, width)
-                found = axe.run(staff_page, context=[[ours] for ours in OURS]).response["violations"]
-                nodes = [(violation["id"], [node["html"] for node in violation["nodes"]]) for violation in found]
+                assert not staff_page.evaluate(
+                    "document.documentElement.scrollWidth > innerWidth"
+                ), (address, width)
+                found = axe.run(staff_page, context=[[ours] for ours in OURS]).response[
+                    "violations"
+                ]
+                nodes = [
+                    (violation["id"], [node["html"] for node in violation["nodes"]])
+                    for violation in found
+                ]
                 assert nodes == [], (address, scheme, width)
 
 
-def test_the_list_of_jobs_fits_a_small_screen_beside_navigation_and_filters(staff_page: Page, staff: User) -> None:
+def test_the_list_of_jobs_fits_a_small_screen_beside_navigation_and_filters(
+    staff_page: Page, staff: User
+) -> None:
     a_busy_site()
-    names = {"job_name": "shop.fulfilment.tasks.send_the_confirmation_to_the_customer", "queue_name": "confirmations"}
+    names = {
+        "job_name": "shop.fulfilment.tasks.send_the_confirmation_to_the_customer",
+        "queue_name": "confirmations",
+    }
     message = "SMTPServerDisconnected: Connection unexpectedly closed"
     PeasyJobQueue.objects.update(**names, user=staff, status_msg=message)
     staff_page.set_viewport_size({"width": 1280, "height": 800})
     staff_page.goto(JOBS)
-    width, room = staff_page.locator(".results").evaluate("node => [node.scrollWidth, node.clientWidth]")
+    width, room = staff_page.locator(".results").evaluate(
+        "node => [node.scrollWidth, node.clientWidth]"
+    )
     assert width <= room
 
 
 @pytest.mark.skipif(
-    django.VERSION < (6, 1), reason="The admin puts nonces on its own from Django 6.1 on: goes when 5.2 and 6.0 do."
+    django.VERSION < (6, 1),
+    reason="The admin puts nonces on its own from Django 6.1 on: goes when 5.2 and 6.0 do.",
 )
-def test_a_policy_of_nonces_alone_is_kept(browser: Browser, staff: User, live_server: Any, settings: Any) -> None:
+def test_a_policy_of_nonces_alone_is_kept(
+    browser: Browser, staff: User, live_server: Any, settings: Any
+) -> None:
     from django.utils.csp import CSP
 
-    settings.MIDDLEWARE = ["django.middleware.csp.ContentSecurityPolicyMiddleware", *settings.MIDDLEWARE]
+    settings.MIDDLEWARE = [
+        "django.middleware.csp.ContentSecurityPolicyMiddleware",
+        *settings.MIDDLEWARE,
+    ]
     settings.SECURE_CSP = {
         "default-src": [CSP.NONE],
         **{name: [CSP.NONCE] for name in ("script-src", "style-src")},

@@ -132,7 +132,9 @@ def test_a_page_stays_while_the_server_is_away_and_goes_on_when_it_is_back(
     log_in(page.context, staff, base_url)
     page.goto("/peasy/" if page_of == "list" else f"/peasy/jobs/{job.pk}/")
     for answer in (
-        lambda route: route.fulfill(status=500, content_type="text/html", body="<h1>Server Error (500)</h1>"),
+        lambda route: route.fulfill(
+            status=500, content_type="text/html", body="<h1>Server Error (500)</h1>"
+        ),
         lambda route: route.abort(),
     ):
         page.route("**/live/**", answer)
@@ -156,7 +158,9 @@ def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
 
     def tab_to(selector: str, key: str = "Tab") -> None:
         for _ in range(40):
-            if staff_page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            if staff_page.evaluate(
+                "selector => document.activeElement.matches(selector)", selector
+            ):
                 return
             keys.press(key)
         raise AssertionError(f"{selector} is not reached with {key}")
@@ -169,7 +173,11 @@ def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
     tab_to("#peasy-cancel", "Shift+Tab")
     keys.press("Enter")
     expect(staff_page.get_by_text("2 jobs cancelled.")).to_be_visible()
-    assert [PeasyJobQueue.objects.get(pk=job.pk).status for job in waiting] == [ENQUEUED, CANCELLED, CANCELLED]
+    assert [PeasyJobQueue.objects.get(pk=job.pk).status for job in waiting] == [
+        ENQUEUED,
+        CANCELLED,
+        CANCELLED,
+    ]
 
 
 @pytest.mark.parametrize("width", [320, 1280])
@@ -215,7 +223,9 @@ def test_an_open_traceback_stays_open_while_the_job_goes_on(staff_page: Page) ->
     expect(details).not_to_have_attribute("open", "")
 
 
-def test_a_session_that_ends_leads_to_the_login(page: Page, staff: User, base_url: str, settings: Any) -> None:
+def test_a_session_that_ends_leads_to_the_login(
+    page: Page, staff: User, base_url: str, settings: Any
+) -> None:
     settings.LOGIN_URL = "admin:login"
     log_in(page.context, staff, base_url)
     page.goto("/peasy/")
@@ -269,7 +279,9 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
                 assert not staff_page.evaluate(cut), f"{state} at {width} px"
                 small = staff_page.evaluate(SMALL_TARGETS)
                 assert small == [], f"{state} at {width} px"
-            staff_page.set_viewport_size({"width": 320 if scheme == "dark" else 1280, "height": 800})
+            staff_page.set_viewport_size(
+                {"width": 320 if scheme == "dark" else 1280, "height": 800}
+            )
             found = axe.run(staff_page)
             assert found.violations_count == 0, f"{state}, {scheme}: {found.generate_report()}"
 

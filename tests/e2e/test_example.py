@@ -12,7 +12,9 @@ from playwright.sync_api import Browser, Page, expect
 from tests import processes
 from tests.example import SAMPLE, Demo, free_port
 
-PATIENCE = 90_000  # milliseconds: six million distances take long on a machine that does other things too
+PATIENCE = (
+    90_000  # milliseconds: six million distances take long on a machine that does other things too
+)
 
 
 @pytest.fixture
@@ -33,7 +35,12 @@ def visitor(demo: Demo, browser: Browser) -> Iterator[Page]:
     context = browser.new_context(base_url=demo.url)
     page = context.new_page()
     said: list[str] = []
-    page.on("console", lambda message: message.location["url"].endswith("favicon.ico") or said.append(message.text))
+    page.on(
+        "console",
+        lambda message: (
+            message.location["url"].endswith("favicon.ico") or said.append(message.text)
+        ),
+    )
     page.on("pageerror", lambda error: said.append(str(error)))
     yield page
     context.close()
@@ -46,7 +53,10 @@ def look_at(page: Page) -> None:
         for width in (320, 1280):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 800})
-            assert not page.evaluate("document.documentElement.scrollWidth > innerWidth"), (page.url, width)
+            assert not page.evaluate("document.documentElement.scrollWidth > innerWidth"), (
+                page.url,
+                width,
+            )
             found = Axe().run(page)
             assert found.violations_count == 0, (page.url, scheme, width, found.generate_report())
 
@@ -56,7 +66,9 @@ def click(page: Page, button: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_visitor_imports_exports_fails_and_follows(visitor: Page, browser: Browser, demo: Demo) -> None:
+def test_a_visitor_imports_exports_fails_and_follows(
+    visitor: Page, browser: Browser, demo: Demo
+) -> None:
     visitor.goto("/distance/")
     expect(visitor.get_by_text("too few airports")).to_be_visible()
     visitor.goto("/")
@@ -67,8 +79,12 @@ def test_a_visitor_imports_exports_fails_and_follows(visitor: Page, browser: Bro
     bar = visitor.get_by_role("progressbar")
     expect(bar).to_have_attribute("value", re.compile(r"^[1-9]\d?$"))
     value = bar.evaluate("bar => bar.value")
-    visitor.wait_for_function("value => value < document.querySelector('progress').value", arg=value)
-    expect(visitor.get_by_text("Mend them and import the file again")).to_be_visible(timeout=PATIENCE)
+    visitor.wait_for_function(
+        "value => value < document.querySelector('progress').value", arg=value
+    )
+    expect(visitor.get_by_text("Mend them and import the file again")).to_be_visible(
+        timeout=PATIENCE
+    )
     expect(visitor.get_by_text("3,445")).to_be_visible()
     look_at(visitor)
 
@@ -86,7 +102,9 @@ def test_a_visitor_imports_exports_fails_and_follows(visitor: Page, browser: Bro
 
     visitor.goto("/")
     click(visitor, "Call the tower")
-    expect(visitor.get_by_text(re.compile("Attempt [12] of 4: nobody answers"))).to_be_visible(timeout=PATIENCE)
+    expect(visitor.get_by_text(re.compile("Attempt [12] of 4: nobody answers"))).to_be_visible(
+        timeout=PATIENCE
+    )
     expect(visitor.locator(".peasy-job-status")).to_contain_text("Scheduled", timeout=PATIENCE)
     expect(visitor.get_by_text("2 attempts failed")).to_be_visible(timeout=PATIENCE)
     expect(visitor.get_by_text("Attempt 3 of 4")).to_be_visible()
@@ -96,7 +114,9 @@ def test_a_visitor_imports_exports_fails_and_follows(visitor: Page, browser: Bro
     look_at(visitor)
     click(visitor, "Find out")
     visitor.wait_for_function("0 < document.querySelector('progress').value")
-    expect(visitor.get_by_text("ATU Casco Cove")).to_contain_text("16,150\u00a0km", timeout=PATIENCE)
+    expect(visitor.get_by_text("ATU Casco Cove")).to_contain_text(
+        "16,150\u00a0km", timeout=PATIENCE
+    )
     look_at(visitor)
     visitor.goto("/")
     expect(visitor.get_by_text("Completed")).to_have_count(3)
@@ -122,7 +142,9 @@ def test_the_demo_login_opens_the_dashboard(visitor: Page, demo: Demo) -> None:
     click(visitor, "Call the tower")
     visitor.get_by_role("link", name="Dashboard").click()
     username = visitor.get_by_label("Username")
-    expect(username).to_be_focused()  # by Django's login: the browser complains of a field that was focused before
+    expect(
+        username
+    ).to_be_focused()  # by Django's login: the browser complains of a field that was focused before
     username.fill("demo")
     visitor.get_by_label("Password").fill(demo.password())
     click(visitor, "Log in")

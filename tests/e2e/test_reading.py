@@ -97,9 +97,9 @@ def test_the_list_is_a_table_with_names_and_the_filters_are_links(staff_page: Pa
           - region "Statistics"
     """)
     assert staff_page.locator("th:not([scope=col])").count() == 0
-    assert staff_page.locator("[aria-current=page]").evaluate_all("tabs => tabs.map(tab => tab.id)") == [
-        "peasy-tab-enqueued"
-    ]
+    assert staff_page.locator("[aria-current=page]").evaluate_all(
+        "tabs => tabs.map(tab => tab.id)"
+    ) == ["peasy-tab-enqueued"]
 
 
 def test_a_job_has_a_heading_for_each_part(staff_page: Page) -> None:
@@ -147,7 +147,9 @@ def test_a_job_has_a_heading_for_each_part(staff_page: Page) -> None:
     staff_page.goto(f"/peasy/jobs/{site['ongoing'].pk}/")
     expect(staff_page.get_by_role("progressbar", name="Progress")).to_have_js_property("value", 40)
     staff_page.goto(f"/peasy/jobs/{site['unsure'].pk}/")
-    expect(staff_page.get_by_role("progressbar", name="Progress")).to_have_js_property("position", -1)
+    expect(staff_page.get_by_role("progressbar", name="Progress")).to_have_js_property(
+        "position", -1
+    )
 
 
 def test_the_question_and_the_answer_are_read(staff_page: Page) -> None:
@@ -200,7 +202,9 @@ def test_a_job_announces_its_status_and_each_quarter_of_the_way(staff_page: Page
 
 
 @pytest.mark.parametrize("selector", ["#peasy-job-link-{}", "#peasy-tab-failed", "#peasy-pulse"])
-def test_the_focus_stays_where_it_is_while_the_list_goes_on(staff_page: Page, selector: str) -> None:
+def test_the_focus_stays_where_it_is_while_the_list_goes_on(
+    staff_page: Page, selector: str
+) -> None:
     job = add("first")
     staff_page.goto("/peasy/")
     focused = staff_page.locator(selector.format(job.pk))
@@ -239,7 +243,9 @@ def test_the_whole_of_a_title_with_its_number_is_the_link(staff_page: Page) -> N
 
 def test_the_letters_of_the_charts_are_legible_at_any_width(staff_page: Page) -> None:
     minute = int(database_now(connection).timestamp()) // 60
-    PeasyMinute.objects.bulk_create([PeasyMinute(minute=minute - n, completed=5000, w0=1, r11=1) for n in range(1, 9)])
+    PeasyMinute.objects.bulk_create(
+        [PeasyMinute(minute=minute - n, completed=5000, w0=1, r11=1) for n in range(1, 9)]
+    )
     staff_page.goto("/peasy/statistics/")
     for width in (320, 360, 420, 480, 560, 640, 700, 760, 1000, 1280, 1920):
         staff_page.set_viewport_size({"width": width, "height": 800})
@@ -267,7 +273,9 @@ def test_nothing_moves_for_those_who_want_no_motion(staff_page: Page) -> None:
     expect(staff_page.get_by_role("progressbar")).to_have_css("appearance", "none")
 
 
-def test_the_active_tab_and_what_is_selected_are_seen_in_colours_of_the_reader(staff_page: Page) -> None:
+def test_the_active_tab_and_what_is_selected_are_seen_in_colours_of_the_reader(
+    staff_page: Page,
+) -> None:
     job = add("first")
     staff_page.emulate_media(forced_colors="active")
     staff_page.goto("/peasy/?status=enqueued")
@@ -277,7 +285,9 @@ def test_the_active_tab_and_what_is_selected_are_seen_in_colours_of_the_reader(s
         "tabs => tabs.map(tab => [tab.hasAttribute('aria-current'), getComputedStyle(tab).borderColor])"
     )
     active = {colour for current, colour in borders if current}
-    assert len(active) == 1 and active.isdisjoint(colour for current, colour in borders if not current)
+    assert len(active) == 1 and active.isdisjoint(
+        colour for current, colour in borders if not current
+    )
 
 
 # Odd texts
@@ -288,16 +298,30 @@ def test_no_text_of_a_job_becomes_part_of_the_dashboard(staff_page: Page) -> Non
     staff_page.expose_function("hacked", lambda: ran.append("hacked"))
     text = "".join(PAYLOADS)
     error = dict.fromkeys(("at", "where", "exception", "message", "traceback"), text)
-    texts = {"title": text[:255], "queue_name": text[:64], "status_msg": text[:255], "extra": {text: text}}
+    texts = {
+        "title": text[:255],
+        "queue_name": text[:64],
+        "status_msg": text[:255],
+        "extra": {text: text},
+    }
     made = [add(status=status, **texts, errors=[error]) for status in (ONGOING, FAILED)]
-    made += [add(payload, ONGOING, status_msg=payload, extra={"progress": payload}) for payload in PAYLOADS]
+    made += [
+        add(payload, ONGOING, status_msg=payload, extra={"progress": payload})
+        for payload in PAYLOADS
+    ]
     job = made[0]
-    pages = {"/peasy/": made, "/peasy/?q=hacked": made, f"/peasy/?queue={texts['queue_name']}".replace("#", ""): made}
+    pages = {
+        "/peasy/": made,
+        "/peasy/?q=hacked": made,
+        f"/peasy/?queue={texts['queue_name']}".replace("#", ""): made,
+    }
     for number, page in enumerate((*pages, f"/peasy/jobs/{job.pk}/")):
         staff_page.goto(page)
         change(job, status_msg=f"{number} {text}"[:255])
         expect(staff_page.locator("main")).to_contain_text(f"{number} <script>hacked()")
-        expect(staff_page.get_by_role("main").locator("script, img, svg[onload], main b, template")).to_have_count(0)
+        expect(
+            staff_page.get_by_role("main").locator("script, img, svg[onload], main b, template")
+        ).to_have_count(0)
     staff_page.get_by_role("button", name="Cancel").click()
     staff_page.goto("/peasy/")
     staff_page.get_by_role("checkbox", name="Select all jobs on this page").check()

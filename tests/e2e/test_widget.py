@@ -30,16 +30,26 @@ SOON = 0.1  # seconds between two polls here, where a real widget takes 2
 STATES: dict[str, dict[str, Any]] = {
     "enqueued": {"status": "Q"},
     "scheduled": {"status": "S", "run_after": timezone.now() + timedelta(hours=3)},
-    "ongoing": {"status": "O", "extra": {"progress": 40}, "status_msg": "Exporting rows: 40 of 100"},
+    "ongoing": {
+        "status": "O",
+        "extra": {"progress": 40},
+        "status_msg": "Exporting rows: 40 of 100",
+    },
     "indeterminate": {"status": "O", "status_msg": "Counting"},
-    "completed": {"status": "C", "extra": {"progress": 100}, "status_msg": "Exporting rows: 100 of 100"},
+    "completed": {
+        "status": "C",
+        "extra": {"progress": 100},
+        "status_msg": "Exporting rows: 100 of 100",
+    },
     "failed": {"status": "F", "status_msg": "Exporting rows: 40 of 100", "extra": {"progress": 40}},
     "cancelled": {"status": "X"},
 }
 
 
 def make(**columns: Any) -> PeasyJobQueue:
-    return PeasyJobQueue.objects.create(**{"title": "Export 17", "job_name": "shop.jobs.export", **columns})
+    return PeasyJobQueue.objects.create(
+        **{"title": "Export 17", "job_name": "shop.jobs.export", **columns}
+    )
 
 
 def address(name: str, *jobs: PeasyJobQueue) -> str:
@@ -72,8 +82,12 @@ class Polls(list[Request]):
         super().__init__()
         self.page, self.sent = page, 0
         page.on("request", self.count)
-        page.on("requestfinished", lambda request: "/progress/" in request.url and self.append(request))
-        page.on("requestfailed", lambda request: "/progress/" in request.url and self.append(request))
+        page.on(
+            "requestfinished", lambda request: "/progress/" in request.url and self.append(request)
+        )
+        page.on(
+            "requestfailed", lambda request: "/progress/" in request.url and self.append(request)
+        )
 
     def count(self, request: Request) -> None:
         self.sent += "/progress/" in request.url
@@ -141,7 +155,8 @@ def test_a_widget_follows_its_job_to_the_end_and_stops(page, polls, console, nam
 
 @pytest.mark.parametrize("name", ["plain", "htmx4"])
 @pytest.mark.parametrize(
-    ("columns", "text"), [({"status": "F"}, "Failed"), ({"status": "X"}, "Cancelled"), (None, "no longer available")]
+    ("columns", "text"),
+    [({"status": "F"}, "Failed"), ({"status": "X"}, "Cancelled"), (None, "no longer available")],
 )
 def test_it_stops_whatever_the_end_is(page, polls, name, columns, text):
     job = make(status="O", extra={"progress": 40})
@@ -220,7 +235,9 @@ def test_it_looks_less_often_the_longer_nothing_changes(page, polls, monkeypatch
         with page.expect_response(lambda response: "/progress/" in response.url):
             refresh(page)
         trigger = body(page, job)
-        expect(trigger).to_have_attribute("hx-trigger", re.compile(f"every {widget._interval(60 * minute)}s"))
+        expect(trigger).to_have_attribute(
+            "hx-trigger", re.compile(f"every {widget._interval(60 * minute)}s")
+        )
         before = len(polls)
         for _ in range(60):
             page.clock.run_for(1000)
@@ -235,8 +252,12 @@ def test_it_stays_while_the_server_is_away_and_goes_on_when_it_is_back(page, pol
     job = make(status="O", extra={"progress": 40})
     page.goto(address(name, job))
     for answer in (
-        lambda route: route.fulfill(status=500, content_type="text/html", body="<h1>Server Error (500)</h1>"),
-        lambda route: route.fulfill(status=404, content_type="text/html", body="<h1>Not Found</h1>"),
+        lambda route: route.fulfill(
+            status=500, content_type="text/html", body="<h1>Server Error (500)</h1>"
+        ),
+        lambda route: route.fulfill(
+            status=404, content_type="text/html", body="<h1>Not Found</h1>"
+        ),
         lambda route: route.abort(),
     ):
         page.route("**/progress/**", answer)
@@ -261,7 +282,9 @@ def test_two_jobs_and_the_same_one_twice_are_each_their_own(page, polls):
     ids = page.locator("[id]").evaluate_all("nodes => nodes.map((node) => node.id)")
     assert len(ids) == len(set(ids))
     polls.wait(4)
-    assert {request.url.split("/jobs/")[1].split("/")[0] for request in polls[-3:]} == {str(first.pk)}
+    assert {request.url.split("/jobs/")[1].split("/")[0] for request in polls[-3:]} == {
+        str(first.pk)
+    }
     expect(page.locator(".peasy-job")).to_have_count(3)
 
 
@@ -280,7 +303,9 @@ def test_only_every_quarter_is_read_out(page):
 def test_a_page_is_told_of_the_end(page):
     job = make(status="O")
     page.goto(address("plain", job))
-    page.evaluate("document.addEventListener('peasy:done', (event) => { window.ended = event.detail })")
+    page.evaluate(
+        "document.addEventListener('peasy:done', (event) => { window.ended = event.detail })"
+    )
     change(job, status="F")
     page.wait_for_function("window.ended")
     assert page.evaluate("[window.ended.id, window.ended.status]") == [str(job.pk), "failed"]
@@ -305,7 +330,10 @@ def test_no_text_of_a_job_becomes_part_of_the_page(page, polls, name):
     page.expose_function("hacked", lambda: ran.append("hacked"))
     text = "".join(PAYLOADS)[:255]
     made = [make(title=text, status="O", status_msg="at first", extra={"progress": text})]
-    made += [make(title=payload, status="O", status_msg=payload, extra={payload: payload}) for payload in PAYLOADS]
+    made += [
+        make(title=payload, status="O", status_msg=payload, extra={payload: payload})
+        for payload in PAYLOADS
+    ]
     page.goto(address(name, *made))
     for job in made[1:]:
         change(job, status_msg=job.status_msg + " ")
@@ -341,7 +369,9 @@ def test_it_is_accessible_when_its_job_is_gone_and_when_it_is_there_twice(page):
 
 
 def test_a_screen_reader_meets_a_name_a_status_and_a_bar(page):
-    page.goto(address("plain", make(**STATES["ongoing"]), make(title="Import 4", **STATES["failed"])))
+    page.goto(
+        address("plain", make(**STATES["ongoing"]), make(title="Import 4", **STATES["failed"]))
+    )
     expect(page.get_by_role("main")).to_match_aria_snapshot("""
         - heading "A shop" [level=1]
         - group "Export 17":
@@ -368,7 +398,9 @@ def test_it_is_light_or_dark_as_the_page_is(page):
     seen = {}
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        seen[scheme] = page.locator(".peasy-job").evaluate("node => getComputedStyle(node).backgroundColor")
+        seen[scheme] = page.locator(".peasy-job").evaluate(
+            "node => getComputedStyle(node).backgroundColor"
+        )
     assert seen == {"light": "rgb(255, 255, 255)", "dark": "rgb(27, 31, 36)"}
     page.evaluate("document.querySelector('meta[name=color-scheme]').content = 'light'")
     expect(page.locator(".peasy-job")).to_have_css("background-color", "rgb(255, 255, 255)")
@@ -390,7 +422,9 @@ def test_it_touches_nothing_around_it_unless_a_site_wants_that(page):
         return [after[0] - before[1] for before, after in pairwise(parts)]
 
     assert gaps() == [16, 16, 16]
-    page.locator("head").evaluate("node => node.insertAdjacentHTML('afterbegin', '<style>div { margin: 0 }</style>')")
+    page.locator("head").evaluate(
+        "node => node.insertAdjacentHTML('afterbegin', '<style>div { margin: 0 }</style>')"
+    )
     assert gaps() == [0, 0, 0]
 
 
@@ -403,7 +437,8 @@ def test_nothing_moves_for_those_who_want_no_motion(page, colours):
     expect(bar).to_have_css("appearance", "none")
     # Drawn over the empty one, to compare what is painted and nothing else.
     empty.evaluate(
-        "(node, bar) => node.replaceWith(Object.assign(bar.cloneNode(), { value: 0 }))", bar.element_handle()
+        "(node, bar) => node.replaceWith(Object.assign(bar.cloneNode(), { value: 0 }))",
+        bar.element_handle(),
     )
     assert bar.screenshot() != page.get_by_role("progressbar").nth(1).screenshot()
 
@@ -436,7 +471,9 @@ def test_what_was_over_before_takes_no_more_room_than_it_needs(page):
 def test_it_fits_a_narrow_and_a_wide_page(page, width):
     page.set_viewport_size({"width": width, "height": 600})
     word = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"
-    page.goto(address("plain", make(title=word, status="O", status_msg=word * 2, extra={"progress": 7})))
+    page.goto(
+        address("plain", make(title=word, status="O", status_msg=word * 2, extra={"progress": 7}))
+    )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.locator(".peasy-job").bounding_box()["width"] <= 640
 
@@ -505,7 +542,10 @@ def test_the_loop_of_the_manual_outlasts_errors_and_ends_when_the_job_is_gone(pa
     job = make(status="O")
     page.clock.install()
     state = watch(page, job)
-    for answer in (lambda route: route.abort(), lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>")):
+    for answer in (
+        lambda route: route.abort(),
+        lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"),
+    ):
         page.wait_for_function("shown.length > 0")
         page.route("**/*.json*", answer)
         with page.expect_request("**/*.json*"):

@@ -39,7 +39,11 @@ TEMPLATES = {
     "hostile": HEAD + OLD_HTMX + BODY + WIDGETS,
     "swaps_errors": HEAD + SWAPS_ERRORS + OLD_HTMX + BODY + WIDGETS,
     "htmx4": HEAD + "{% htmx_script version=4 %}{% peasy_assets %}" + BODY + WIDGETS,
-    "twice": HEAD + OLD_HTMX + BODY + WIDGETS + '{% peasy_progress jobs.0 prefix="b-" label="Again" %}',
+    "twice": HEAD
+    + OLD_HTMX
+    + BODY
+    + WIDGETS
+    + '{% peasy_progress jobs.0 prefix="b-" label="Again" %}',
     "include": HEAD
     + "{% peasy_assets htmx=True %}"
     + BODY
@@ -67,7 +71,9 @@ class NonceMiddleware:
 
     def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         rules = (f"{name} {' '.join(sources)}" for name, sources in POLICY.items())
-        response["Content-Security-Policy"] = "; ".join(rules).format(request.csp_nonce, request.csp_nonce)
+        response["Content-Security-Policy"] = "; ".join(rules).format(
+            request.csp_nonce, request.csp_nonce
+        )
         return response
 
 
@@ -76,7 +82,8 @@ if django.VERSION >= (6, 0):
     from django.utils.csp import CSP
 
     SECURE_CSP = {
-        name: [CSP.NONCE if "nonce" in source else source for source in sources] for name, sources in POLICY.items()
+        name: [CSP.NONCE if "nonce" in source else source for source in sources]
+        for name, sources in POLICY.items()
     }
 else:
     SECURE_CSP = {}

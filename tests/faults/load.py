@@ -9,7 +9,12 @@ from django.db import transaction
 
 from peasy_jobs.statuses import COMPLETED
 from tests import jobs
-from tests.faults.test_database_trouble import LATE, SHORT_LEASE, assert_each_ran_once, assert_one_episode
+from tests.faults.test_database_trouble import (
+    LATE,
+    SHORT_LEASE,
+    assert_each_ran_once,
+    assert_one_episode,
+)
 from tests.jobs import notes
 from tests.rows import finished
 from tests.waiting import wait_until
@@ -20,16 +25,22 @@ LONG, SHORT = 2, 200
 class Load:
     """Short jobs, and two long ones: one is to end while the database is of no use, and one after."""
 
-    def __init__(self, run_peasy: Callable[..., Any], directory: Path, database: dict[str, Any]) -> None:
+    def __init__(
+        self, run_peasy: Callable[..., Any], directory: Path, database: dict[str, Any]
+    ) -> None:
         self.directory, self.record = directory, directory / "record"
         self.longs = [directory / f"long {number}" for number in range(LONG)]
         own = {**SHORT_LEASE, "DATABASES": {"default": database}}
-        self.runners = [run_peasy("--concurrency", "3", settings=own, ready=False) for _ in range(2)]
+        self.runners = [
+            run_peasy("--concurrency", "3", settings=own, ready=False) for _ in range(2)
+        ]
         for command in self.runners:
             command.ready()
         with transaction.atomic():
             self.todo = [
-                jobs.wait_for.using(priority=9)(str(directory / f"go {number}"), str(self.longs[number]))
+                jobs.wait_for.using(priority=9)(
+                    str(directory / f"go {number}"), str(self.longs[number])
+                )
                 for number in range(LONG)
             ]
             self.todo += [jobs.start_and_end(str(self.record), number) for number in range(SHORT)]
@@ -48,7 +59,9 @@ class Load:
         finished(self.todo[0], *self.todo[LONG:], timeout=LATE)
         Path(self.directory, "go 1").touch()
         done = finished(*self.todo, timeout=LATE)
-        assert {(job.status, job.attempts, job.crashes, job.runner_id) for job in done} == {(COMPLETED, 1, 0, None)}
+        assert {(job.status, job.attempts, job.crashes, job.runner_id) for job in done} == {
+            (COMPLETED, 1, 0, None)
+        }
         assert [job.result for job in done] == ["waited"] * LONG + list(range(SHORT))
         assert_each_ran_once(self.record, range(SHORT))
         assert [len(notes(long)) for long in self.longs] == [2] * LONG

@@ -25,7 +25,9 @@ from tests.rows import finished, is_gone, row, running, workers_of
 from tests.waiting import wait_until
 
 ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_CANCELLED": None}
-GONE_WITHIN = 2  # seconds after the request, in a process and on an idle machine: the grace is one of them
+GONE_WITHIN = (
+    2  # seconds after the request, in a process and on an idle machine: the grace is one of them
+)
 SLACK = 3  # what a busy machine may add
 
 
@@ -47,7 +49,10 @@ every_way = pytest.mark.parametrize("cancel", [by_status, by_key, by_row])
 
 def stopped(job: PeasyJobQueue) -> PeasyJobQueue:
     """Wait until a cancelled job runs no more, as its row says."""
-    wait_until(lambda: row(job).runner_id is None and row(job).completed, message=lambda: f"{row(job).__dict__}")
+    wait_until(
+        lambda: row(job).runner_id is None and row(job).completed,
+        message=lambda: f"{row(job).__dict__}",
+    )
     return row(job)
 
 
@@ -67,7 +72,13 @@ def test_a_running_job_is_interrupted_and_only_that_one(run_peasy, tmp_path, can
     job = stopped(job)
     assert time.monotonic() - since < GONE_WITHIN + SLACK
     assert notes(record)[1:] == ["cleaned up: It was cancelled."]
-    assert (job.status, job.attempts, job.crashes, job.errors, job.result) == (CANCELLED, 1, 0, [], None)
+    assert (job.status, job.attempts, job.crashes, job.errors, job.result) == (
+        CANCELLED,
+        1,
+        0,
+        [],
+        None,
+    )
     assert job.started <= job.completed
     assert row(other).status == ONGOING
     Path(tmp_path, "go").touch()
@@ -79,7 +90,9 @@ def test_a_running_job_is_interrupted_and_only_that_one(run_peasy, tmp_path, can
 
 
 @every_way
-def test_a_running_job_that_refuses_is_killed_with_its_program_and_only_that_one(run_peasy, tmp_path, cancel):
+def test_a_running_job_that_refuses_is_killed_with_its_program_and_only_that_one(
+    run_peasy, tmp_path, cancel
+):
     record = tmp_path / "record"
     command = run_peasy("--concurrency", "2", settings={"PEASY_JOB_TIMEOUT": 600})
     stubborn = jobs.stubborn.using()
@@ -143,10 +156,14 @@ def test_cancelling_many_stops_each_of_them_and_no_other(run_peasy, tmp_path):
     assert [len(notes(record)) for record in records] == [2, 1, 2, 1]
 
 
-def test_a_job_that_waits_in_the_pipe_of_a_worker_never_runs_when_it_is_cancelled(run_peasy, tmp_path):
+def test_a_job_that_waits_in_the_pipe_of_a_worker_never_runs_when_it_is_cancelled(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     run_peasy(settings=ALL)
-    finished(*[jobs.nothing() for _ in range(100)])  # seen to be short, so that many are given to a worker at once
+    finished(
+        *[jobs.nothing() for _ in range(100)]
+    )  # seen to be short, so that many are given to a worker at once
     with transaction.atomic():
         first = jobs.cancel_others(str(record))
         rest = [jobs.write_note(str(record), number) for number in range(20)]
@@ -192,7 +209,9 @@ def test_a_job_can_ask_whether_it_was_cancelled(run_peasy, tmp_path, worker_type
     assert (job.status, job.result, job.errors) == (CANCELLED, None, [])
 
 
-def test_a_thread_that_does_not_notice_keeps_its_slot_and_its_row_names_the_runner_until_it_ends(run_peasy, tmp_path):
+def test_a_thread_that_does_not_notice_keeps_its_slot_and_its_row_names_the_runner_until_it_ends(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     settings = {"PEASY_LEASE": 2, "PEASY_MAX_CANCELLED": 0, "PEASY_PRUNE_GRACE": 0}
     command = run_peasy("--worker-type", "thread", settings=settings)
@@ -238,7 +257,9 @@ def test_cancelling_a_job_that_had_ended_changes_nothing(run_peasy):
 
 def test_a_job_that_waits_never_runs_when_it_is_cancelled(run_peasy, tmp_path):
     record = tmp_path / "record"
-    queued = [jobs.write_note(str(record), cancel.__name__) for cancel in (by_status, by_key, by_row)]
+    queued = [
+        jobs.write_note(str(record), cancel.__name__) for cancel in (by_status, by_key, by_row)
+    ]
     later = jobs.write_note.using(run_after=timedelta(seconds=0.5))(str(record), "later")
     for cancel, job in zip((by_status, by_key, by_row), queued, strict=True):
         cancel(job)
@@ -276,7 +297,9 @@ def test_cancelled_jobs_of_a_runner_that_died_are_closed_by_the_next(run_peasy, 
     assert (job.status, job.crashes, len(notes(record))) == (CANCELLED, 0, 1)
 
 
-def test_of_many_cancelled_jobs_each_is_compared_once_with_what_is_not_written(transactional_db, monkeypatch):
+def test_of_many_cancelled_jobs_each_is_compared_once_with_what_is_not_written(
+    transactional_db, monkeypatch
+):
     reads, unwritten = [], Recorder.unwritten
 
     def counted(self):

@@ -32,8 +32,12 @@ LEASE = 3
 SHORT_LEASE = {"PEASY_LEASE": LEASE, "PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
 PORTS = {"postgresql": 5432, "mysql": 3306}
 
-only_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="only SQLite has one writer, and one file")
-only_servers = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no server, and no row locks")
+only_sqlite = pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="only SQLite has one writer, and one file"
+)
+only_servers = pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="SQLite has no server, and no row locks"
+)
 
 
 def lasts(seconds: float) -> None:
@@ -70,7 +74,10 @@ def proxy() -> Iterator[Proxy]:
 
 def through(proxy: Proxy) -> dict[str, Any]:
     """The settings of a runner that reaches the server over this proxy."""
-    own = {name: connection.settings_dict[name] for name in ("ENGINE", "NAME", "USER", "PASSWORD", "OPTIONS")}
+    own = {
+        name: connection.settings_dict[name]
+        for name in ("ENGINE", "NAME", "USER", "PASSWORD", "OPTIONS")
+    }
     return {"DATABASES": {"default": {**own, "HOST": "127.0.0.1", "PORT": str(proxy.port)}}}
 
 
@@ -83,7 +90,9 @@ def cut_connections() -> int:
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
             return len(cursor.fetchall())
-        cursor.execute("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
+        cursor.execute(
+            "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+        )
         count = 0
         for (number,) in cursor.fetchall():
             with contextlib.suppress(Exception):  # it has just gone by itself
@@ -116,13 +125,18 @@ def test_connections_that_are_cut_under_load_lose_no_job_and_run_none_twice(run_
 
 @only_servers
 @pytest.mark.parametrize("fault", ["silence", "refusal", "resets"])
-def test_a_server_that_is_away_for_two_leases_costs_no_job_its_claim(run_peasy, tmp_path, proxy, fault):
+def test_a_server_that_is_away_for_two_leases_costs_no_job_its_claim(
+    run_peasy, tmp_path, proxy, fault
+):
     records = [tmp_path / f"record {number}" for number in range(4)]
     settings = {**SHORT_LEASE, **through(proxy)}
     runners = [run_peasy("--concurrency", "2", settings=settings) for _ in range(2)]
     before = set(PeasyRunner.objects.values_list("pk", flat=True))
     # Two end while the server is away, and two after.
-    todo = [jobs.wait_for(str(tmp_path / f"go {number % 2}"), str(record)) for number, record in enumerate(records)]
+    todo = [
+        jobs.wait_for(str(tmp_path / f"go {number % 2}"), str(record))
+        for number, record in enumerate(records)
+    ]
     wait_until(lambda: all(notes(record) for record in records))
     claimed = [running(job) for job in todo]
     if fault == "silence":
@@ -138,7 +152,9 @@ def test_a_server_that_is_away_for_two_leases_costs_no_job_its_claim(run_peasy, 
     if fault != "resets":
         for command in runners:  # or the machine slept, and the fault was none
             command.wait_for_output("Cannot use the database (")
-    assert all(lease < _now() for lease in PeasyRunner.objects.values_list("lease_until", flat=True)) or (
+    assert all(
+        lease < _now() for lease in PeasyRunner.objects.values_list("lease_until", flat=True)
+    ) or (
         fault == "resets"  # which lets something through now and then
     )
     proxy.silent = proxy.refusing = False
@@ -146,7 +162,11 @@ def test_a_server_that_is_away_for_two_leases_costs_no_job_its_claim(run_peasy, 
     # Long enough for each of them to take the other for dead, if it would.
     heartbeats_of_each(before)
     for job, was in zip(todo[1::2], claimed[1::2], strict=True):
-        assert (row(job).status, row(job).claims, row(job).runner_id) == (ONGOING, was.claims, was.runner_id)
+        assert (row(job).status, row(job).claims, row(job).runner_id) == (
+            ONGOING,
+            was.claims,
+            was.runner_id,
+        )
     Path(tmp_path, "go 1").touch()
     done = finished(*todo, timeout=LATE)
     assert {(job.status, job.result, job.attempts, job.crashes, job.claims) for job in done} == {
@@ -170,14 +190,19 @@ def heartbeats_of_each(pks: set[int]) -> None:
     """Each of these runners has renewed its lease for longer than that is."""
     since = _now()
     wait_until(
-        lambda: all(runner.lease_until > since + 2 * LEASE + 1.5 for runner in PeasyRunner.objects.filter(pk__in=pks)),
+        lambda: all(
+            runner.lease_until > since + 2 * LEASE + 1.5
+            for runner in PeasyRunner.objects.filter(pk__in=pks)
+        ),
         LATE,
     )
     assert set(PeasyRunner.objects.values_list("pk", flat=True)) == pks
 
 
 @only_servers
-def test_a_runner_that_meets_silence_when_it_starts_begins_when_the_server_answers(run_peasy, proxy):
+def test_a_runner_that_meets_silence_when_it_starts_begins_when_the_server_answers(
+    run_peasy, proxy
+):
     proxy.silent = True
     command = run_peasy(settings={**SHORT_LEASE, **through(proxy)}, ready=False)
     command.wait_for_output("Cannot use the database (", LATE)
@@ -202,7 +227,9 @@ def test_a_runner_ends_on_a_signal_though_the_server_is_away(run_peasy, proxy, f
 
 
 @only_sqlite
-def test_a_job_that_holds_the_write_lock_for_three_leases_costs_no_job_its_claim(run_peasy, tmp_path):
+def test_a_job_that_holds_the_write_lock_for_three_leases_costs_no_job_its_claim(
+    run_peasy, tmp_path
+):
     records = [tmp_path / name for name in ("lock", "one", "two")]
     runners = [run_peasy("--concurrency", "2", settings=SHORT_LEASE) for _ in range(2)]
     before = set(PeasyRunner.objects.values_list("pk", flat=True))
@@ -211,13 +238,17 @@ def test_a_job_that_holds_the_write_lock_for_three_leases_costs_no_job_its_claim
     holder = jobs.hold_write_lock(str(tmp_path / "go"), str(records[0]))
     wait_until(lambda: notes(records[0]))
     lasts(3 * LEASE + 0.5)
-    assert all(lease < _now() for lease in PeasyRunner.objects.values_list("lease_until", flat=True))
+    assert all(
+        lease < _now() for lease in PeasyRunner.objects.values_list("lease_until", flat=True)
+    )
     Path(tmp_path, "go").touch()
     (holder,) = finished(holder, timeout=LATE)
     heartbeats_of_each(before)
     Path(tmp_path, "end").touch()
     done = finished(holder, *others, timeout=LATE)
-    assert {(job.status, job.attempts, job.crashes, job.claims) for job in done} == {(COMPLETED, 1, 0, 1)}
+    assert {(job.status, job.attempts, job.crashes, job.claims) for job in done} == {
+        (COMPLETED, 1, 0, 1)
+    }
     assert [len(notes(record)) for record in records] == [2, 2, 2]
     (after,) = finished(jobs.echo("after"))
     assert after.result == "after"
@@ -265,7 +296,13 @@ def test_a_lock_on_the_row_of_a_job_that_ends_holds_up_that_job_alone(run_peasy,
         heartbeats(6)  # more than a lease
         assert row(job).status == ONGOING
     (job,) = finished(job)
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (COMPLETED, "waited", 1, 0, 1)
+    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
+        COMPLETED,
+        "waited",
+        1,
+        0,
+        1,
+    )
     assert len(notes(record)) == 2
     assert "Traceback" not in command.output()
 
@@ -282,7 +319,13 @@ def test_a_job_that_holds_its_own_row_for_longer_than_a_lease_loses_nothing(run_
     assert row(job).status == ONGOING
     Path(tmp_path, "go").touch()
     (job,) = finished(job)
-    assert (job.status, job.result, job.title, job.attempts, job.claims) == (COMPLETED, "let go", "held", 1, 1)
+    assert (job.status, job.result, job.title, job.attempts, job.claims) == (
+        COMPLETED,
+        "let go",
+        "held",
+        1,
+        1,
+    )
     assert notes(record) == ["started", "ended"]
     for command in commands:
         assert "Traceback" not in command.output()
@@ -303,7 +346,9 @@ def test_a_lock_on_a_waiting_job_holds_up_that_job_alone(run_peasy, tmp_path):
 
 
 @only_sqlite
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux can limit the files of another process")
+@pytest.mark.skipif(
+    not hasattr(resource, "prlimit"), reason="only Linux can limit the files of another process"
+)
 def test_a_disk_that_takes_no_more_is_waited_out(run_peasy, tmp_path):
     record = tmp_path / "record"
     command = run_peasy(settings=SHORT_LEASE)
@@ -328,7 +373,13 @@ def test_a_disk_that_takes_no_more_is_waited_out(run_peasy, tmp_path):
         resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (soft, hard))
         (job,) = finished(job, timeout=LATE)
         reader.connection.execute("ROLLBACK")
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (COMPLETED, "waited", 1, 0, 1)
+    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
+        COMPLETED,
+        "waited",
+        1,
+        0,
+        1,
+    )
     assert len(notes(record)) == 2
     (after,) = finished(jobs.echo("after"))
     assert after.result == "after"
@@ -389,7 +440,9 @@ def test_sqlite_as_django_sets_it_up_works_and_a_check_recommends_what_is_better
     enqueuer = django("shell", "--no-imports", "-c", code)
     assert enqueuer.wait(LATE) == 0
     query = f"SELECT status, attempts, crashes, count(*) FROM {TABLE} GROUP BY 1, 2, 3"
-    wait_until(lambda: ask(tmp_path, query) == [("C", 1, 0, 150)], LATE, lambda: f"{ask(tmp_path, query)}")
+    wait_until(
+        lambda: ask(tmp_path, query) == [("C", 1, 0, 150)], LATE, lambda: f"{ask(tmp_path, query)}"
+    )
     assert_each_ran_once(record, range(150))
     for command in runners:
         command.signal(signal.SIGTERM)
@@ -406,7 +459,10 @@ def test_a_runner_that_is_started_before_migrate_waits_for_it_and_says_so(django
     assert command.process.poll() is None
     assert django("migrate", "-v", "0").wait(LATE) == 0
     command.ready(LATE)
-    assert django("shell", "--no-imports", "-c", "from tests import jobs; jobs.echo(1)").wait(LATE) == 0
+    assert (
+        django("shell", "--no-imports", "-c", "from tests import jobs; jobs.echo(1)").wait(LATE)
+        == 0
+    )
     wait_until(lambda: ask(tmp_path, f"SELECT status FROM {TABLE}") == [("C",)])
     assert_one_episode(command)
     command.signal(signal.SIGTERM)
@@ -416,7 +472,9 @@ def test_a_runner_that_is_started_before_migrate_waits_for_it_and_says_so(django
 @only_sqlite
 @pytest.mark.parametrize("made", ["before the runner came", "while the job ran"])
 def test_a_backup_that_is_moved_over_the_file_is_gone_on_with(django, tmp_path, made):
-    record, go, site, backup = (tmp_path / name for name in ("record", "go", "site.sqlite3", "backup.sqlite3"))
+    record, go, site, backup = (
+        tmp_path / name for name in ("record", "go", "site.sqlite3", "backup.sqlite3")
+    )
     enqueue = f"from tests import jobs; jobs.wait_for({str(go)!r}, {str(record)!r})"
     assert django("migrate", "-v", "0").wait(LATE) == 0
     ask(tmp_path, "PRAGMA journal_mode = WAL")  # in which SQLite itself does not notice
@@ -471,7 +529,9 @@ def check(run_peasy: Callable[..., Command], *args: str, **options: Any) -> tupl
 def test_a_runner_waits_for_a_migration_that_is_missing(run_peasy):
     with newest_migration_missing() as name:
         command = run_peasy(ready=False)
-        command.wait_for_output(f"Cannot use the database (migrations are missing, {name}: run manage.py migrate).")
+        command.wait_for_output(
+            f"Cannot use the database (migrations are missing, {name}: run manage.py migrate)."
+        )
         job = jobs.echo(1)
         assert PeasyRunner.objects.count() == 0
     command.ready()
@@ -482,14 +542,26 @@ def test_a_runner_waits_for_a_migration_that_is_missing(run_peasy):
 def test_a_probe_is_told_that_migrations_are_missing(run_peasy, transactional_db):
     with newest_migration_missing() as name:
         code, output = check(run_peasy)
-    assert (code, output) == (1, f"CommandError: Migrations are missing ({name}): run manage.py migrate.\n")
+    assert (code, output) == (
+        1,
+        f"CommandError: Migrations are missing ({name}): run manage.py migrate.\n",
+    )
 
 
 def test_a_probe_is_told_that_the_database_is_away(run_peasy, tmp_path):
-    own = {name: connection.settings_dict[name] for name in ("ENGINE", "NAME", "USER", "PASSWORD", "OPTIONS")}
-    where = {"NAME": str(tmp_path / "nowhere" / "site.sqlite3")} if connection.vendor == "sqlite" else {}
+    own = {
+        name: connection.settings_dict[name]
+        for name in ("ENGINE", "NAME", "USER", "PASSWORD", "OPTIONS")
+    }
+    where = (
+        {"NAME": str(tmp_path / "nowhere" / "site.sqlite3")}
+        if connection.vendor == "sqlite"
+        else {}
+    )
     away = {"default": {**own, "HOST": "127.0.0.1", "PORT": "1", **where}}
-    code, output = check(run_peasy, settings=json.loads(json.dumps({"DATABASES": away}, default=str)))
+    code, output = check(
+        run_peasy, settings=json.loads(json.dumps({"DATABASES": away}, default=str))
+    )
     assert code == 1
     assert output.startswith("CommandError: The database cannot be used: ")
 
@@ -509,7 +581,10 @@ def test_a_probe_is_told_of_each_queue_that_has_waiting_jobs_and_no_runner(run_p
     assert "Queue default: 1 waiting, the oldest for " in output
     assert "Queue mail: 2 waiting, the oldest for " in output
     assert "No runner is alive for queue default: start one with manage.py run_peasy.\n" in output
-    assert "No runner is alive for queue mail: start one with manage.py run_peasy --queue mail.\n" in output
+    assert (
+        "No runner is alive for queue mail: start one with manage.py run_peasy --queue mail.\n"
+        in output
+    )
 
     long = jobs.wait_for.using(queue_name="mail", priority=9)(str(tmp_path / "go"))
     run_peasy("--queue", "mail")

@@ -28,7 +28,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     except FileNotFoundError as error:
         pytest.skip(f"A small disk is made with mount, of Linux: {error}.")
     if mounted.returncode:
-        pytest.skip(f"A small disk can be mounted by root alone, where that is allowed: {mounted.stderr.strip()}")
+        pytest.skip(
+            f"A small disk can be mounted by root alone, where that is allowed: {mounted.stderr.strip()}"
+        )
     yield place
     subprocess.run(["umount", str(place)], check=True)
 
@@ -46,8 +48,14 @@ def database(disk: Path, transactional_db: None) -> Iterator[dict[str, Any]]:
 def fill(path: Path) -> None:
     """Leave no space for another page of the database."""
     with connection.cursor() as cursor:
-        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # what was in the log once is no room for more
-    with transaction.atomic(), path.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # nobody half-way
+        cursor.execute(
+            "PRAGMA wal_checkpoint(TRUNCATE)"
+        )  # what was in the log once is no room for more
+    with (
+        transaction.atomic(),
+        path.open("wb", buffering=0) as file,
+        contextlib.suppress(OSError),
+    ):  # nobody half-way
         while True:
             file.write(b"x" * 4096)
 

@@ -18,7 +18,9 @@ def processes(record) -> list[int]:
 
 
 @pytest.mark.parametrize("how", ["closed", "None", "unflushable"])
-def test_a_job_that_leaves_a_broken_stdout_has_completed_and_the_next_one_can_print(run_peasy, tmp_path, how):
+def test_a_job_that_leaves_a_broken_stdout_has_completed_and_the_next_one_can_print(
+    run_peasy, tmp_path, how
+):
     record = tmp_path / "record"
     command = run_peasy()
     (job,) = finished(jobs.break_stdout(how, str(record)))
@@ -39,7 +41,9 @@ def test_a_runner_whose_thread_has_closed_stdout_goes_on_and_ends_as_ever(run_pe
 
 
 @pytest.mark.parametrize("returns", [True, False])
-def test_a_job_that_closes_the_connection_to_its_runner_is_ended_and_told_so(run_peasy, tmp_path, returns):
+def test_a_job_that_closes_the_connection_to_its_runner_is_ended_and_told_so(
+    run_peasy, tmp_path, returns
+):
     record = tmp_path / "record"
     command = run_peasy()
     (job,) = finished(jobs.close_descriptors(str(record), returns))
@@ -61,7 +65,9 @@ both_ways = pytest.mark.parametrize("how", ["setpgid", "setsid"])
 
 
 @both_ways
-def test_a_job_that_has_left_its_process_group_is_killed_when_it_is_cancelled(run_peasy, tmp_path, how):
+def test_a_job_that_has_left_its_process_group_is_killed_when_it_is_cancelled(
+    run_peasy, tmp_path, how
+):
     record = tmp_path / "record"
     run_peasy()
     job = jobs.leave_group(how, str(record))
@@ -75,7 +81,9 @@ def test_a_job_that_has_left_its_process_group_is_killed_when_it_is_cancelled(ru
 
 
 @both_ways
-def test_a_job_that_has_left_its_process_group_does_not_outlive_its_runner(run_peasy, tmp_path, how):
+def test_a_job_that_has_left_its_process_group_does_not_outlive_its_runner(
+    run_peasy, tmp_path, how
+):
     record = tmp_path / "record"
     command = run_peasy()
     jobs.leave_group(how, str(record))

@@ -31,7 +31,13 @@ def test_a_job_over_its_limit_may_clean_up_and_has_failed(run_peasy, tmp_path):
     (job,) = finished(jobs.limited(str(tmp_path / "never"), str(record)), timeout=LATE)
     assert notes(record)[1:] == [f"cleaned up: {OWN_LIMIT}"]
     pid = int(notes(record)[0].split()[1])
-    assert (job.status, job.error, job.attempts, job.crashes, job.runner_id) == (FAILED, OWN_LIMIT, 1, 0, None)
+    assert (job.status, job.error, job.attempts, job.crashes, job.runner_id) == (
+        FAILED,
+        OWN_LIMIT,
+        1,
+        0,
+        None,
+    )
     (entry,) = job.errors
     assert entry["exception"] == "peasy_jobs.exceptions.TimeLimit"
     assert entry["where"] == f"{socket.gethostname()}, pid {pid}"
@@ -60,7 +66,9 @@ def test_a_loop_that_catches_every_exception_does_not_swallow_the_request(run_pe
     run_peasy()
     (job,) = finished(jobs.catch_errors(str(record)), timeout=LATE)
     assert (job.status, job.error) == (FAILED, OWN_LIMIT)
-    assert "in catch_errors" in job.traceback  # by itself: a job that is killed has no traceback of its own
+    assert (
+        "in catch_errors" in job.traceback
+    )  # by itself: a job that is killed has no traceback of its own
 
 
 def test_the_limit_of_the_site_holds_for_jobs_without_one_and_is_named(run_peasy, tmp_path):
@@ -81,7 +89,13 @@ def test_a_job_over_its_limit_is_retried_while_retries_are_left(run_peasy, tmp_p
     record = tmp_path / "record"
     run_peasy()
     (job,) = finished(getattr(jobs, job)(str(record)), timeout=LATE)
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (COMPLETED, "second", 2, 0, 2)
+    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
+        COMPLETED,
+        "second",
+        2,
+        0,
+        2,
+    )
     assert [entry["message"] for entry in job.errors] == [OWN_LIMIT]
     assert len([line for line in notes(record) if line.startswith("started")]) == 2
 
@@ -91,15 +105,21 @@ def test_a_stop_never_hits_the_next_job_of_the_same_worker(run_peasy, tmp_path):
     run_peasy(settings={**ALL, "PEASY_MAX_CANCELLED": None})
     finished(*[jobs.nothing() for _ in range(50)])
     late, todo = [], []
-    for number in range(4):  # all for one worker: before and after each that is stopped there is short work
+    for number in range(
+        4
+    ):  # all for one worker: before and after each that is stopped there is short work
         with transaction.atomic():
             todo += [jobs.short_work(str(record), 100 * number + n) for n in range(30)]
             late.append(jobs.limited(str(tmp_path / "never"), str(log)))
             todo += [jobs.short_work(str(record), 100 * number + n) for n in range(30, 60)]
     done = finished(*todo, *late, timeout=LATE)
-    assert {(job.status, job.attempts, job.crashes, job.error) for job in done[: len(todo)]} == {(COMPLETED, 1, 0, "")}
+    assert {(job.status, job.attempts, job.crashes, job.error) for job in done[: len(todo)]} == {
+        (COMPLETED, 1, 0, "")
+    }
     assert {(job.status, job.error) for job in done[len(todo) :]} == {(FAILED, OWN_LIMIT)}
-    assert sorted(int(line.split()[0]) for line in notes(record)) == sorted(job.result for job in done[: len(todo)])
+    assert sorted(int(line.split()[0]) for line in notes(record)) == sorted(
+        job.result for job in done[: len(todo)]
+    )
     # Each was stopped in a worker of its own: one that was interrupted is replaced.
     assert len({line.split()[1] for line in notes(log) if "started" in line}) == len(late)
 
@@ -159,13 +179,23 @@ def test_a_job_does_not_pay_for_a_worker_that_was_suspended_before_it_began(run_
     waits_for_its_worker(job, 0.5)
     worker.resume()
     (job,) = finished(job)
-    assert (job.status, job.error, job.attempts, notes(record)) == (COMPLETED, "", 1, ["started 1", "ended 1"])
+    assert (job.status, job.error, job.attempts, notes(record)) == (
+        COMPLETED,
+        "",
+        1,
+        ["started 1", "ended 1"],
+    )
     assert "is asked to stop" not in command.output()
 
 
-def test_a_job_does_not_pay_for_a_worker_that_starts_slowly_and_is_stopped_at_its_own_limit(run_peasy, tmp_path):
+def test_a_job_does_not_pay_for_a_worker_that_starts_slowly_and_is_stopped_at_its_own_limit(
+    run_peasy, tmp_path
+):
     free, record = tmp_path / "free", tmp_path / "record"
-    short, long = jobs.start_and_end.using(priority=1)(str(record), 1), jobs.limited(str(tmp_path / "no"), str(record))
+    short, long = (
+        jobs.start_and_end.using(priority=1)(str(record), 1),
+        jobs.limited(str(tmp_path / "no"), str(record)),
+    )
     settings = {**with_app("tests.deaf.SlowWorkers"), "PEASY_JOB_TIMEOUT": 0.5}
     run_peasy("--concurrency", "2", settings=settings, env={"FREE": str(free)})
     for job in (short, long):
@@ -176,14 +206,20 @@ def test_a_job_does_not_pay_for_a_worker_that_starts_slowly_and_is_stopped_at_it
     assert (long.status, long.error) == (FAILED, OWN_LIMIT)
     assert notes(record)[-1] == f"cleaned up: {OWN_LIMIT}"
     # Not as late as if its worker had never said that it began.
-    assert timedelta(seconds=0.4) < long.completed - long.started < timedelta(seconds=0.5 + BEGIN_TIMEOUT / 2)
+    assert (
+        timedelta(seconds=0.4)
+        < long.completed - long.started
+        < timedelta(seconds=0.5 + BEGIN_TIMEOUT / 2)
+    )
 
 
 # What a job leaves to the next of its worker
 
 
 @pytest.mark.parametrize("how", ["handlers", "ignored", "blocked"])
-def test_a_job_that_took_over_the_signals_has_not_taken_them_from_the_next(run_peasy, tmp_path, how):
+def test_a_job_that_took_over_the_signals_has_not_taken_them_from_the_next(
+    run_peasy, tmp_path, how
+):
     record = tmp_path / "record"
     run_peasy()
     (before,) = finished(jobs.seize_signals(how))
@@ -232,19 +268,31 @@ def test_an_async_job_over_its_limit_cleans_up_and_has_failed(run_peasy, tmp_pat
 
 def test_a_fork_that_comes_back_from_a_thread_runs_nothing_and_stays_nowhere(run_peasy, tmp_path):
     record = tmp_path / "record"
-    env = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}  # to fork beside threads is the job's own risk
+    env = {
+        "PYTHONWARNINGS": "ignore::DeprecationWarning"
+    }  # to fork beside threads is the job's own risk
     command = run_peasy("--worker-type", "thread", env=env)
     twice, after = finished(jobs.return_twice(str(record)), jobs.echo("after"))
-    assert (twice.status, twice.result, twice.attempts, twice.crashes) == (COMPLETED, "the parent", 1, 0)
+    assert (twice.status, twice.result, twice.attempts, twice.crashes) == (
+        COMPLETED,
+        "the parent",
+        1,
+        0,
+    )
     assert notes(record) == ["child", "parent"]
     assert after.result == "after"
     assert [process.pid for process in command.processes()] == [command.pid]
 
 
-def test_a_thread_over_its_limit_keeps_its_slot_until_it_returns_and_has_then_failed(run_peasy, tmp_path):
+def test_a_thread_over_its_limit_keeps_its_slot_until_it_returns_and_has_then_failed(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     command = run_peasy("--worker-type", "thread", settings={"PEASY_LEASE": 2})
-    job, other = jobs.slow_thread(str(tmp_path / "go"), str(record)), jobs.write_note(str(tmp_path / "other"))
+    job, other = (
+        jobs.slow_thread(str(tmp_path / "go"), str(record)),
+        jobs.write_note(str(tmp_path / "other")),
+    )
     command.wait_for_output(f"is asked to stop: {OWN_LIMIT}")
     heartbeats(3)  # the grace is over
     assert row(job).status == ONGOING
@@ -253,14 +301,24 @@ def test_a_thread_over_its_limit_keeps_its_slot_until_it_returns_and_has_then_fa
     Path(tmp_path, "go").touch()
     job, other = finished(job, other)
     assert notes(record) == ["started", "ended"]
-    assert (job.status, job.error, job.result, job.attempts, job.crashes) == (FAILED, OWN_LIMIT, None, 1, 0)
+    assert (job.status, job.error, job.result, job.attempts, job.crashes) == (
+        FAILED,
+        OWN_LIMIT,
+        None,
+        1,
+        0,
+    )
     assert other.status == COMPLETED
     assert job.completed <= other.started
 
 
-def test_a_thread_over_its_limit_is_retried_after_it_returned_and_never_runs_twice_at_once(run_peasy, tmp_path):
+def test_a_thread_over_its_limit_is_retried_after_it_returned_and_never_runs_twice_at_once(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
-    command = run_peasy("--worker-type", "thread", "--concurrency", "2", settings={"PEASY_LEASE": 2})
+    command = run_peasy(
+        "--worker-type", "thread", "--concurrency", "2", settings={"PEASY_LEASE": 2}
+    )
     job = jobs.slow_thread_with_retry(str(tmp_path), str(record))
     command.wait_for_output(f"is asked to stop: {OWN_LIMIT}")
     (meanwhile,) = finished(jobs.echo("in the other thread"))

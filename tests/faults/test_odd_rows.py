@@ -27,7 +27,9 @@ from tests.rivals import TABLE
 from tests.rows import finished
 from tests.waiting import wait_until
 
-SQLITE, POSTGRES, MARIADB = (site.TEST_DATABASE == name for name in ("sqlite", "postgres", "mariadb"))
+SQLITE, POSTGRES, MARIADB = (
+    site.TEST_DATABASE == name for name in ("sqlite", "postgres", "mariadb")
+)
 only_sqlite = pytest.mark.skipif(not SQLITE, reason="only SQLite lets a column hold anything")
 
 LATE = 40
@@ -107,18 +109,25 @@ def test_odd_rows_fail_plainly_or_run_and_no_other_job_is_held_up(run_peasy, fir
     odd, plain = [], []
     kinds = ODD
     if first == "runner":
-        kinds = [kind for kind in ODD if "NULL" not in str(kind)]  # which wait for a round of housekeeping
+        kinds = [
+            kind for kind in ODD if "NULL" not in str(kind)
+        ]  # which wait for a round of housekeeping
         command = run_peasy("--concurrency", "2", settings=ALL)
         finished(jobs.nothing())
     for kind in kinds:
         with transaction.atomic():
             odd.append(jobs.nothing())
             write(odd[-1], kind)
-        plain += [jobs.echo(str(kind)), jobs.echo.using(run_after=timedelta(seconds=0.1))(str(kind))]
+        plain += [
+            jobs.echo(str(kind)),
+            jobs.echo.using(run_after=timedelta(seconds=0.1))(str(kind)),
+        ]
     if first == "rows":
         command = run_peasy("--concurrency", "2", settings=ALL)
 
-    assert [job.result for job in finished(*plain, timeout=LATE)] == [str(kind) for kind in kinds for _ in range(2)]
+    assert [job.result for job in finished(*plain, timeout=LATE)] == [
+        str(kind) for kind in kinds for _ in range(2)
+    ]
     expected = {str(kind): (kind.status, kind.error) for kind in kinds}
 
     def became() -> dict[str, tuple[str, str]]:
@@ -126,7 +135,9 @@ def test_odd_rows_fail_plainly_or_run_and_no_other_job_is_held_up(run_peasy, fir
 
     wait_until(lambda: became() == expected, message=lambda: f"{became()}\n{command.output()}")
     assert_lives(command)
-    assert command.output().count("failed: ") == sum(kind.status == FAILED and kind.error != WORN_OUT for kind in kinds)
+    assert command.output().count("failed: ") == sum(
+        kind.status == FAILED and kind.error != WORN_OUT for kind in kinds
+    )
 
 
 @pytest.mark.parametrize("crashes", [str(MOST), "'many'"] if SQLITE else [str(MOST)])
@@ -154,7 +165,19 @@ ANYTHING = st.one_of(
     st.text(max_size=8),
     st.binary(max_size=8),
     st.sampled_from(
-        ["", "soon", "2026-02-30 10:00:00", "2026-06-01", "[]", "[1]", "{}", "null", "J[]", b"J[]", b"J{}"]
+        [
+            "",
+            "soon",
+            "2026-02-30 10:00:00",
+            "2026-06-01",
+            "[]",
+            "[1]",
+            "{}",
+            "null",
+            "J[]",
+            b"J[]",
+            b"J{}",
+        ]
     ),
 )
 COLUMNS = [field.column for field in PeasyJobQueue._meta.get_fields() if field.column != "id"]
@@ -222,7 +245,10 @@ def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, run
     all_jobs.delete()
     pk = jobs.nothing().pk
     all_jobs.filter(pk=pk).update(
-        status=status, started=now, completed=now if status in "CF" else None, runner=runner if status in "OX" else None
+        status=status,
+        started=now,
+        completed=now if status in "CF" else None,
+        runner=runner if status in "OX" else None,
     )
     try:
         with connection.cursor() as cursor:
@@ -233,6 +259,12 @@ def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, run
     for _ in range(3):
         plain = [jobs.nothing(), jobs.nothing.using(run_after=timedelta(seconds=-1))()]
         for _ in range(2):  # jobs that were scheduled are promoted first
-            a_runner_works(Recorder(connection, all_jobs, clock), presence, Housekeeping(all_jobs, clock, site_conf))
-        statuses = set(all_jobs.filter(pk__in=[job.pk for job in plain]).values_list("status", flat=True))
+            a_runner_works(
+                Recorder(connection, all_jobs, clock),
+                presence,
+                Housekeeping(all_jobs, clock, site_conf),
+            )
+        statuses = set(
+            all_jobs.filter(pk__in=[job.pk for job in plain]).values_list("status", flat=True)
+        )
         assert statuses <= {COMPLETED}, statuses  # some may have been pruned

@@ -14,7 +14,9 @@ from tests.processes import both_worker_types
 from tests.rows import finished, row, running, with_app
 from tests.waiting import wait_until
 
-only_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="only its driver has a pool")
+only_postgres = pytest.mark.skipif(
+    connection.vendor != "postgresql", reason="only its driver has a pool"
+)
 
 
 def database(**changes: Any) -> dict[str, Any]:
@@ -37,10 +39,18 @@ def app(directory: Path, name: str, code: str) -> dict[str, Any]:
 
 
 @only_postgres
-def test_workers_share_no_connection_of_a_pool_that_was_used_before_they_were_forked(run_peasy, tmp_path):
+def test_workers_share_no_connection_of_a_pool_that_was_used_before_they_were_forked(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
-    asking = app(tmp_path, "asking", "from django.db import connection\nconnection.cursor().execute('SELECT 1')\n")
-    command = run_peasy("--concurrency", "3", settings={**asking, **database(OPTIONS={"pool": True})})
+    asking = app(
+        tmp_path,
+        "asking",
+        "from django.db import connection\nconnection.cursor().execute('SELECT 1')\n",
+    )
+    command = run_peasy(
+        "--concurrency", "3", settings={**asking, **database(OPTIONS={"pool": True})}
+    )
     done = finished(*[jobs.database_session(str(record), 3) for _ in range(3)])
     assert [job.error for job in done] == ["", "", ""]
     assert len({job.result for job in done}) == 3
@@ -56,7 +66,9 @@ def test_the_runner_takes_no_connection_of_the_pool_that_is_for_its_jobs(run_pea
 
 
 @both_worker_types
-def test_without_autocommit_what_the_runner_writes_is_seen_at_once(run_peasy, tmp_path, worker_type):
+def test_without_autocommit_what_the_runner_writes_is_seen_at_once(
+    run_peasy, tmp_path, worker_type
+):
     run_peasy("--worker-type", worker_type, settings=database(AUTOCOMMIT=False))
     job = jobs.progress_then_wait(str(tmp_path / "go"))
     running(job)
@@ -70,7 +82,9 @@ def test_without_autocommit_what_the_runner_writes_is_seen_at_once(run_peasy, tm
 
 
 @both_worker_types
-def test_no_job_finds_the_language_or_the_time_zone_of_an_app_that_loads(run_peasy, tmp_path, worker_type):
+def test_no_job_finds_the_language_or_the_time_zone_of_an_app_that_loads(
+    run_peasy, tmp_path, worker_type
+):
     code = "from django.utils import timezone, translation as language\n"
     code += "language.activate('de')\ntimezone.activate('Asia/Tokyo')\n"
     run_peasy("--worker-type", worker_type, settings=app(tmp_path, "speaking", code))
@@ -92,7 +106,9 @@ def test_the_flags_of_the_interpreter_reach_the_workers(run_peasy):
 
 
 @both_worker_types
-def test_a_module_that_calls_sys_exit_fails_the_jobs_of_its_own_app_only(run_peasy, tmp_path, worker_type):
+def test_a_module_that_calls_sys_exit_fails_the_jobs_of_its_own_app_only(
+    run_peasy, tmp_path, worker_type
+):
     settings = app(tmp_path, "leaving", "import sys\n\nsys.exit('no licence')\n")
     bad = PeasyJobQueue.objects.create(title="of that app", job_name="leaving.jobs.task")
     command = run_peasy("--worker-type", worker_type, settings=settings)

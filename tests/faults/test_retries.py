@@ -43,21 +43,33 @@ def now() -> datetime:
 
 def make_due(job: PeasyJobQueue) -> None:
     """Time passes."""
-    assert PeasyJobQueue.objects.filter(pk=job.pk, status=SCHEDULED).update(run_after=now() - timedelta(seconds=1))
+    assert PeasyJobQueue.objects.filter(pk=job.pk, status=SCHEDULED).update(
+        run_after=now() - timedelta(seconds=1)
+    )
 
 
 # When it runs again
 
 
 @both_worker_types
-def test_a_job_that_fails_runs_again_after_each_of_the_seconds_of_its_list(run_peasy, tmp_path, worker_type):
+def test_a_job_that_fails_runs_again_after_each_of_the_seconds_of_its_list(
+    run_peasy, tmp_path, worker_type
+):
     record = tmp_path / "record"
     command = run_peasy("--worker-type", worker_type)
     (job,) = finished(jobs.fail_times(str(record), 3), timeout=LATE)
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (COMPLETED, "at last", 4, 0, 4)
+    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
+        COMPLETED,
+        "at last",
+        4,
+        0,
+        4,
+    )
     first, second, third, fourth = starts(record)
     assert (second >= first, third - second >= 0.5, fourth - third >= 1) == (True, True, True)
-    assert [entry["message"] for entry in job.errors] == [f"ValueError: failure {number}" for number in (1, 2, 3)]
+    assert [entry["message"] for entry in job.errors] == [
+        f"ValueError: failure {number}" for number in (1, 2, 3)
+    ]
     for entry in job.errors:
         assert entry["exception"] == "builtins.ValueError"
         assert "in fail_times" in entry["traceback"]
@@ -76,7 +88,13 @@ def test_a_job_has_failed_when_its_retries_are_used_up(run_peasy, tmp_path):
     record = tmp_path / "record"
     run_peasy()
     (job,) = finished(jobs.fail_times(str(record), 99), timeout=LATE)
-    assert (job.status, job.attempts, job.crashes, len(notes(record)), len(job.errors)) == (FAILED, 4, 0, 4, 4)
+    assert (job.status, job.attempts, job.crashes, len(notes(record)), len(job.errors)) == (
+        FAILED,
+        4,
+        0,
+        4,
+        4,
+    )
     assert (job.error, job.run_after) == ("ValueError: failure 4", None)
     assert "ValueError: failure 4" in job.traceback
 
@@ -98,7 +116,12 @@ def test_a_job_that_waits_for_a_retry_is_scheduled_and_its_time_is_visible(run_p
     (entry,) = job.errors
     wait = job.run_after - datetime.fromisoformat(entry["at"])
     assert timedelta(seconds=FIRST_DELAY * 0.75 - 3) < wait <= timedelta(seconds=FIRST_DELAY * 1.25)
-    assert (job.error, job.attempts, job.runner_id, job.completed) == ("ValueError: again", 1, None, None)
+    assert (job.error, job.attempts, job.runner_id, job.completed) == (
+        "ValueError: again",
+        1,
+        None,
+        None,
+    )
     assert len(notes(record)) == 1
     make_due(job)
     (job,) = finished(job)
@@ -120,7 +143,9 @@ def test_a_callable_that_fails_costs_a_minute_and_not_the_job(run_peasy, tmp_pat
     job = scheduled(jobs.fail_with_bad_backoff(str(record)))
     assert timedelta(seconds=40) < job.run_after - now() <= timedelta(seconds=60)
     assert job.error == "ValueError: again"
-    command.wait_for_output(f"The backoff of {job.job_name} cannot be used; it runs again in a minute.")
+    command.wait_for_output(
+        f"The backoff of {job.job_name} cannot be used; it runs again in a minute."
+    )
     command.wait_for_output("ZeroDivisionError")
 
 
@@ -146,7 +171,13 @@ def test_a_job_may_come_back_later_on_purpose_which_is_no_failure(run_peasy, tmp
     first, second, third = starts(record)
     assert second - first >= 0.5
     assert third - second >= 0.5
-    assert (job.status, job.result, job.attempts, job.claims, job.errors) == (COMPLETED, "here again", 1, 3, [])
+    assert (job.status, job.result, job.attempts, job.claims, job.errors) == (
+        COMPLETED,
+        "here again",
+        1,
+        3,
+        [],
+    )
 
 
 def test_a_job_that_comes_back_later_is_scheduled_meanwhile(run_peasy, tmp_path):
@@ -186,7 +217,13 @@ def test_crashes_do_not_use_up_retries_nor_retries_crashes(run_peasy, tmp_path):
     run_peasy()
     (job,) = finished(jobs.fail_and_die(str(record)), timeout=LATE)
     assert notes(record) == ["dies", "fails", "fails", "ends"]
-    assert (job.status, job.result, job.attempts, job.crashes, len(job.errors)) == (COMPLETED, "done", 4, 1, 2)
+    assert (job.status, job.result, job.attempts, job.crashes, len(job.errors)) == (
+        COMPLETED,
+        "done",
+        4,
+        1,
+        2,
+    )
 
 
 # What is kept
@@ -206,7 +243,9 @@ def test_of_a_worker_that_died_it_is_kept_where_that_was(run_peasy, tmp_path):
     record = tmp_path / "record"
     run_peasy(settings={"PEASY_CRASH_RETRIES": 0})
     (job,) = finished(jobs.die_by("SIGKILL", str(record)))
-    assert [entry["where"] for entry in job.errors] == [f"{socket.gethostname()}, pid {notes(record)[0].split()[1]}"]
+    assert [entry["where"] for entry in job.errors] == [
+        f"{socket.gethostname()}, pid {notes(record)[0].split()[1]}"
+    ]
 
 
 # A function that is not there
@@ -223,8 +262,17 @@ def test_an_unknown_function_is_waited_for_three_minutes_and_has_then_failed(run
         assert (waiting.attempts, waiting.completed, waiting.runner_id) == (0, None, None)
         make_due(job)
     (job,) = finished(job)
-    assert (job.status, job.attempts, job.claims, job.run_after, len(job.errors)) == (FAILED, 1, 4, None, 4)
-    assert job.error == "Cannot import tests.jobs.of_tomorrow. Was it renamed after this job was enqueued?"
+    assert (job.status, job.attempts, job.claims, job.run_after, len(job.errors)) == (
+        FAILED,
+        1,
+        4,
+        None,
+        4,
+    )
+    assert (
+        job.error
+        == "Cannot import tests.jobs.of_tomorrow. Was it renamed after this job was enqueued?"
+    )
 
 
 def test_a_function_that_is_there_after_a_minute_runs(run_peasy):
@@ -243,7 +291,8 @@ def test_a_function_that_is_there_after_a_minute_runs(run_peasy):
 
 def with_policy(**options) -> SimpleNamespace:
     return SimpleNamespace(
-        job_name="tests.job", policy=Policy(**{"retries": 2, "backoff": [7], "retry_on": BaseException, **options})
+        job_name="tests.job",
+        policy=Policy(**{"retries": 2, "backoff": [7], "retry_on": BaseException, **options}),
     )
 
 
@@ -312,8 +361,14 @@ class FixedClock:
 @pytest.mark.parametrize("delay", [0.0, 5.0])
 def test_a_run_that_came_back_on_purpose_counts_as_no_attempt(delay):
     claim = Claim(1, 3, "title", "tests.jobs.nothing", None, None, 2, 0, None, None)
-    later = outcomes.ended(claim, Outcome(1, 3, 1.0, 2.0, SCHEDULED, None, None, delay), FixedClock())
-    assert (later.status, later.attempts, later.run_after) == (SCHEDULED, -1, FixedClock().at(2 + delay))
+    later = outcomes.ended(
+        claim, Outcome(1, 3, 1.0, 2.0, SCHEDULED, None, None, delay), FixedClock()
+    )
+    assert (later.status, later.attempts, later.run_after) == (
+        SCHEDULED,
+        -1,
+        FixedClock().at(2 + delay),
+    )
 
 
 # Wrong options
@@ -331,19 +386,37 @@ def function() -> None:
         ({"retries": 1.0}, "retries is 1.0. Give a whole number, 0 or more."),
         ({"retries": True}, "retries is True. Give a whole number, 0 or more."),
         ({"retries": None}, "retries is None. Give a whole number, 0 or more."),
-        ({"backoff": 10}, "backoff is 10. Give a list of seconds, or a callable that returns them."),
-        ({"backoff": []}, "backoff is []. Give a list of seconds, or a callable that returns them."),
-        ({"backoff": "10"}, "backoff is '10'. Give a list of seconds, or a callable that returns them."),
+        (
+            {"backoff": 10},
+            "backoff is 10. Give a list of seconds, or a callable that returns them.",
+        ),
+        (
+            {"backoff": []},
+            "backoff is []. Give a list of seconds, or a callable that returns them.",
+        ),
+        (
+            {"backoff": "10"},
+            "backoff is '10'. Give a list of seconds, or a callable that returns them.",
+        ),
         ({"backoff": [10, "20"]}, "backoff gives '20'. Give a number of seconds, 0 or more."),
         ({"backoff": [-1]}, "backoff gives -1. Give a number of seconds, 0 or more."),
         ({"backoff": [float("nan")]}, "backoff gives nan. Give a number of seconds, 0 or more."),
-        ({"retry_on": "ValueError"}, "retry_on is 'ValueError'. Give an exception class, or a tuple of them."),
-        ({"retry_on": ValueError()}, "retry_on is ValueError(). Give an exception class, or a tuple of them."),
+        (
+            {"retry_on": "ValueError"},
+            "retry_on is 'ValueError'. Give an exception class, or a tuple of them.",
+        ),
+        (
+            {"retry_on": ValueError()},
+            "retry_on is ValueError(). Give an exception class, or a tuple of them.",
+        ),
         (
             {"retry_on": (OSError, 1)},
             "retry_on is (<class 'OSError'>, 1). Give an exception class, or a tuple of them.",
         ),
-        ({"retry_on": [OSError]}, "retry_on is [<class 'OSError'>]. Give an exception class, or a tuple of them."),
+        (
+            {"retry_on": [OSError]},
+            "retry_on is [<class 'OSError'>]. Give an exception class, or a tuple of them.",
+        ),
         ({"timeout": 0}, "timeout is 0. Give a number of seconds above 0."),
         ({"timeout": -1}, "timeout is -1. Give a number of seconds above 0."),
         ({"timeout": "60"}, "timeout is '60'. Give a number of seconds above 0."),

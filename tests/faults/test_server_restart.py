@@ -23,7 +23,9 @@ from tests.faults.test_database_trouble import LATE
 from tests.rivals import default_database
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.skipif(connection.vendor == "sqlite", reason="no server that could restart")
+pytestmark = pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="no server that could restart"
+)
 
 PROGRAMS = {"postgres": ["initdb", "postgres"], "mariadb": ["mariadb-install-db", "mariadbd"]}
 USERS = {"postgres": "postgres", "mariadb": "mysql"}  # neither server runs as root
@@ -55,19 +57,45 @@ class Server:
         self.data, self.log = str(directory / "data"), directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
         user, name = {"postgres": ("postgres", "postgres"), "mariadb": ("root", "site")}[self.kind]
-        where = {"HOST": "127.0.0.1", "PORT": str(self.port), "USER": user, "PASSWORD": "", "NAME": name}
-        self.database = {**{key: connection.settings_dict[key] for key in ("ENGINE", "OPTIONS")}, **where}
+        where = {
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "USER": user,
+            "PASSWORD": "",
+            "NAME": name,
+        }
+        self.database = {
+            **{key: connection.settings_dict[key] for key in ("ENGINE", "OPTIONS")},
+            **where,
+        }
 
     def make(self) -> None:
         if os.getuid() == 0:
             shutil.chown(self.directory, USERS[self.kind], USERS[self.kind])
         options = {
-            "postgres": ["-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
-            "mariadb": [*self.mariadb_options(), "--auth-root-authentication-method=normal", "--skip-test-db"],
+            "postgres": [
+                "-D",
+                self.data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            "mariadb": [
+                *self.mariadb_options(),
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+            ],
         }[self.kind]
         assert self.spawn(PROGRAMS[self.kind][0], options).wait(LATE) == 0, self.log.read_text()
         if self.kind == "mariadb":
-            (self.directory / "init.sql").write_text("CREATE DATABASE IF NOT EXISTS site CHARACTER SET utf8mb4;\n")
+            (self.directory / "init.sql").write_text(
+                "CREATE DATABASE IF NOT EXISTS site CHARACTER SET utf8mb4;\n"
+            )
 
     def mariadb_options(self) -> list[str]:
         small = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--debug-no-sync"]
@@ -129,7 +157,9 @@ class Server:
 @pytest.fixture(scope="module")
 def migrated(django_db_setup: None, django_db_blocker: Any) -> Iterator[Server]:
     """A server that has been stopped again: making one takes seconds."""
-    if missing := [program for program in PROGRAMS[settings.TEST_DATABASE] if not installed(program)]:
+    if missing := [
+        program for program in PROGRAMS[settings.TEST_DATABASE] if not installed(program)
+    ]:
         reason = f"{' and '.join(missing)} of {settings.TEST_DATABASE} cannot be found here"
         required = os.environ.get("PEASY_TEST_REQUIRE", "").replace(" ", "").split(",")
         (pytest.fail if settings.TEST_DATABASE in required else pytest.skip)(reason)

@@ -24,12 +24,22 @@ def main() -> int:
     parser.add_argument("--database", choices=("sqlite", "postgres", "mariadb"), default="sqlite")
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--pause", type=float, default=0.9, help="Seconds between two faults, on average.")
-    parser.add_argument("--only", action="append", default=[], help="Only this kind of fault; may be given again.")
     parser.add_argument(
-        "--sabotage", default="", help="Guards to remove: fence, lease, flush (and late); a comma between."
+        "--pause", type=float, default=0.9, help="Seconds between two faults, on average."
     )
-    parser.add_argument("--keep", action="store_true", help="Keep the directory with the record and the runners' logs.")
+    parser.add_argument(
+        "--only", action="append", default=[], help="Only this kind of fault; may be given again."
+    )
+    parser.add_argument(
+        "--sabotage",
+        default="",
+        help="Guards to remove: fence, lease, flush (and late); a comma between.",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="Keep the directory with the record and the runners' logs.",
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
@@ -125,7 +135,9 @@ class Stream(threading.Thread):
         from peasy_jobs.models import PeasyJobQueue
 
         # Some runners serve one of the queues only, so each is filled up by itself.
-        waiting = list(PeasyJobQueue.objects.filter(status__in="QS").values_list("queue_name", flat=True))
+        waiting = list(
+            PeasyJobQueue.objects.filter(status__in="QS").values_list("queue_name", flat=True)
+        )
         for _ in range(min(10, WAITING - len(waiting))):
             self._enqueue()
 
@@ -163,7 +175,9 @@ def wait_for_the_rest(seconds: float, hand: Any) -> None:
     from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 
     deadline = monotonic() + seconds
-    unfinished = PeasyJobQueue.objects.filter(Q(status__in="QSO") | Q(runner__isnull=False) | Q(completed=None))
+    unfinished = PeasyJobQueue.objects.filter(
+        Q(status__in="QSO") | Q(runner__isnull=False) | Q(completed=None)
+    )
     while monotonic() < deadline:
         hand.keep_going()
         if not unfinished.exists() and PeasyRunner.objects.count() == len(hand.slots):
@@ -174,7 +188,9 @@ def wait_for_the_rest(seconds: float, hand: Any) -> None:
     hand.violations.append(f"Not at rest after {seconds} s. Jobs: {left}. Runners: {runners}.")
 
 
-def show(options: argparse.Namespace, seconds: float, hand: Any, stream: Stream, verdict: Any) -> None:
+def show(
+    options: argparse.Namespace, seconds: float, hand: Any, stream: Stream, verdict: Any
+) -> None:
     from tests.torture.hand import KILLS
 
     faults = hand.table()
@@ -198,7 +214,11 @@ def show(options: argparse.Namespace, seconds: float, hand: Any, stream: Stream,
         ("enqueued by jobs", len(verdict.record.enqueued)),
         ("enqueued and rolled back, none ran", len(stream.rolled_back)),
         ("runners started", len(hand.commands)),
-        *((name, count) for name, count in sorted(verdict.counts.items()) if name.startswith("overlaps")),
+        *(
+            (name, count)
+            for name, count in sorted(verdict.counts.items())
+            if name.startswith("overlaps")
+        ),
         ("lost", verdict.counts["lost"]),
         ("violations", len(verdict.violations)),
     ]

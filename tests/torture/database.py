@@ -11,7 +11,8 @@ URLS = {
 JOBS, AUDIT = "peasy_jobs_peasyjobqueue", "torture_audit"
 COLUMNS = ("status", "claims", "attempts", "crashes", "runner_id")
 CHANGED = (
-    "(OLD.status <> NEW.status OR OLD.claims <> NEW.claims OR COALESCE(OLD.runner_id, 0) <> COALESCE(NEW.runner_id, 0))"
+    "(OLD.status <> NEW.status OR OLD.claims <> NEW.claims"
+    " OR COALESCE(OLD.runner_id, 0) <> COALESCE(NEW.runner_id, 0))"
 )
 
 
@@ -69,9 +70,13 @@ def _watch(connection: Any) -> None:
     values = [f"{when}.{column}" for when in ("OLD", "NEW") for column in COLUMNS]
     insert = f"INSERT INTO {AUDIT} (at, job, {', '.join(names)}) VALUES ({now}, NEW.id, {', '.join(values)});"
     with connection.cursor() as cursor:
-        cursor.execute(f"CREATE TABLE {AUDIT} (id {key}, at DOUBLE PRECISION, job BIGINT, {', '.join(columns)})")
+        cursor.execute(
+            f"CREATE TABLE {AUDIT} (id {key}, at DOUBLE PRECISION, job BIGINT, {', '.join(columns)})"
+        )
         if vendor == "sqlite":
-            cursor.execute(f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS} WHEN {CHANGED} BEGIN {insert} END")
+            cursor.execute(
+                f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS} WHEN {CHANGED} BEGIN {insert} END"
+            )
         elif vendor == "postgresql":
             cursor.execute(
                 f"CREATE FUNCTION torture() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert} RETURN NULL; END $$"
@@ -127,5 +132,9 @@ def own_connection() -> int:
     from django.db import connection
 
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()" if connection.vendor == "postgresql" else "SELECT CONNECTION_ID()")
+        cursor.execute(
+            "SELECT pg_backend_pid()"
+            if connection.vendor == "postgresql"
+            else "SELECT CONNECTION_ID()"
+        )
         return cursor.fetchone()[0]

@@ -56,7 +56,11 @@ SERVERS_ONLY = {
     "refuse connections",
     "silence",
 }
-SUSPENSIONS = {"suspend a runner beyond its lease", "pause a runner", "cut one runner off beyond its lease"}
+SUSPENSIONS = {
+    "suspend a runner beyond its lease",
+    "pause a runner",
+    "cut one runner off beyond its lease",
+}
 ALL_RUNNERS = SERVERS_ONLY - {"cut one runner off beyond its lease"} | {"hold the write lock"}
 SILENCES = SUSPENSIONS | ALL_RUNNERS
 
@@ -80,7 +84,9 @@ class Fault:
 class Slot:
     """A place for a runner: when one is killed, the next takes its place."""
 
-    def __init__(self, name: str, args: tuple[str, ...], env: dict[str, str], proxy: Proxy | None) -> None:
+    def __init__(
+        self, name: str, args: tuple[str, ...], env: dict[str, str], proxy: Proxy | None
+    ) -> None:
         self.name, self.args, self.env, self.proxy = name, args, env, proxy
         self.generation = 0
         self.command: Command | None = None
@@ -95,7 +101,9 @@ class Slot:
 class Hand:
     """All of it. `turn` is called again and again; nothing in it waits long."""
 
-    def __init__(self, choice: str, directory: Path, rng: Random, only: set[str], sabotages: str) -> None:
+    def __init__(
+        self, choice: str, directory: Path, rng: Random, only: set[str], sabotages: str
+    ) -> None:
         self.database, self.directory, self.rng = choice, directory, rng
         self.record = Record(directory / "record")
         self.faults: list[Fault] = []
@@ -114,15 +122,27 @@ class Hand:
         self.sabotages = sabotages
         shared = ("--queue", "default")
         self.slots = [
-            self._slot("p1", ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared), {}),
-            self._slot("p2", ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared), {}),
+            self._slot(
+                "p1",
+                ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared),
+                {},
+            ),
+            self._slot(
+                "p2",
+                ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared),
+                {},
+            ),
             # Another host as far as the others can see: they have to wait for its lease.
             self._slot(
                 "p3",
                 ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared),
                 {sabotage.HOST: "elsewhere"},
             ),
-            self._slot("t1", ("--worker-type", "thread", "--concurrency", "2", "--queue", "thread", *shared), {}),
+            self._slot(
+                "t1",
+                ("--worker-type", "thread", "--concurrency", "2", "--queue", "thread", *shared),
+                {},
+            ),
         ]
 
     def _slot(self, name: str, args: tuple[str, ...], env: dict[str, str]) -> Slot:
@@ -147,7 +167,9 @@ class Hand:
             "PYTHONWARNINGS": "default",
         }
         apps = {"INSTALLED_APPS": [*settings.INSTALLED_APPS, "tests.torture.sabotage.Sabotage"]}
-        slot.command = Command(("run_peasy", *slot.args), self.directory, self.directory, {**SETTINGS, **apps}, env)
+        slot.command = Command(
+            ("run_peasy", *slot.args), self.directory, self.directory, {**SETTINGS, **apps}, env
+        )
         self.commands[slot.runner] = slot.command
 
     def learn_names(self) -> None:
@@ -168,7 +190,9 @@ class Hand:
                 if now >= slot.start_at:
                     self.start(slot)
             elif not slot.stopping and (code := slot.command.process.poll()) is not None:
-                self.violations.append(f"Runner {slot.runner} ended by itself, exit code {code}: {self._tail(slot)}")
+                self.violations.append(
+                    f"Runner {slot.runner} ended by itself, exit code {code}: {self._tail(slot)}"
+                )
                 slot.command = None
 
     def _tail(self, slot: Slot) -> str:
@@ -190,7 +214,9 @@ class Hand:
             return
         running = self.record.running()
         busy = {run.runner for run in running}
-        slots = [slot for slot in self.slots if slot.command and not slot.stopping and not slot.suspended]
+        slots = [
+            slot for slot in self.slots if slot.command and not slot.stopping and not slot.suspended
+        ]
         if kind in ("kill a worker", "kill a worker server", "freeze a worker"):
             slots = [slot for slot in slots if slot.name != "t1"]
         if kind.startswith("stop"):  # before it is ready it ends as any program does
@@ -218,7 +244,10 @@ class Hand:
                 fault.began = monotonic()
                 command.process.kill()
                 command.process.wait()
-                self._after(ORPHANS_LIVE, lambda: self._check_nothing_left(fault.runner, command, "it was killed"))
+                self._after(
+                    ORPHANS_LIVE,
+                    lambda: self._check_nothing_left(fault.runner, command, "it was killed"),
+                )
                 slot.command, slot.start_at = None, monotonic() + self.rng.choice([0, 0, 1])
             case "kill a worker" | "freeze a worker":
                 worker = self.rng.choice(hit).pid if hit else self._some_worker(command)
@@ -226,9 +255,13 @@ class Hand:
                     return False
                 fault.pid, fault.hit = worker, [run for run in hit if run.pid == worker]
                 fault.began = monotonic()
-                self._signal(worker, signal.SIGKILL if fault.kind == "kill a worker" else signal.SIGSTOP)
+                self._signal(
+                    worker, signal.SIGKILL if fault.kind == "kill a worker" else signal.SIGSTOP
+                )
                 if fault.kind == "freeze a worker":
-                    self._after(self.rng.uniform(0.5, 4), lambda: self._signal(worker, signal.SIGCONT))
+                    self._after(
+                        self.rng.uniform(0.5, 4), lambda: self._signal(worker, signal.SIGCONT)
+                    )
             case "kill a worker server":
                 servers = self._children(command.pid)
                 if not servers:
@@ -242,19 +275,26 @@ class Hand:
                 slot.suspended = True
                 self._signal(command.pid, signal.SIGSTOP)
                 self._after(
-                    self.rng.uniform(1.4, 2.2) * LEASE if long else self.rng.uniform(0.2, 0.6) * LEASE,
+                    self.rng.uniform(1.4, 2.2) * LEASE
+                    if long
+                    else self.rng.uniform(0.2, 0.6) * LEASE,
                     lambda: self._resume(slot, command, fault),
                 )
             case "stop a runner gracefully" | "stop a runner at once":
                 slot.stopping = True
                 command.process.send_signal(self.rng.choice([signal.SIGTERM, signal.SIGINT]))
                 if fault.kind.endswith("at once"):
-                    self._after(0.3, lambda: command.process.poll() is None and command.process.send_signal(2))
+                    self._after(
+                        0.3,
+                        lambda: command.process.poll() is None and command.process.send_signal(2),
+                    )
                 self._after(0.1, lambda: self._await_end(slot, command, fault))
             case "cut one runner off beyond its lease":
                 proxy, how = slot.proxy, self.rng.choice(["silent", "refusing"])
                 setattr(proxy, how, True)
-                self._after(self.rng.uniform(1.4, 2.2) * LEASE, lambda: self._reconnect([proxy], how, fault))
+                self._after(
+                    self.rng.uniform(1.4, 2.2) * LEASE, lambda: self._reconnect([proxy], how, fault)
+                )
         return True
 
     def _strike_database(self, kind: str, running: list[Run]) -> None:
@@ -278,14 +318,18 @@ class Hand:
                 self._after(seconds, lambda: self._reconnect(proxies, how, fault))
                 self.outage_until = monotonic() + seconds + 5 + LEASE
             case "hold the write lock":
-                threading.Thread(target=self._hold_write_lock, args=[seconds, fault], daemon=True).start()
+                threading.Thread(
+                    target=self._hold_write_lock, args=[seconds, fault], daemon=True
+                ).start()
                 self.outage_until = monotonic() + seconds + 5
         self.faults.append(fault)
 
     def _hold_write_lock(self, seconds: float, fault: Fault) -> None:
         from django.db import connection
 
-        other = sqlite3.connect(str(connection.settings_dict["NAME"]), timeout=10, isolation_level=None)
+        other = sqlite3.connect(
+            str(connection.settings_dict["NAME"]), timeout=10, isolation_level=None
+        )
         try:
             other.execute("BEGIN IMMEDIATE")
             fault.began = monotonic()
@@ -320,7 +364,9 @@ class Hand:
                 self._after(0.1, lambda: self._await_end(slot, command, fault))
                 return
         elif code != 0:
-            self.violations.append(f"Runner {fault.runner} was stopped, exit code {code}: {self._tail(slot)}")
+            self.violations.append(
+                f"Runner {fault.runner} was stopped, exit code {code}: {self._tail(slot)}"
+            )
         fault.ended = monotonic()
         slot.command, slot.start_at = None, monotonic()
         slot.stopping = False
@@ -332,23 +378,35 @@ class Hand:
         if left := command.processes():
             sleep(0.3)
             if left := [process for process in left if command.owns(process)]:
-                self.violations.append(f"Runner {runner} has left processes behind after {why}: {left}")
+                self.violations.append(
+                    f"Runner {runner} has left processes behind after {why}: {left}"
+                )
 
     def _check_no_row(self, fault: Fault, command: Command) -> None:
         """After a graceful stop with the database at hand."""
         from peasy_jobs.models import PeasyRunner
 
-        others = [other for other in self.faults if other.runner in (None, fault.runner) and other is not fault]
+        others = [
+            other
+            for other in self.faults
+            if other.runner in (None, fault.runner) and other is not fault
+        ]
         if any(other.kind in SILENCES and other.ended > fault.began - 1 for other in others):
             return
         self.learn_names()
         pks = [pk for pk, name in self.names.items() if name == fault.runner]
         if rows := list(PeasyRunner.objects.filter(pid=command.pid, pk__in=pks)):
             jobs = [list(row.jobs.values_list("pk", "status")) for row in rows]
-            self.violations.append(f"Runner {fault.runner} was stopped and left its row {rows} with jobs {jobs}.")
+            self.violations.append(
+                f"Runner {fault.runner} was stopped and left its row {rows} with jobs {jobs}."
+            )
 
     def _some_worker(self, command: Command) -> int | None:
-        workers = [worker for server in self._children(command.pid) for worker in self._children(server.pid)]
+        workers = [
+            worker
+            for server in self._children(command.pid)
+            for worker in self._children(server.pid)
+        ]
         return self.rng.choice(workers).pid if workers else None
 
     def _children(self, pid: int) -> list[psutil.Process]:
@@ -386,7 +444,9 @@ class Hand:
             except Exception:
                 code = "none: it did not stop"
             if code != 0:
-                self.violations.append(f"Runner {slot.runner} was stopped, exit code {code}: {self._tail(slot)}")
+                self.violations.append(
+                    f"Runner {slot.runner} was stopped, exit code {code}: {self._tail(slot)}"
+                )
         sleep(0.5)
         for name, command in self.commands.items():
             self._check_nothing_left(name, command, "everything was stopped")

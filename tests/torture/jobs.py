@@ -228,7 +228,12 @@ STREAM: list[tuple[int, Any, str, Any]] = [
     (3, hold, "default", lambda r: {"seconds": r.uniform(0.1, 0.8)}),
     (3, hang, "process", lambda r: {}),
     (2, stubborn, "process", lambda r: {}),
-    (5, die, "process", lambda r: {"seconds": r.uniform(0, 0.5), "how": r.choice(["once", "always"])}),
+    (
+        5,
+        die,
+        "process",
+        lambda r: {"seconds": r.uniform(0, 0.5), "how": r.choice(["once", "always"])},
+    ),
     (2, eat, "process", lambda r: {}),
     (2, hang_politely, "thread", lambda r: {}),
     (4, work, "thread", lambda r: {"seconds": r.uniform(0.2, 2)}),

@@ -13,7 +13,13 @@ RUNNER = "PEASY_TORTURE_RUNNER"
 
 def note(event: str, **values: Any) -> None:
     """One line in one write, so that a kill leaves whole lines only."""
-    line = {"event": event, "pid": os.getpid(), "runner": os.environ.get(RUNNER), "t": monotonic(), **values}
+    line = {
+        "event": event,
+        "pid": os.getpid(),
+        "runner": os.environ.get(RUNNER),
+        "t": monotonic(),
+        **values,
+    }
     descriptor = os.open(os.environ[PATH], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(descriptor, f"{json.dumps(line)}\n".encode())
@@ -32,7 +38,12 @@ class Run:
     """What the record says of one run."""
 
     def __init__(self, start: dict[str, Any]) -> None:
-        self.pk, self.claims, self.pid, self.runner = start["pk"], start["claims"], start["pid"], start["runner"]
+        self.pk, self.claims, self.pid, self.runner = (
+            start["pk"],
+            start["claims"],
+            start["pid"],
+            start["runner"],
+        )
         self.token, self.kind = start["token"], start["kind"]
         self.started = self.last = start["t"]
         self.ends: list[dict[str, Any]] = []

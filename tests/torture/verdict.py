@@ -22,7 +22,12 @@ class Verdict:
     """Fills `violations`, and counts what the table shows."""
 
     def __init__(self, hand: Hand, enqueued: dict[int, str], rolled_back: set[str]) -> None:
-        self.hand, self.record, self.enqueued, self.rolled_back = hand, hand.record, enqueued, rolled_back
+        self.hand, self.record, self.enqueued, self.rolled_back = (
+            hand,
+            hand.record,
+            enqueued,
+            rolled_back,
+        )
         self.violations = list(hand.violations)
         self.outcomes: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -76,7 +81,9 @@ class Verdict:
         if any(run.claims > row.claims for run in runs) or len(runs) > row.claims:
             wrong.append("it started more often than it was claimed")
         if row.crashes > budget + 1 or row.attempts - row.crashes > job.policy.retries + 1:
-            wrong.append(f"it ran more often than its budget of {job.policy.retries} retries, {budget} after crashes")
+            wrong.append(
+                f"it ran more often than its budget of {job.policy.retries} retries, {budget} after crashes"
+            )
         wrong += self._wrong_changes(row, runs)
         wrong += self._wrong_outcome(row, runs, budget)
         wrong += self._overlaps(runs)
@@ -128,10 +135,14 @@ class Verdict:
                 if not self._crash_has_a_cause(run, change, claimed_at):
                     wrong.append(f"charged with a crash that did not happen: {change}")
         if row.claims != claimed or row.attempts != claimed - given_back or row.crashes != charged:
-            wrong.append(f"{claimed} claims, {given_back} given back, {charged} crashes do not give its row")
+            wrong.append(
+                f"{claimed} claims, {given_back} given back, {charged} crashes do not give its row"
+            )
         return wrong
 
-    def _crash_has_a_cause(self, run: Run | None, change: dict[str, Any], claimed_at: float) -> bool:
+    def _crash_has_a_cause(
+        self, run: Run | None, change: dict[str, Any], claimed_at: float
+    ) -> bool:
         if run is not None and run.kind in DEADLY:
             return True
         name = self.hand.names.get(change["old_runner_id"])
@@ -150,7 +161,10 @@ class Verdict:
         return any(
             fault.runner == name
             and fault.began <= at
-            and (fault.kind == "kill a runner" or (fault.kind in SUSPENSIONS and fault.ended >= at - 3 * LEASE))
+            and (
+                fault.kind == "kill a runner"
+                or (fault.kind in SUSPENSIONS and fault.ended >= at - 3 * LEASE)
+            )
             for fault in self.hand.faults
         )
 
@@ -178,8 +192,14 @@ class Verdict:
         shown = {}
         if row is not None:
             columns = row.__dict__.items()
-            shown = {name: value for name, value in columns if name[0] != "_" and not name.endswith("_data")}
-            shown["errors"] = [(entry["at"], entry["exception"], entry["message"]) for entry in row.errors]
+            shown = {
+                name: value
+                for name, value in columns
+                if name[0] != "_" and not name.endswith("_data")
+            }
+            shown["errors"] = [
+                (entry["at"], entry["exception"], entry["message"]) for entry in row.errors
+            ]
         runs = sorted(self.record.by_pk.get(pk, []), key=lambda run: run.claims)
         names = {run.runner for run in runs}
         changes = [
@@ -193,7 +213,8 @@ class Verdict:
         faults = [
             f"{fault.began:.3f}-{fault.ended:.3f} {fault.kind} {fault.runner or 'all'} {fault.pid or ''}"
             for fault in self.hand.faults
-            if (fault.runner is None or fault.runner in names) and span[0] - 4 * LEASE < fault.began < span[-1] + LEASE
+            if (fault.runner is None or fault.runner in names)
+            and span[0] - 4 * LEASE < fault.began < span[-1] + LEASE
         ]
         listed = "\n    ".join(["", str(shown), *map(str, runs), *changes, *faults])
         self.violations.append(f"Job {pk}: {wrong}.{listed}")

@@ -11,13 +11,22 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Airport",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 (
                     "code",
                     models.CharField(
                         max_length=3,
                         unique=True,
-                        validators=[django.core.validators.RegexValidator("^[A-Z]{3}$", "Use three capital letters.")],
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Z]{3}$", "Use three capital letters."
+                            )
+                        ],
                     ),
                 ),
                 ("name", models.CharField(max_length=100)),
@@ -26,7 +35,11 @@ class Migration(migrations.Migration):
                     "country",
                     models.CharField(
                         max_length=2,
-                        validators=[django.core.validators.RegexValidator("^[A-Z]{2}$", "Use two capital letters.")],
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[A-Z]{2}$", "Use two capital letters."
+                            )
+                        ],
                     ),
                 ),
                 (
@@ -65,7 +78,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Upload",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("name", models.CharField(max_length=255)),
                 ("content", models.TextField()),
                 ("created", models.DateTimeField(auto_now_add=True)),

@@ -24,16 +24,29 @@ class Command(BaseCommand):
     help = "Runs jobs until it is stopped with Ctrl-C (SIGINT) or SIGTERM."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--concurrency", type=_concurrency, help="How many workers (default: PEASY_CONCURRENCY).")
         parser.add_argument(
-            "--worker-type", choices=("process", "thread"), help="What a worker is (default: PEASY_WORKER_TYPE)."
+            "--concurrency",
+            type=_concurrency,
+            help="How many workers (default: PEASY_CONCURRENCY).",
         )
         parser.add_argument(
-            "--queue", action="append", default=[], help="Run only jobs of this queue; may be given several times."
+            "--worker-type",
+            choices=("process", "thread"),
+            help="What a worker is (default: PEASY_WORKER_TYPE).",
         )
-        parser.add_argument("--exit-on-empty", action="store_true", help="Exit when no job may run now.")
         parser.add_argument(
-            "--check", action="store_true", help="Run nothing; say whether jobs are being run, for probes (exit code)."
+            "--queue",
+            action="append",
+            default=[],
+            help="Run only jobs of this queue; may be given several times.",
+        )
+        parser.add_argument(
+            "--exit-on-empty", action="store_true", help="Exit when no job may run now."
+        )
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="Run nothing; say whether jobs are being run, for probes (exit code).",
         )
         parser.add_argument(
             "--noreload",
@@ -47,7 +60,11 @@ class Command(BaseCommand):
         return super().get_check_kwargs(options) | {"databases": []}
 
     def handle(self, **options: Any) -> None:
-        given = {name: options[name] for name in ("concurrency", "worker_type") if options[name] is not None}
+        given = {
+            name: options[name]
+            for name in ("concurrency", "worker_type")
+            if options[name] is not None
+        }
         if is_in_memory(alias := router.db_for_write(PeasyJobQueue)):
             raise CommandError(
                 f"The jobs are in an in-memory database ({alias!r}), which run_peasy cannot see from its own process. "
@@ -62,7 +79,10 @@ class Command(BaseCommand):
                 raise CommandError("Not all jobs can be imported.")
             return
         runner = Runner(
-            replace(conf.get(), **given), self._say, queues=options["queue"], exit_on_empty=options["exit_on_empty"]
+            replace(conf.get(), **given),
+            self._say,
+            queues=options["queue"],
+            exit_on_empty=options["exit_on_empty"],
         )
         reloads = conf.is_debug() and options["use_reloader"] and not options["exit_on_empty"]
         reloader = autoreload.Reloader(runner.signals, self._say) if reloads else None
@@ -86,12 +106,16 @@ class Command(BaseCommand):
             raise CommandError("\n".join(wrong))
 
     def _say(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # nobody reads it any more; a job in a thread has closed it
+        with suppress(
+            OSError, ValueError
+        ):  # nobody reads it any more; a job in a thread has closed it
             self.stdout.write(line)
             self.stdout.flush()
 
 
 def _concurrency(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
-        raise ArgumentTypeError(f"{value!r} is not a number of workers: give a whole number, 1 or more.")
+        raise ArgumentTypeError(
+            f"{value!r} is not a number of workers: give a whole number, 1 or more."
+        )
     return int(value)
