@@ -21,7 +21,7 @@ CHUNK = 100  # one way and the other by turns, so that both meet the same machin
 BATCH = 100
 
 
-def set_up() -> None:
+def configure_session() -> None:
     os.environ.setdefault("BENCH_APPS", '["django_htmx", "peasy_jobs", "benchmarks"]')
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.peers.site_settings"
     import django
@@ -213,5 +213,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 if __name__ == "__main__":
-    set_up()
+    configure_session()
     print(json.dumps(COMMANDS[sys.argv[1]](*sys.argv[2:])))

@@ -161,12 +161,12 @@ def _last_line(text: str) -> str:
 
 
 def _peer(name: str, **fields: Any) -> System:
-    described = PEERS[name]
+    error_entry = PEERS[name]
     return System(
         name,
-        described["title"],
-        packages=tuple(described["packages"]),
-        settings=described["settings"],
+        error_entry["title"],
+        packages=tuple(error_entry["packages"]),
+        settings=error_entry["settings"],
         **fields,
     )
 

@@ -7,7 +7,7 @@ class Failure(Exception):
     """A job failed for a reason that is not an exception of its own code."""
 
 
-class Unknown(Failure):
+class JobFunctionNotFound(Failure):
     """There is no such job function here: maybe not yet, while a new version is being deployed."""
 
 

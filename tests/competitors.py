@@ -23,7 +23,7 @@ from peasy_jobs.runner.loop import LOCK_TIMEOUT  # noqa: E402
 from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED  # noqa: E402
 from peasy_jobs.store import vendors  # noqa: E402
 from peasy_jobs.store.clock import Clock, as_field, database_now  # noqa: E402
-from peasy_jobs.store.values import Claim, Ending  # noqa: E402
+from peasy_jobs.store.values import Claim, JobUpdate  # noqa: E402
 
 jobs = PeasyJobQueue.objects
 PATIENCE = 60  # seconds
@@ -80,7 +80,7 @@ def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]
         assert len(claims) <= limit
         mine += claims
         if not claims and not waiting.exists():  # what others hold may still come back
-            return [(claim.pk, claim.claims) for claim in mine]
+            return [(claim.pk, claim.fencing_token) for claim in mine]
 
 
 def worker(runner: int, limit: int, total: int) -> list[tuple[int, int, str, bool]]:
@@ -96,18 +96,19 @@ def worker(runner: int, limit: int, total: int) -> list[tuple[int, int, str, boo
         endings = [ended(claim) for claim in claims]
         lost = patiently(lambda endings=endings: jobs.end(runner, endings, now()))
         runs += [
-            (end.claim.pk, end.claim.claims, end.status, end.claim not in lost) for end in endings
+            (end.claim.pk, end.claim.fencing_token, end.status, end.claim not in lost)
+            for end in endings
         ]
     return runs
 
 
-def ended(claim: Claim) -> Ending:
-    if claim.pk % 5 == 0 and claim.claims == 1:
-        return Ending(claim=claim, status=ENQUEUED, attempts=-1)
+def ended(claim: Claim) -> JobUpdate:
+    if claim.pk % 5 == 0 and claim.fencing_token == 1:
+        return JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)
     if claim.pk % 3 == 0:
         error = {"exception": "builtins.ValueError", "message": "no", "traceback": ""}
-        return Ending(claim=claim, status=FAILED, error=error, started=now(), completed=now())
-    return Ending(
+        return JobUpdate(claim=claim, status=FAILED, error=error, started=now(), completed=now())
+    return JobUpdate(
         claim=claim, status=COMPLETED, result=b"J%d" % claim.pk, started=now(), completed=now()
     )
 
@@ -176,7 +177,8 @@ def ender(dead: list[int]) -> list[int]:
         pks = jobs.filter(title=f"of runner {runner}").order_by("pk").values_list("pk", flat=True)
         claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
         endings = [
-            Ending(claim=claim, status=COMPLETED, result=b"J1", completed=now()) for claim in claims
+            JobUpdate(claim=claim, status=COMPLETED, result=b"J1", completed=now())
+            for claim in claims
         ]
         lost = patiently(lambda runner=runner, endings=endings: jobs.end(runner, endings, now()))
         written += [claim.pk for claim in claims if claim not in lost]
@@ -204,8 +206,8 @@ PARTS: dict[str, Callable[..., Any]] = {
 
 if __name__ == "__main__":
     part, options = sys.argv[1], json.loads(sys.argv[2])
-    if options.pop("set_up", True):
-        vendors.set_up(connection, LOCK_TIMEOUT)
+    if options.pop("configure_session", True):
+        vendors.configure_session(connection, LOCK_TIMEOUT)
     elif connection.vendor == "mysql":
         with connection.cursor() as cursor:  # what the server gives to those who set nothing
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")

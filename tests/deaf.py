@@ -19,14 +19,14 @@ class Deaf(AppConfig):
     def ready(self) -> None:
         from peasy_jobs.store import wakeup
 
-        class Nothing(wakeup.Look):
+        class Nothing(wakeup.PollWakeup):
             description = "by nothing"
             looks = False
 
             def __init__(self, connection: Any, peek: Any, polling_interval: float) -> None:
                 super().__init__(peek, polling_interval)
 
-            def hinted(self) -> bool:
+            def has_signal(self) -> bool:
                 self.look_at = float("inf")
                 return False
 

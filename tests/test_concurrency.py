@@ -19,7 +19,7 @@ jobs = PeasyJobQueue.objects
 START = datetime(2026, 6, 1, 12, tzinfo=UTC)
 # As a runner sets its connection up; on MariaDB also as the server has it, which locks gaps.
 set_ups = pytest.mark.parametrize(
-    "set_up", [True, False] if settings.TEST_DATABASE == "mariadb" else [True]
+    "configure_session", [True, False] if settings.TEST_DATABASE == "mariadb" else [True]
 )
 
 
@@ -39,11 +39,14 @@ def flat(lists: list[list[Any]]) -> list[Any]:
 
 
 @set_ups
-def test_eight_claimers_share_2000_jobs_none_twice_and_none_lost(set_up):
+def test_eight_claimers_share_2000_jobs_none_twice_and_none_lost(configure_session):
     pks = insert(2000)
 
     got = compete(
-        *(Rival("claimer", runner=n, limit=10, queues=[], set_up=set_up) for n in range(1, 9))
+        *(
+            Rival("claimer", runner=n, limit=10, queues=[], configure_session=configure_session)
+            for n in range(1, 9)
+        )
     )
 
     assert sorted(pk for pk, _ in flat(got)) == pks
@@ -54,13 +57,13 @@ def test_eight_claimers_share_2000_jobs_none_twice_and_none_lost(set_up):
 
 
 @set_ups
-def test_claimers_of_different_queues_take_each_their_own(set_up):
+def test_claimers_of_different_queues_take_each_their_own(configure_session):
     mail, post, bulk = (insert(200, queue_name=name) for name in ("mail", "post", "bulk"))
     served = [["mail"], ["mail", "post"], ["post"], ["post", "mail"]]
 
     got = compete(
         *(
-            Rival("claimer", runner=n, limit=7, queues=queues, set_up=set_up)
+            Rival("claimer", runner=n, limit=7, queues=queues, configure_session=configure_session)
             for n, queues in enumerate(served, 1)
         )
     )
@@ -71,13 +74,16 @@ def test_claimers_of_different_queues_take_each_their_own(set_up):
 
 
 @set_ups
-def test_each_job_ends_once_while_others_are_enqueued_and_cancelled(set_up):
+def test_each_job_ends_once_while_others_are_enqueued_and_cancelled(configure_session):
     early, total = insert(200), 400
 
     *worked, first, second, cancelled = compete(
-        *(Rival("worker", runner=n, limit=10, total=total, set_up=set_up) for n in (1, 2, 3)),
-        *(Rival("enqueuer", count=100, set_up=set_up) for _ in range(2)),
-        Rival("canceller", every=7, total=total, set_up=set_up),
+        *(
+            Rival("worker", runner=n, limit=10, total=total, configure_session=configure_session)
+            for n in (1, 2, 3)
+        ),
+        *(Rival("enqueuer", count=100, configure_session=configure_session) for _ in range(2)),
+        Rival("canceller", every=7, total=total, configure_session=configure_session),
     )
 
     pks = sorted([*early, *first, *second])
@@ -105,12 +111,18 @@ def test_each_job_ends_once_while_others_are_enqueued_and_cancelled(set_up):
 
 
 @set_ups
-def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(set_up):
+def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(configure_session):
     pks = insert(400)
 
     *got, forwards, backwards = compete(
-        *(Rival("claimer", runner=n, limit=1, queues=[], set_up=set_up) for n in (1, 2)),
-        *(Rival("sweeper", backwards=backwards, set_up=set_up) for backwards in (False, True)),
+        *(
+            Rival("claimer", runner=n, limit=1, queues=[], configure_session=configure_session)
+            for n in (1, 2)
+        ),
+        *(
+            Rival("sweeper", backwards=backwards, configure_session=configure_session)
+            for backwards in (False, True)
+        ),
     )
 
     assert sorted(forwards + backwards) == pks, "each was cancelled, by one of the two"
@@ -124,7 +136,7 @@ def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(set_up):
 
 
 @set_ups
-def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(set_up):
+def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(configure_session):
     dead = list(range(1, 21))
     for runner in dead:
         insert(8, status=ONGOING, runner_id=runner, claims=1, attempts=1, started=as_field(START))
@@ -140,7 +152,9 @@ def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(set_up):
         )
         insert(2, status=CANCELLED, runner_id=runner, claims=1, attempts=1, started=as_field(START))
 
-    one, two = compete(*(Rival("rescuer", dead=dead, set_up=set_up) for _ in range(2)))
+    one, two = compete(
+        *(Rival("rescuer", dead=dead, configure_session=configure_session) for _ in range(2))
+    )
 
     assert [sum(both) for both in zip(one, two, strict=True)] == [16] * 20
     found = Counter(jobs.values_list("status", "runner", "claims", "attempts", "crashes"))
@@ -155,7 +169,9 @@ def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(set_up):
 
 
 @set_ups
-def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_never_both(set_up):
+def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_never_both(
+    configure_session,
+):
     dead = list(range(1, 41))
     pks = [
         pk
@@ -172,9 +188,9 @@ def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_nev
     ]
 
     rescued, first, second = compete(
-        Rival("rescuer", dead=dead, set_up=set_up),
-        Rival("ender", dead=dead, set_up=set_up),
-        Rival("ender", dead=dead[::-1], set_up=set_up),
+        Rival("rescuer", dead=dead, configure_session=configure_session),
+        Rival("ender", dead=dead, configure_session=configure_session),
+        Rival("ender", dead=dead[::-1], configure_session=configure_session),
     )
 
     written = {*first, *second}

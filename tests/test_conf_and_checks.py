@@ -479,7 +479,7 @@ def test_the_finders_below_find(finds: Finder, source: str) -> None:
 
 
 def test_the_status_finder_leaves_reading_alone() -> None:
-    source = "jobs.filter(status='Q').update(title='x'); print(job.status); Ending(status='C'); 'status set'"
+    source = "jobs.filter(status='Q').update(title='x'); print(job.status); JobUpdate(status='C'); 'status set'"
     assert not any(writes_status(node) for node in ast.walk(ast.parse(source)))
 
 

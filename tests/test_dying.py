@@ -136,10 +136,10 @@ def test_jobs_that_wait_in_the_pipe_of_a_dying_worker_are_not_charged_and_run_on
         before = [jobs.write_note(record, number) for number in range(5)]
         bad = jobs.die_by("SIGKILL", str(deadly))
         after = [jobs.write_note(record, number) for number in range(5, 50)]
-    bad, *innocent = finished(bad, *before, *after)
+    bad, *not_started = finished(bad, *before, *after)
     assert (bad.status, bad.attempts, bad.crashes) == (FAILED, 2, 2)
     assert len(notes(deadly)) == 2
-    assert {(job.status, job.attempts, job.crashes) for job in innocent} == {(COMPLETED, 1, 0)}
+    assert {(job.status, job.attempts, job.crashes) for job in not_started} == {(COMPLETED, 1, 0)}
     assert sorted(map(int, notes(record))) == list(range(50))
 
 
@@ -173,7 +173,7 @@ def test_an_outcome_of_a_claim_that_was_lost_leaves_the_new_claim_of_that_job_al
         worker.hand_out([later])
         outcome = marshal.dumps(("Outcome", *Outcome(7, 1, 0.0, 0.0, COMPLETED, None, None, 0.0)))
         worker.theirs.sendall(LENGTH.pack(len(outcome)) + outcome)
-        assert [(event.pk, event.claims) for event in worker.receive()] == [(7, 1)]
+        assert [(event.pk, event.fencing_token) for event in worker.receive()] == [(7, 1)]
         assert worker.recall() == [later]
     finally:
         worker.close()

@@ -31,7 +31,7 @@ from peasy_jobs import payloads
 from peasy_jobs.job import Job
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
-from peasy_jobs.runner.stopping import Stopper
+from peasy_jobs.runner.stopping import StopController
 from peasy_jobs.statuses import COMPLETED, FAILED
 from peasy_jobs.store.values import Claim, Run
 from peasy_jobs.workers import execution
@@ -99,7 +99,7 @@ def meet_and_wait(job_pk: int) -> int | None:
     meeting.wait(5)
     wait_until(lambda: peasy.cancelled(job_pk))
     running = execution.current(job_pk)
-    return running and running.claims
+    return running and running.fencing_token
 
 
 @peasy.job("call itself")
@@ -149,7 +149,7 @@ def run_named(
     sent: list[Report] | None = None,
 ) -> Outcome:
     outcome = execution.run(Run(7, 3, name, args, kwargs, 1), ([] if sent is None else sent).append)
-    assert (outcome.pk, outcome.claims) == (7, 3)
+    assert (outcome.pk, outcome.fencing_token) == (7, 3)
     assert outcome.started <= outcome.ended
     assert outcome.error is None or outcome.result is None
     return outcome
@@ -380,7 +380,7 @@ def test_arguments_that_the_function_does_not_take_any_more_fail_the_job() -> No
 )
 def test_a_function_that_was_renamed_or_deleted_fails_the_job(name: str) -> None:
     assert failure(run_named(name)) == {
-        "exception": "peasy_jobs.exceptions.Unknown",
+        "exception": "peasy_jobs.exceptions.JobFunctionNotFound",
         "message": f"Cannot import {name}. Was it renamed after this job was enqueued?",
         "traceback": "",
     }
@@ -491,9 +491,9 @@ def test_the_time_limit_of_a_job_holds_beside_an_older_run_of_it() -> None:
             self.pending = {7: Claim(7, claims, "", "", None, None, 1, 0, None, 5)}
 
         def ask(self, claim: Claim, why: str, reason: str) -> None:
-            asked.append((claim.claims, why))
+            asked.append((claim.fencing_token, why))
 
-    Stopper(None).enforce([Busy(1), Busy(2)])
+    StopController(None).enforce([Busy(1), Busy(2)])
     assert asked == [(1, TIMEOUT), (2, TIMEOUT)]
 
 
@@ -573,7 +573,7 @@ def test_a_transaction_that_a_job_left_open_is_rolled_back(
     assert connection.in_atomic_block
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
 
-    execution.tidy(copy_context())
+    execution.reset_context(copy_context())
 
     assert not connection.in_atomic_block
     job.refresh_from_db()
@@ -589,7 +589,7 @@ def test_a_transaction_that_a_job_left_open_is_rolled_back(
 def test_what_a_job_wanted_to_do_after_a_commit_that_never_came_is_not_done() -> None:
     transaction.atomic().__enter__()
     transaction.on_commit(lambda: loaded.append(True))
-    execution.tidy(copy_context())
+    execution.reset_context(copy_context())
     with transaction.atomic():
         jobs.nothing()
     assert PeasyJobQueue.objects.count() == 1
@@ -601,7 +601,7 @@ def test_a_transaction_that_a_job_began_without_django_is_rolled_back() -> None:
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
-    execution.tidy(copy_context())
+    execution.reset_context(copy_context())
     job.refresh_from_db()
     assert job.title == "do nothing"
 
@@ -610,7 +610,7 @@ def test_a_transaction_that_a_job_began_without_django_is_rolled_back() -> None:
 def test_a_connection_that_a_job_took_out_of_autocommit_is_back_in_it() -> None:
     transaction.set_autocommit(False)
     User.objects.create(username="never")
-    execution.tidy(copy_context())
+    execution.reset_context(copy_context())
     assert transaction.get_autocommit()
     assert not User.objects.exists()
 
@@ -621,7 +621,7 @@ def test_a_connection_that_a_job_broke_is_replaced() -> None:
     connection.connection.close()
     with contextlib.suppress(Exception):
         PeasyJobQueue.objects.count()
-    execution.tidy(copy_context())
+    execution.reset_context(copy_context())
     assert PeasyJobQueue.objects.count() == 1
 
 
@@ -631,7 +631,7 @@ def test_the_queries_of_a_job_are_forgotten() -> None:
     try:
         PeasyJobQueue.objects.count()
         assert connection.queries
-        execution.tidy(copy_context())
+        execution.reset_context(copy_context())
         assert not connection.queries
     finally:
         connection.force_debug_cursor = False
@@ -643,7 +643,7 @@ def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
     for _ in range(2):
         translation.activate("de")
         timezone.activate("Asia/Tokyo")
-        clean = execution.tidy(clean)
+        clean = execution.reset_context(clean)
         assert translation.get_language() == settings.LANGUAGE_CODE
         assert timezone.get_current_timezone_name() == settings.TIME_ZONE
 
@@ -655,7 +655,7 @@ def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
 def test_one_of_the_two_alone_is_forgotten_as_well(module: Any, value: str, settings: Any) -> None:
     clean = copy_context()
     module.activate(value)
-    execution.tidy(clean)
+    execution.reset_context(clean)
     assert translation.get_language() == settings.LANGUAGE_CODE
     assert timezone.get_current_timezone_name() == settings.TIME_ZONE
 
@@ -667,7 +667,7 @@ def test_what_a_job_keeps_in_a_context_variable_is_compared_with_nothing(setting
     clean = copy_context()
     kept.set(mock.MagicMock(__eq__=mock.Mock(side_effect=AssertionError("asked"))))
     translation.activate("de")
-    execution.tidy(clean)
+    execution.reset_context(clean)
     kept.reset(token)
     assert translation.get_language() == settings.LANGUAGE_CODE
 
@@ -679,7 +679,7 @@ def test_the_client_of_a_cache_serves_one_job_after_another() -> None:
         for _ in range(3):
             assert run(use_cache).error is None
             translation.activate("de")
-            clean = execution.tidy(clean)
+            clean = execution.reset_context(clean)
 
     clients.clear()
     Context().run(work)  # in which no client was made yet
@@ -699,6 +699,6 @@ def test_trouble_while_cleaning_up_is_logged_and_goes_no_further(
         raise OSError("gone")
 
     monkeypatch.setattr(connection, "close_if_unusable_or_obsolete", refuse)
-    execution.tidy(copy_context())
+    execution.reset_context(copy_context())
     assert "Could not clean up after a job." in caplog.text
     assert "OSError: gone" in caplog.text

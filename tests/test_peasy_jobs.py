@@ -56,7 +56,7 @@ def run_next() -> PeasyJobQueue:
     now = as_field(database_now(connection))
     [claim] = PeasyJobQueue.objects.claim(1, 1, [], now)
     outcome = execution.run(claim.run(), lambda report: None)
-    ending = querysets.Ending(
+    ending = querysets.JobUpdate(
         claim=claim,
         status=statuses.FAILED if outcome.error else statuses.COMPLETED,
         result=outcome.result,

@@ -18,12 +18,12 @@ from django.test.utils import CaptureQueriesContext, override_settings
 from peasy_jobs import conf
 from peasy_jobs.conf import Conf
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.runner.lease import Presence
-from peasy_jobs.runner.maintenance import Housekeeping
+from peasy_jobs.runner.lease import Lease
+from peasy_jobs.runner.maintenance import Maintenance
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.clock import Clock, as_field, database_now
-from peasy_jobs.store.querysets import Claim, Ending
+from peasy_jobs.store.querysets import Claim, JobUpdate
 from peasy_jobs.web import filters
 from peasy_jobs.web.filters import Filters
 from tests.rivals import TABLE, locked, second_connection
@@ -138,7 +138,7 @@ def test_a_claim_says_what_to_run():
 
     assert found._replace(args=bytes(found.args), kwargs=bytes(found.kwargs), since=None) == Claim(
         pk=pk,
-        claims=1,
+        fencing_token=1,
         title="export",
         job_name="app.jobs.export",
         args=b"J[1]",
@@ -155,7 +155,7 @@ def test_a_claim_names_the_runner_and_counts_itself_and_the_attempt():
 
     (found,) = claim()
 
-    assert found.claims == 4
+    assert found.fencing_token == 4
     job = row(pk)
     assert (job.status, job.runner_id, job.claims, job.attempts) == (ONGOING, ME, 4, 2)
     assert (job.started, job.run_after, job.completed) == (at(), at(-5), None)
@@ -262,7 +262,7 @@ def test_what_a_runner_holds_without_knowing_it_is_given_back():
     known, forgotten, again = claimed(3)
     (foreign,) = claimed(runner=ANOTHER)
 
-    assert jobs.give_back_unknown(ME, [known, again._replace(claims=0)]) == 2
+    assert jobs.give_back_unknown(ME, [known, again._replace(fencing_token=0)]) == 2
 
     assert column("status", [known.pk, forgotten.pk, again.pk, foreign.pk]) == [
         ONGOING,
@@ -395,7 +395,7 @@ def test_an_idle_runner_does_not_read_what_has_finished():
         "promote": lambda: jobs.promote(at(7200)),
         "rescue": lambda: jobs.rescue(DEAD, "gone", 1),
         "prune": lambda: jobs.prune(COMPLETED, 10, at(100)),
-        "stamp": lambda: jobs.complete_by_hand(at()),
+        "stamp": lambda: jobs.normalise_external_changes(at()),
         "leave": lambda: jobs.filter(runner=DEAD).exists(),
         "cancelled of": lambda: jobs.cancelled_of(DEAD),
         "runners named": lambda: jobs.runners_named(),
@@ -425,7 +425,7 @@ def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_t
         [PeasyJobQueue(title="a job", job_name="tests.jobs.nothing") for _ in range(count)]
     )
     with transaction.atomic():  # which takes the settings back, where a test could meet them
-        vendors.set_up(connection, 0.5)
+        vendors.configure_session(connection, 0.5)
         held = claim(count // 2)
         for some in (1, 10, 100):
             assert accesses(lambda limit=some: claim(limit)) == [
@@ -536,8 +536,8 @@ def test_a_look_waits_for_no_lock():
 # End
 
 
-def ending(claim: Claim, status: str = COMPLETED, **columns: Any) -> Ending:
-    return Ending(claim=claim, status=status, **columns)
+def ending(claim: Claim, status: str = COMPLETED, **columns: Any) -> JobUpdate:
+    return JobUpdate(claim=claim, status=status, **columns)
 
 
 def failure(message: str) -> dict[str, str]:
@@ -703,7 +703,7 @@ def delete(job: Claim) -> None:
 
 def finish_elsewhere(job: Claim) -> None:
     take_over(job)
-    assert jobs.end(ANOTHER, [ending(job._replace(claims=2))], at(5)) == []
+    assert jobs.end(ANOTHER, [ending(job._replace(fencing_token=2))], at(5)) == []
 
 
 FENCES = [take_away, take_over, take_again, rescue, cancel_in_the_queue, delete, finish_elsewhere]
@@ -730,7 +730,7 @@ def test_an_outcome_under_another_runner_or_claim_is_dropped(wrong):
     (mine,) = claimed()
     before = everything()
 
-    stranger = mine._replace(claims=wrong.get("claims", 1))
+    stranger = mine._replace(fencing_token=wrong.get("claims", 1))
     assert jobs.end(wrong.get("runner", ME), [ending(stranger)], at(9)) == [stranger]
 
     assert everything() == before
@@ -1041,7 +1041,7 @@ def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_notice
     (waiting,) = insert()
 
     for _ in range(3):
-        jobs.complete_by_hand(at())
+        jobs.normalise_external_changes(at())
 
     assert column("completed", [*over, stamped, running, waiting]) == [
         at(),
@@ -1062,7 +1062,7 @@ def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_house
     (over,) = insert(status=COMPLETED, completed=at())
 
     for _ in range(2):
-        jobs.complete_by_hand(at())
+        jobs.normalise_external_changes(at())
 
     assert column("status", [*undated, dated, over]) == [ENQUEUED, ENQUEUED, SCHEDULED, COMPLETED]
 
@@ -1070,7 +1070,7 @@ def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_house
 def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monkeypatch):
     monkeypatch.setattr(querysets, "BATCH", 2)
     over = insert(7, status=CANCELLED)
-    house = Housekeeping(jobs.all(), Clock(connection), Conf())
+    house = Maintenance(jobs.all(), Clock(connection), Conf())
 
     for _ in range(4):
         house.keep(backlog=False)
@@ -1192,15 +1192,15 @@ def register(**columns: Any) -> PeasyRunner:
     return runners.create(**{**defaults, "started": at(), "heartbeat": at(), **columns})
 
 
-def presence(lease: float = 30) -> Presence:
-    return Presence(jobs, Clock(connection), conf.Conf(lease=lease))
+def lease(lease: float = 30) -> Lease:
+    return Lease(jobs, Clock(connection), conf.Conf(lease=lease))
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
 def test_a_lease_counts_real_seconds_through_the_hour_that_repeats(monkeypatch):
     moment = [AUTUMN + HOUR / 4]
     monkeypatch.setattr("peasy_jobs.store.clock.database_now", lambda connection: moment[0])
-    mine, other = presence(1800), presence(1800)
+    mine, other = lease(1800), lease(1800)
     mine.register([])
     other.register([])
     other.steady_since = other.clock.stepped_at = float("-inf")
@@ -1221,7 +1221,7 @@ def test_a_lease_counts_real_seconds_through_the_hour_that_repeats(monkeypatch):
 
 
 def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
-    mine = presence()
+    mine = lease()
     mine.register([])
     runners.update(lease_until=1.0)
     mine.renew_at = 0
@@ -1235,7 +1235,7 @@ def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
 
 
 def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
-    mine, dead = presence(), register(host_id="another host", lease_until=1.0)
+    mine, dead = lease(), register(host_id="another host", lease_until=1.0)
     mine.register([])
     mine.rescue()
     assert runners.filter(pk=dead.pk).exists(), "it has only just come"
@@ -1259,7 +1259,7 @@ def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatc
     monkeypatch.setattr(
         "peasy_jobs.store.clock.database_now", lambda connection: now(connection) + offset
     )
-    mine, alive = presence(), presence()
+    mine, alive = lease(), lease()
     dead = register(host_id="another host", lease_until=1.0)
     for one in (mine, alive):
         one.register([])
@@ -1309,7 +1309,7 @@ def retitle(pk: int, by: BaseDatabaseWrapper | None = None) -> None:
 
 @pytest.fixture
 def impatient(transactional_db: None) -> Iterator[None]:
-    vendors.set_up(connection, 0.05)
+    vendors.configure_session(connection, 0.05)
     yield
     connection.close()
 

@@ -26,11 +26,14 @@ from django.template import engines
 from django.test import RequestFactory
 from django.utils import timezone
 
-from peasy_jobs import conf, execution, status, status_urls, urls
-from peasy_jobs.claims import Ending
+from peasy_jobs import conf, status_urls, statuses, urls
+from peasy_jobs.job import Job
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.peasy_jobs import Job, Peasy, peasy
+from peasy_jobs.peasy_jobs import Peasy, peasy
+from peasy_jobs.store.values import JobUpdate
 from peasy_jobs.templatetags.peasy_jobs import register
+from peasy_jobs.web import status_document
+from peasy_jobs.workers import execution
 from tests.manual import BLOCKS, MANUAL, PAGES, README, ROOT, block, blocks
 
 REFERENCE = PAGES[ROOT / "docs" / "settings.md"]
@@ -76,7 +79,7 @@ def run_job(job):
     claim = claim_job(job)
     reports = []
     outcome = execution.run(claim.run(), reports.append)
-    ending = Ending(
+    ending = JobUpdate(
         claim=claim,
         status=PeasyJobQueue.FAILED if outcome.error else PeasyJobQueue.COMPLETED,
         result=outcome.result,
@@ -113,7 +116,9 @@ def test_the_quickstart_job_ends_with_the_values_shown_in_the_comments(shop_jobs
         "job.status_msg": "Exporting rows: 10 of 10",
         "job.result": {"exported": 17},
     }
-    assert {expression: ast.literal_eval(comment) for expression, comment in comments.items()} == values
+    assert {
+        expression: ast.literal_eval(comment) for expression, comment in comments.items()
+    } == values
 
 
 @pytest.mark.django_db
@@ -175,7 +180,9 @@ def test_the_crontab_command_enqueues_a_job(shop_jobs):
         pytest.param(True, 1, PeasyJobQueue.COMPLETED, id="delivered"),
     ],
 )
-def test_the_newsletter_job_runs_later_fails_at_once_or_completes(monkeypatch, ready, subscribers, status):
+def test_the_newsletter_job_runs_later_fails_at_once_or_completes(
+    monkeypatch, ready, subscribers, status
+):
     module = import_snippet(monkeypatch, "send the newsletter", "shop.mail")
     module.is_ready = lambda number: ready
     module.subscribers = lambda number: subscribers
@@ -197,7 +204,9 @@ def test_update_status_stores_message_and_extra(shop_jobs):
 @pytest.mark.django_db
 def test_updating_the_status_of_a_waiting_job_cancels_it(shop_jobs):
     job = shop_jobs.export_data(17)
-    run_snippet(".update(status=PeasyJobQueue.CANCELLED)", {"PeasyJobQueue": PeasyJobQueue, "job": job})
+    run_snippet(
+        ".update(status=PeasyJobQueue.CANCELLED)", {"PeasyJobQueue": PeasyJobQueue, "job": job}
+    )
     job.refresh_from_db()
     assert job.status == PeasyJobQueue.CANCELLED
 
@@ -226,7 +235,9 @@ def test_the_sqlite_options_turn_on_wal_mode(tmp_path):
 
 
 def test_every_callable_setting_is_shown_with_its_path():
-    callables = {f"PEASY_{name.upper()}" for name, rule in conf.RULES.items() if rule.hint == conf.HOOK}
+    callables = {
+        f"PEASY_{name.upper()}" for name, rule in conf.RULES.items() if rule.hint == conf.HOOK
+    }
     assert set(HOOK_PATHS) == callables
     for path in HOOK_PATHS.values():
         module, _, name = path.rpartition(".")
@@ -354,8 +365,10 @@ def test_every_javascript_snippet_is_valid(tmp_path):
 @pytest.mark.django_db
 def test_the_json_snippet_has_the_keys_of_the_document(rf):
     (code,) = blocks("json")
-    job = PeasyJobQueue.objects.create(title="export", job_name="shop.jobs.export_data", status=PeasyJobQueue.ONGOING)
-    document = status.document(rf.get("/", {"t": "token"}), job)
+    job = PeasyJobQueue.objects.create(
+        title="export", job_name="shop.jobs.export_data", status=PeasyJobQueue.ONGOING
+    )
+    document = status_document.document(rf.get("/", {"t": "token"}), job)
     assert list(json.loads(code)) == list(document)
 
 
@@ -553,7 +566,9 @@ def test_every_check_is_documented():
 
 def test_the_check_of_every_setting_is_documented():
     ranges = re.findall(r"`(?:peasy_jobs\.)?E(\d+)` … `E(\d+)`", REFERENCE)
-    documented = {f"E{number:03}" for first, last in ranges for number in range(int(first), int(last) + 1)}
+    documented = {
+        f"E{number:03}" for first, last in ranges for number in range(int(first), int(last) + 1)
+    }
     assert documented == {rule.id for rule in conf.RULES.values()}
 
 
@@ -568,8 +583,12 @@ def test_every_option_of_the_runner_is_documented():
 
 def test_every_status_is_documented():
     for letter, _ in PeasyJobQueue.STATUS_CHOICES:
-        (name,) = [name for name, value in vars(PeasyJobQueue).items() if name.isupper() and value == letter]
-        assert f"| `{name}` | {letter} | {status.WORDS[letter]} |" in REFERENCE
+        (name,) = [
+            name
+            for name, value in vars(PeasyJobQueue).items()
+            if name.isupper() and value == letter
+        ]
+        assert f"| `{name}` | {letter} | {statuses.WORDS[letter]} |" in REFERENCE
 
 
 def test_every_url_name_is_documented():
@@ -599,6 +618,8 @@ def test_every_option_of_a_job_is_documented(function):
 
 
 def test_every_public_property_of_the_row_is_documented():
-    properties = {name for name, value in vars(PeasyJobQueue).items() if isinstance(value, property)}
+    properties = {
+        name for name, value in vars(PeasyJobQueue).items() if isinstance(value, property)
+    }
     for name in {*properties, *PeasyJobQueue.USER_FIELDS} - {"pk"}:
         assert f"`{name}`" in REFERENCE, name

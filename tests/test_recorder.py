@@ -19,7 +19,7 @@ from peasy_jobs.runner.recorder import PROGRESS_EVERY, WRITE_AGAIN, WRITE_EVERY,
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.clock import Clock, as_field, database_now
-from peasy_jobs.store.querysets import Claim, Ending
+from peasy_jobs.store.querysets import Claim, JobUpdate
 from peasy_jobs.workers.execution import Report
 from tests.rivals import TABLE, locked
 
@@ -51,7 +51,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 @pytest.fixture
 def book(transactional_db: None) -> Iterator[Recorder]:
     """A recorder on a connection that gives up a lock as soon as the database can."""
-    vendors.set_up(connection, 0.05)
+    vendors.configure_session(connection, 0.05)
     clock = Clock(connection)
     clock.sync()
     yield Recorder(connection, jobs.all(), clock)
@@ -64,8 +64,8 @@ def claimed(count: int) -> list[Claim]:
     return jobs.claim(ME, count, [], as_field(database_now(connection)))
 
 
-def done(claim: Claim, **columns: Any) -> Ending:
-    return Ending(claim=claim, status=COMPLETED, **{"result": b"J1", **columns})
+def done(claim: Claim, **columns: Any) -> JobUpdate:
+    return JobUpdate(claim=claim, status=COMPLETED, **{"result": b"J1", **columns})
 
 
 def statuses(*claims: Claim) -> list[str]:
@@ -86,7 +86,7 @@ def shown(claim: Claim) -> tuple[str, Any]:
 def test_a_batch_is_written_and_forgotten(book):
     one, two = claimed(2)
     book.end(done(one))
-    book.end(Ending(claim=two, status=ENQUEUED, attempts=-1))
+    book.end(JobUpdate(claim=two, status=ENQUEUED, attempts=-1))
 
     assert book.write(ME, urgent=True) is True, "something went back to the queue"
 
@@ -196,7 +196,7 @@ def test_a_locked_job_is_tried_as_often_whatever_ends_meanwhile(book, time, monk
     tries = 0
     end = querysets.JobQuerySet.end
 
-    def counted(self: Any, runner: int, endings: list[Ending], now: Any) -> Any:
+    def counted(self: Any, runner: int, endings: list[JobUpdate], now: Any) -> Any:
         nonlocal tries
         tries += any(ending.claim is held for ending in endings)
         return end(self, runner, endings, now)
@@ -221,7 +221,7 @@ def test_many_locked_jobs_take_no_longer_than_a_few(book, monkeypatch):
     tried: list[list[int]] = []
     end = querysets.JobQuerySet.end
 
-    def counted(self: Any, runner: int, endings: list[Ending], now: Any) -> Any:
+    def counted(self: Any, runner: int, endings: list[JobUpdate], now: Any) -> Any:
         tried.append([ending.claim.pk for ending in endings])
         return end(self, runner, endings, now)
 
@@ -329,7 +329,7 @@ def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(boo
 def test_a_job_that_goes_back_with_what_the_database_refuses_has_ended(book):
     (job,) = claimed(1)
     book.report(Report(job.pk, 1, "\ud800", None))
-    book.end(Ending(claim=job, status=ENQUEUED, attempts=-1))
+    book.end(JobUpdate(claim=job, status=ENQUEUED, attempts=-1))
 
     book.write(ME, urgent=True)
 
@@ -429,8 +429,8 @@ def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_
         "message": "ValueError: no",
         "traceback": "",
     }
-    book.end(Ending(claim=failed, status=SCHEDULED, error=error, run_after=in_a_minute))
-    book.end(Ending(claim=asked, status=SCHEDULED, run_after=in_a_minute, attempts=-1))
+    book.end(JobUpdate(claim=failed, status=SCHEDULED, error=error, run_after=in_a_minute))
+    book.end(JobUpdate(claim=asked, status=SCHEDULED, run_after=in_a_minute, attempts=-1))
 
     with caplog.at_level(logging.DEBUG, "peasy_jobs"):
         book.write(ME, urgent=True)
@@ -447,7 +447,7 @@ def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_
 
 def test_a_job_that_cancelled_itself_is_one_line(book, caplog):
     (job,) = claimed(1)
-    book.end(Ending(claim=job, status=CANCELLED, completed=book.clock.at(monotonic())))
+    book.end(JobUpdate(claim=job, status=CANCELLED, completed=book.clock.at(monotonic())))
 
     with caplog.at_level(logging.DEBUG, "peasy_jobs"):
         book.write(ME, urgent=True)

@@ -326,13 +326,13 @@ def test_a_notification_that_arrives_during_a_query_is_not_missed(transactional_
     try:
         listening.ensure_connection()
         hints = wakeup.watch(listening, lambda: (False, None), 1)
-        assert not hints.hinted()
+        assert not hints.has_signal()
         with connection.cursor() as cursor:
             cursor.execute(f"NOTIFY {wakeup.CHANNEL}")
         # It comes with the answer to the query, and a wait for the socket would not see it.
         with listening.cursor() as cursor:
-            wait_until(lambda: [cursor.execute("SELECT 1"), hints.hinted()][1])
-        assert not hints.hinted()
+            wait_until(lambda: [cursor.execute("SELECT 1"), hints.has_signal()][1])
+        assert not hints.has_signal()
     finally:
         listening.close()
 

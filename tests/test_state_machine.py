@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
-from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.store.values import Claim, JobUpdate
 
 pytestmark = pytest.mark.django_db
 
@@ -69,7 +69,7 @@ class World:
             ended = self.now if status in (COMPLETED, FAILED) else None
             error = {"exception": "ValueError", "message": "no"} if status == FAILED else None
             endings = [
-                Ending(
+                JobUpdate(
                     claim=claim,
                     status=status,
                     completed=ended,
@@ -83,15 +83,15 @@ class World:
             for claim in self.held(*how):
                 jobs.report(
                     self.pk,
-                    f"by {claim.claims}",
+                    f"by {claim.fencing_token}",
                     None,
                     runner=how[0],
-                    claims=claim.claims,
+                    claims=claim.fencing_token,
                     status=ONGOING,
                 )
         elif what == "close":
             for claim in self.held(*how):
-                jobs.close_cancelled(how[0], self.pk, claim.claims, self.now)
+                jobs.close_cancelled(how[0], self.pk, claim.fencing_token, self.now)
         elif what == "give back":
             jobs.give_back_unknown(how[0], [])
         elif what == "rescue":
@@ -106,7 +106,7 @@ class World:
             jobs.filter(pk=self.pk, status=SCHEDULED).update(run_after=F("created"))
             jobs.promote(self.now)
         else:
-            jobs.complete_by_hand(self.now)
+            jobs.normalise_external_changes(self.now)
         return []
 
 
@@ -130,7 +130,7 @@ def test_no_order_of_steps_makes_an_illegal_transition(plan):
             owned = (before["status"], before["runner_id"], before["claims"]) == (
                 ONGOING,
                 how[0],
-                held[0].claims,
+                held[0].fencing_token,
             )
             assert (after["status"] == how[2]) if owned else (before["status"] == after["status"])
             assert not (owned and refused)

@@ -18,13 +18,13 @@ from peasy_jobs.conf import Conf
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute
 from peasy_jobs.runner import maintenance
 from peasy_jobs.runner.counters import AGES, BATCH, KEPT, Tally
-from peasy_jobs.runner.maintenance import TALLY_EVERY, Housekeeping
+from peasy_jobs.runner.maintenance import TALLY_EVERY, Maintenance
 from peasy_jobs.runner.recorder import Recorder
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.store import durations, vendors
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.durations import BOUNDS, COLUMNS, EDGES, bucket
-from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.store.values import Claim, JobUpdate
 from peasy_jobs.web import charts, history
 from peasy_jobs.web.history import Point, quantile
 from tests import jobs
@@ -59,12 +59,14 @@ def since(seconds: float) -> float:
     return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
 
 
-def ended(status: str = COMPLETED, waited: float | None = None, run: float | None = None) -> Ending:
+def ended(
+    status: str = COMPLETED, waited: float | None = None, run: float | None = None
+) -> JobUpdate:
     claim = Claim(
         1, 1, "", "", None, None, 1, 0, None, None, None if waited is None else since(-waited)
     )
     times = {} if run is None else {"started": at(0), "completed": at(run)}
-    return Ending(claim=claim, status=status, **times)
+    return JobUpdate(claim=claim, status=status, **times)
 
 
 def stored() -> dict[int, dict[str, int]]:
@@ -232,7 +234,7 @@ def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_no
     PeasyJobQueue.objects.filter(pk=lost.pk).update(runner=ME + 1)
     book = Recorder(connection, PeasyJobQueue.objects.all(), tally.clock, tally)
     for claim, status in ((done, COMPLETED), (cancelled, ENQUEUED), (lost, COMPLETED)):
-        book.end(Ending(claim=claim, status=status))
+        book.end(JobUpdate(claim=claim, status=status))
     book.write(ME, urgent=True)
 
     assert tally.counts == {MINUTE: {"completed": 1, "cancelled": 1}}
@@ -266,10 +268,10 @@ def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
 
 def test_a_job_that_was_given_back_has_waited_since_the_same_time(tally):
     (claim,) = claimed(1, run_after=at(-600))
-    PeasyJobQueue.objects.end(ME, [Ending(claim=claim, status=ENQUEUED, attempts=-1)], at(0))
+    PeasyJobQueue.objects.end(ME, [JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)], at(0))
     (again,) = PeasyJobQueue.objects.claim(ME, 1, [], at(0))
 
-    assert (again.claims, again.since) == (2, claim.since)
+    assert (again.fencing_token, again.since) == (2, claim.since)
 
 
 def test_a_time_that_nobody_can_read_stops_no_claim():
@@ -293,7 +295,7 @@ def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(tal
 
     def queries(count: int) -> int:
         for claim in claimed(count):
-            book.end(Ending(claim=claim, status=COMPLETED, started=at(0), completed=at(1)))
+            book.end(JobUpdate(claim=claim, status=COMPLETED, started=at(0), completed=at(1)))
         with CaptureQueriesContext(connection) as captured:
             book.write(ME, urgent=True)
         assert not [query for query in captured if MINUTES in query["sql"]]
@@ -335,7 +337,7 @@ def test_what_is_older_than_two_days_is_deleted_in_small_batches(tally):
 def test_a_runner_writes_every_ten_seconds_or_so(tally, monkeypatch):
     now = monotonic()
     monkeypatch.setattr(maintenance, "monotonic", lambda: now)
-    house = Housekeeping(PeasyJobQueue.objects.all(), tally.clock, Conf())
+    house = Maintenance(PeasyJobQueue.objects.all(), tally.clock, Conf())
     written = []
     for seconds in (0, TALLY_EVERY - 1, 2, 1, 2 * TALLY_EVERY):
         now += seconds
@@ -348,7 +350,7 @@ def test_a_runner_writes_every_ten_seconds_or_so(tally, monkeypatch):
 
 def test_a_lock_is_not_waited_for_and_nothing_is_lost(tally):
     PeasyMinute.objects.create(minute=MINUTE)
-    vendors.set_up(connection, 0.05)
+    vendors.configure_session(connection, 0.05)
     tally.count([ended()])
     with second_connection() as other:
         other.set_autocommit(False)

@@ -106,7 +106,7 @@ def test_a_commit_that_becomes_one_long_after_its_last_write_ends_the_wait(
     site, waiting, monkeypatch
 ):
     """A slow disk: the kernel has told of the write, and tells of nothing when it is valid."""
-    monkeypatch.setattr(wakeup.DataVersion, "fileno", lambda self: -1)
+    monkeypatch.setattr(wakeup.SqliteCommitWakeup, "fileno", lambda self: -1)
     monkeypatch.setattr(wakeup.os, "read", lambda descriptor, size: b"")
     hints = settled(wakeup.watch(site[0], no_peek, 1), waiting)
     hints.readable()
@@ -157,7 +157,7 @@ def test_what_is_announced_before_a_runner_waits_ends_the_wait_at_once():
         def fileno(self):
             return -1
 
-        def hinted(self):
+        def has_signal(self):
             return True
 
     with selectors.DefaultSelector() as selector:

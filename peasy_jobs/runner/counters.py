@@ -25,7 +25,7 @@ from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.durations import ENDED, LONGEST, RUN, WAITED, bucket
 
 if TYPE_CHECKING:
-    from peasy_jobs.store.values import Ending
+    from peasy_jobs.store.values import JobUpdate
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -47,7 +47,7 @@ class Tally:
         self.longest: dict[int, dict[str, float]] = {}
         self.told = False
 
-    def count(self, endings: Sequence[Ending]) -> None:
+    def count(self, endings: Sequence[JobUpdate]) -> None:
         """These ends of jobs were written. One that runs again does not count."""
         minute, columns = self._minute(), list[str]()
         waited, run = list[float](), list[float]()

@@ -25,7 +25,7 @@ LEAVE_WITHIN = 3.0  # seconds that a lock on the runners may keep this process f
 RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found dead
 
 
-class Presence:
+class Lease:
     """What the other runners know of this one."""
 
     def __init__(self, jobs: querysets.JobQuerySet, clock: Clock, conf: Conf) -> None:

@@ -24,16 +24,16 @@ from peasy_jobs.conf import Conf
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import outcomes
 from peasy_jobs.runner.healthcheck import unapplied_migrations
-from peasy_jobs.runner.lease import Presence
-from peasy_jobs.runner.maintenance import Housekeeping
+from peasy_jobs.runner.lease import Lease
+from peasy_jobs.runner.maintenance import Maintenance
 from peasy_jobs.runner.recorder import Recorder
 from peasy_jobs.runner.shutdown import StopSignals
-from peasy_jobs.runner.stopping import Stopper
-from peasy_jobs.runner.watchdog import SilenceAlarm
+from peasy_jobs.runner.stopping import StopController
+from peasy_jobs.runner.watchdog import Watchdog
 from peasy_jobs.store import vendors, wakeup
 from peasy_jobs.store.clock import Clock
-from peasy_jobs.store.values import Claim, Ending
-from peasy_jobs.workers.base import Death, Worker, Workers, deal
+from peasy_jobs.store.values import Claim, JobUpdate
+from peasy_jobs.workers.base import Worker, WorkerExit, Workers, distribute
 from peasy_jobs.workers.execution import CANCEL, SHUTDOWN, TIMEOUT, Outcome, Report
 from peasy_jobs.workers.processes import ProcessWorkers
 from peasy_jobs.workers.threads import ThreadWorkers
@@ -69,28 +69,28 @@ class Runner:
         self.connection = connections[router.db_for_write(PeasyJobQueue)]
         self.jobs = PeasyJobQueue.objects.using(self.connection.alias)
         self.clock = Clock(self.connection)
-        self.presence = Presence(self.jobs, self.clock, conf)
-        self.house = Housekeeping(self.jobs, self.clock, conf)
+        self.lease = Lease(self.jobs, self.clock, conf)
+        self.house = Maintenance(self.jobs, self.clock, conf)
         self.selector = selectors.DefaultSelector()
         self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
-        self.stopper = Stopper(conf.job_timeout)
+        self.stopper = StopController(conf.job_timeout)
         self.connected = self.told_trouble = False
         self.file: tuple[int, int] | None = None  # the database's, on SQLite
         self.peek = partial(self.jobs.peek, self.queues)
-        self.wakeup: wakeup.Wakeup = wakeup.Look(self.peek, conf.polling_interval)
+        self.wakeup: wakeup.Wakeup = wakeup.PollWakeup(self.peek, conf.polling_interval)
         self.signals = StopSignals(self.selector)
-        self.silence = SilenceAlarm(conf.lease / 3)
+        self.silence = Watchdog(conf.lease / 3)
         self.stopping = self.hurried = self.killing = False
         self.kill_at = float("inf")  # when the jobs that still run are ended
         self.held: dict[int, Claim] = {}  # claimed, no outcome yet
         self.ahead: set[int] = set()  # those of them that are not marked as started
         self.pace: float | None = None  # seconds that a job takes
         self.weight = 1  # bytes of the largest arguments among those that were claimed last
-        self.suspects = 0  # jobs of dead runners: they run one at a time, so that who kills its runner is charged
+        self.recovered_jobs = 0  # jobs of dead runners: they run one at a time, so that who kills its runner is charged
         self.backlog = self.hint = (
             True  # whether there is more than was claimed; whether there may be
         )
-        self.follow_ups: list[float] = []
+        self.recheck_delays: list[float] = []
         self.absorbed_at = self.look_at = self.cancel_at = self.house.prune_at = self.retry_at = 0.0
         self.trouble_since: float | None = None
 
@@ -111,7 +111,7 @@ class Runner:
             finally:
                 self.workers.stop()
                 with suppress(DatabaseError, InterfaceError):
-                    self.presence.leave()
+                    self.lease.leave()
                     self.house.tally.write()
         return not any(worker.pending for worker in self.workers.workers)
 
@@ -127,9 +127,9 @@ class Runner:
             return
         try:
             self._connect()
-            self.hint |= self.wakeup.hinted()
+            self.hint |= self.wakeup.has_signal()
             self._stay_alive()
-            if self.recorder.write(self.presence.id, urgent=self._is_hungry()):
+            if self.recorder.write(self.lease.id, urgent=self._is_hungry()):
                 self.hint = True  # jobs went back to the queue, which no wake-up tells us of
             self._mark_begun()
             self.house.keep(self.backlog)
@@ -163,16 +163,16 @@ class Runner:
 
     def _absorb_outcome(self, outcome: Outcome) -> None:
         claim = self.held.get(outcome.pk)
-        if claim is None or claim.claims != outcome.claims:
+        if claim is None or claim.fencing_token != outcome.fencing_token:
             return  # of a job that was taken from us
         seconds = outcome.ended - outcome.started
         self.pace = seconds if self.pace is None else self.pace + (seconds - self.pace) / 8
         self._end(outcomes.ended(claim, outcome, self.clock))
 
-    def _absorb_death(self, death: Death) -> None:
-        for claim in death.innocent:
+    def _absorb_death(self, death: WorkerExit) -> None:
+        for claim in death.not_started:
             self._give_back(claim)
-        for claim in death.victims:
+        for claim in death.running:
             if self.held.get(claim.pk) is not claim:
                 continue  # taken from us, and killed for that
             asked = self.stopper.forget(claim)
@@ -186,7 +186,7 @@ class Runner:
     def _give_back(self, claim: Claim) -> None:
         self._end(outcomes.given_back(claim))
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: JobUpdate) -> None:
         if self.held.get(ending.claim.pk) is ending.claim:  # not a later claim of the same job
             del self.held[ending.claim.pk]
             self.ahead.discard(ending.claim.pk)
@@ -197,35 +197,35 @@ class Runner:
 
     def _connect(self) -> None:
         if not self.connected:
-            vendors.make_own(self.connection, self.conf.lease / 3)
+            vendors.configure_runner_settings(self.connection, self.conf.lease / 3)
             self.connection.ensure_connection()
             self.file = vendors.file_of(self.connection)
         self.silence.set(vendors.socket_of(self.connection))
         if not self.connected:
-            vendors.set_up(self.connection, LOCK_TIMEOUT)
+            vendors.configure_session(self.connection, LOCK_TIMEOUT)
             self.wakeup = wakeup.watch(self.connection, self.peek, self.conf.polling_interval)
             if self.wakeup.fileno() >= 0:
                 self.selector.register(
                     self.wakeup.fileno(), selectors.EVENT_READ, self.wakeup.readable
                 )
             self.connected = self.hint = True
-        if not self.presence.id:
+        if not self.lease.id:
             if missing := unapplied_migrations(self.connection):
                 raise DatabaseError(
                     f"migrations are missing, {', '.join(missing)}: run manage.py migrate"
                 )
-            self.presence.register(self.queues)
+            self.lease.register(self.queues)
             self._say_what_is_served()
         if self.trouble_since is not None:
             known = [*self.held.values(), *(ending.claim for ending in self.recorder.unwritten)]
-            self.jobs.give_back_unknown(self.presence.id, known)
+            self.jobs.give_back_unknown(self.lease.id, known)
 
     def _stay_alive(self) -> None:
-        if monotonic() >= self.presence.renew_at and vendors.file_of(self.connection) != self.file:
+        if monotonic() >= self.lease.renew_at and vendors.file_of(self.connection) != self.file:
             raise OperationalError(
                 f"{self.connection.settings_dict['NAME']} is not the file it was"
             )
-        if not self.presence.renew():
+        if not self.lease.renew():
             logger.error(
                 "This runner was taken for dead. It ends what it runs and goes on under a new id."
             )
@@ -234,19 +234,19 @@ class Runner:
                 for claim in list(worker.pending.values())[:1]:
                     if not worker.kill():
                         worker.ask(claim, SHUTDOWN, "It was taken from this runner.")
-            self.held, self.ahead, self.stopper = {}, set(), Stopper(self.conf.job_timeout)
+            self.held, self.ahead, self.stopper = {}, set(), StopController(self.conf.job_timeout)
             self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
-            self.presence.register(self.queues)
-        if rescued := self.presence.rescue():
+            self.lease.register(self.queues)
+        if rescued := self.lease.rescue():
             self.hint = True
-            self.suspects += rescued
+            self.recovered_jobs += rescued
 
     def _stop_cancelled(self) -> None:
         """Jobs that were cancelled while this runner held them."""
         if not self.held or monotonic() < self.cancel_at:
             return
         self.cancel_at = monotonic() + CANCEL_EVERY
-        cancelled = dict(self.jobs.cancelled_of(self.presence.id))
+        cancelled = dict(self.jobs.cancelled_of(self.lease.id))
         for worker in self.workers.workers:
             if not cancelled.keys().isdisjoint(list(worker.pending)[1:]):
                 recalled = worker.recall()
@@ -260,9 +260,7 @@ class Runner:
         for pk in cancelled.keys() - unwritten.union(
             *(worker.pending for worker in self.workers.workers)
         ):
-            self.jobs.close_cancelled(
-                self.presence.id, pk, cancelled[pk], self.clock.at(monotonic())
-            )
+            self.jobs.close_cancelled(self.lease.id, pk, cancelled[pk], self.clock.at(monotonic()))
 
     def _wait_out(self, error: Exception) -> None:
         locked = vendors.is_locked(error)
@@ -279,7 +277,10 @@ class Runner:
         if not locked:
             if self.wakeup.fileno() >= 0:
                 self.selector.unregister(self.wakeup.fileno())
-            self.wakeup, self.connected = wakeup.Look(self.peek, self.conf.polling_interval), False
+            self.wakeup, self.connected = (
+                wakeup.PollWakeup(self.peek, self.conf.polling_interval),
+                False,
+            )
             with suppress(Exception):
                 self.connection.close()
 
@@ -293,18 +294,18 @@ class Runner:
 
     def _claim(self) -> None:
         room = self._room()
-        if not room or not self.presence.holds_lease() or not self._worth_claiming():
+        if not room or not self.lease.holds_lease() or not self._worth_claiming():
             return
-        if not self.presence.holds_lease():  # looking took so long
+        if not self.lease.holds_lease():  # looking took so long
             self.hint = True
             return
         # In small portions: while they are claimed no outcome is written, and who has nothing left to do waits.
         limit = min(sum(room.values()), max(LOOK_AHEAD_JOBS, len(room)))
         ahead = limit - sum(not worker.pending for worker in room)
         now = self.clock.at(monotonic())
-        claims = self.jobs.claim(self.presence.id, limit, self.queues, now, ahead, LOOK_AHEAD_BYTES)
+        claims = self.jobs.claim(self.lease.id, limit, self.queues, now, ahead, LOOK_AHEAD_BYTES)
         self.ahead.update(claim.pk for claim in claims[limit - ahead :])
-        self.suspects = max(0, self.suspects - len(claims))
+        self.recovered_jobs = max(0, self.recovered_jobs - len(claims))
         damages = {claim: why for claim in claims if (why := claim.damage())}
         for claim, why in damages.items():
             self._end(outcomes.damaged(claim, why, self.clock))
@@ -319,7 +320,7 @@ class Runner:
     def _room(self) -> dict[Worker, int]:
         """How many more jobs each worker may have: one at a time, unless jobs are seen to be short."""
         depth, now = 1, self.absorbed_at  # nothing is known of what workers did since
-        if self.pace is not None and self.pace < LOOK_AHEAD / 2 and not self.suspects:
+        if self.pace is not None and self.pace < LOOK_AHEAD / 2 and not self.recovered_jobs:
             depth = min(
                 LOOK_AHEAD_JOBS,
                 int(LOOK_AHEAD / max(self.pace, 1e-6)),
@@ -343,11 +344,11 @@ class Runner:
             return True
         now, idle = monotonic(), not self.held and not self.recorder.unwritten
         if self.hint:
-            self.hint, self.follow_ups = False, list(self.wakeup.follow_ups)
+            self.hint, self.recheck_delays = False, list(self.wakeup.recheck_delays)
             if (
-                self.follow_ups and now < self.look_at
+                self.recheck_delays and now < self.look_at
             ):  # it was said that there is a job: no look first
-                self.look_at = min(self.look_at, now + self.follow_ups.pop(0))
+                self.look_at = min(self.look_at, now + self.recheck_delays.pop(0))
                 return True
         elif now < self.look_at and not (idle and self.exit_on_empty):
             return False
@@ -362,14 +363,14 @@ class Runner:
         if self.exit_on_empty and idle and not waiting:
             self._finish()
         self.look_at = now + pause * random.uniform(0.9, 1)
-        if self.follow_ups:
-            self.look_at = min(self.look_at, now + self.follow_ups.pop(0))
+        if self.recheck_delays:
+            self.look_at = min(self.look_at, now + self.recheck_delays.pop(0))
         if due is not None:
             self.look_at = min(self.look_at, now + (due - self.clock.at(now)).total_seconds())
         return waiting
 
     def _hand_out(self, claims: list[Claim]) -> None:
-        batches, left = deal(claims, self._room())
+        batches, left = distribute(claims, self._room())
         for claim in left:
             self._give_back(claim)
         for worker, batch in batches.items():
@@ -382,7 +383,7 @@ class Runner:
         """Say which of the jobs that were claimed ahead have started: only those are charged if this runner dies."""
         begun = [claim for at, claim in self._unmarked() if at <= self.absorbed_at]
         if begun:
-            self.jobs.begin(self.presence.id, begun, self.clock.at(monotonic()))
+            self.jobs.begin(self.lease.id, begun, self.clock.at(monotonic()))
             self.ahead.difference_update(claim.pk for claim in begun)
 
     def _unmarked(self) -> list[tuple[float, Claim]]:
@@ -405,7 +406,7 @@ class Runner:
         if self.retry_at > now:
             moments = [self.retry_at]
         else:
-            moments = [self.presence.renew_at, self.presence.rescue_at, self.house.prune_at]
+            moments = [self.lease.renew_at, self.lease.rescue_at, self.house.prune_at]
             if self.held:
                 moments.append(self.cancel_at)
             moments.append(self.recorder.next_write(urgent=self._is_hungry()))
@@ -415,7 +416,7 @@ class Runner:
                 if len(worker.pending) > 1
             ]
             moments += [at for at, _ in self._unmarked()]
-            if looks := not self.stopping and self.presence.holds_lease() and bool(self._room()):
+            if looks := not self.stopping and self.lease.holds_lease() and bool(self._room()):
                 empty = self.exit_on_empty and not self.held and not self.recorder.unwritten
                 moments.append(now if self.backlog or empty else self.look_at)
         moments.append(self.stopper.next_moment(self.workers.workers))
@@ -469,7 +470,7 @@ class Runner:
     def _say_what_is_served(self) -> None:
         queues = f"queues {', '.join(self.queues)}" if self.queues else "all queues"
         where = f"{self.connection.vendor} database {self.connection.settings_dict['NAME']}"
-        self.say(f"run_peasy serves {queues} of {where} as runner {self.presence.id}.")
+        self.say(f"run_peasy serves {queues} of {where} as runner {self.lease.id}.")
         workers = f"{self.conf.concurrency} {self.conf.worker_type} worker{'s' * (self.conf.concurrency > 1)}"
         every = "" if self.wakeup.looks else f" and every {self.conf.polling_interval:g} s"
         self.say(f"{workers}, woken {self.wakeup.description}{every}. Ctrl-C stops it.")

@@ -22,7 +22,7 @@ logger = logging.getLogger("peasy_jobs")
 PROMOTE_EVERY, PRUNE_EVERY, TALLY_EVERY = 1.0, 10.0, 10.0  # seconds
 
 
-class Housekeeping:
+class Maintenance:
     """Promotes scheduled jobs that are due, prunes finished ones, writes the statistics."""
 
     def __init__(self, jobs: querysets.JobQuerySet, clock: Clock, conf: Conf) -> None:
@@ -55,7 +55,7 @@ class Housekeeping:
         """
         maxima = (self.conf.max_completed, self.conf.max_failed, self.conf.max_cancelled)
         before = self.clock.at(monotonic() - grace)
-        changed = self.jobs.complete_by_hand(self.clock.at(monotonic()))
+        changed = self.jobs.normalise_external_changes(self.clock.at(monotonic()))
         try:
             for status, maximum in zip(statuses.FINISHED, maxima, strict=True):
                 changed += self.jobs.prune(status, maximum, before)

@@ -13,8 +13,8 @@ from peasy_jobs.runner.counters import Tally
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.clock import Clock
-from peasy_jobs.store.values import Claim, Ending
-from peasy_jobs.workers.execution import Report, described
+from peasy_jobs.store.values import Claim, JobUpdate
+from peasy_jobs.workers.execution import Report, error_entry
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -46,21 +46,21 @@ class Recorder:
             clock,
             tally or Tally(jobs.db, clock),
         )
-        self.endings: list[Ending] = []
-        self.locked: list[Ending] = []  # those that met a lock: no other outcome waits for them
+        self.endings: list[JobUpdate] = []
+        self.locked: list[JobUpdate] = []  # those that met a lock: no other outcome waits for them
         self.progress: dict[int, Report] = {}
         self.write_at = self.locked_at = self.progress_at = 0.0
         self.gave_back = False
 
     @property
-    def unwritten(self) -> list[Ending]:
+    def unwritten(self) -> list[JobUpdate]:
         """Every outcome that is not written yet."""
         return [*self.endings, *self.locked]
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: JobUpdate) -> None:
         """A claimed job has ended, or goes back to the queue."""
         report = self.progress.pop(ending.claim.pk, None)
-        if report is not None and report.claims == ending.claim.claims:
+        if report is not None and report.fencing_token == ending.claim.fencing_token:
             ending.status_msg, ending.extra = report.status_msg, report.extra
         self.endings.append(ending)
 
@@ -69,7 +69,7 @@ class Recorder:
         old = self.progress.get(report.pk, report)
         message = old.status_msg if report.status_msg is None else report.status_msg
         extra = old.extra if report.extra is None else report.extra
-        self.progress[report.pk] = Report(report.pk, report.claims, message, extra)
+        self.progress[report.pk] = Report(report.pk, report.fencing_token, message, extra)
 
     def next_write(self, urgent: bool) -> float:
         """When there is something to write (`time.monotonic()`); outcomes at once if `urgent`."""
@@ -99,7 +99,7 @@ class Recorder:
                     break
         return self.gave_back
 
-    def _write_endings(self, runner_id: int, batch: list[Ending]) -> None:
+    def _write_endings(self, runner_id: int, batch: list[JobUpdate]) -> None:
         try:
             lost = self.jobs.end(runner_id, batch, self.clock.at(monotonic()))
         except Trouble as error:
@@ -128,7 +128,7 @@ class Recorder:
                 break
         self.locked_at = monotonic() + max(WRITE_AGAIN, 4 * (monotonic() - started))
 
-    def _write_ending(self, runner_id: int, ending: Ending) -> bool:
+    def _write_ending(self, runner_id: int, ending: JobUpdate) -> bool:
         """Write one outcome. False when somebody else holds a lock on its row."""
         written = ending
         try:
@@ -138,8 +138,8 @@ class Recorder:
                 raise
             if vendors.is_locked(error):
                 return False
-            failure = described(Failure(f"What came of this job cannot be stored: {error}"))
-            written = Ending(
+            failure = error_entry(Failure(f"What came of this job cannot be stored: {error}"))
+            written = JobUpdate(
                 claim=ending.claim, status=FAILED, error=failure, started=ending.started
             )
             written.completed = ending.completed or self.clock.at(monotonic())
@@ -154,7 +154,7 @@ class Recorder:
                 report.status_msg,
                 report.extra,
                 runner=runner_id,
-                claims=report.claims,
+                claims=report.fencing_token,
                 status=ONGOING,
             )
         except Trouble as error:
@@ -172,7 +172,7 @@ class Recorder:
             return self.connection.vendor == "sqlite"  # it locks the whole file
         return vendors.is_outage(error)
 
-    def _written(self, endings: list[Ending], lost: list[Claim]) -> None:
+    def _written(self, endings: list[JobUpdate], lost: list[Claim]) -> None:
         self.gave_back = self.gave_back or any(
             ending.status in (ENQUEUED, SCHEDULED) for ending in endings
         )

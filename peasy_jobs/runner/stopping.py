@@ -17,7 +17,7 @@ GRACE = 1.0  # seconds that a job has to clean up before its worker is killed
 
 
 @dataclass(slots=True)
-class Asked:
+class StopRequest:
     """A running job that was asked to stop."""
 
     why: str
@@ -25,20 +25,20 @@ class Asked:
     kill_at: float  # time.monotonic()
 
 
-class Stopper:
+class StopController:
     """Which running jobs were asked to stop, and why."""
 
     def __init__(self, limit: float | None) -> None:
         self.limit = (
             float("inf") if limit is None else limit
         )  # seconds, of jobs that have none of their own
-        self.asked: dict[tuple[int, int], Asked] = {}  # by primary key and claims
+        self.asked: dict[tuple[int, int], StopRequest] = {}  # by primary key and claims
 
     def ask(self, worker: Worker, claim: Claim, why: str, reason: str) -> None:
         """Ask the job that this worker runs to stop, once."""
         if claim[:2] not in self.asked:
             logger.info("%s (job %d) is asked to stop: %s", claim.title, claim.pk, reason)
-            self.asked[claim[:2]] = Asked(why, reason, monotonic() + GRACE)
+            self.asked[claim[:2]] = StopRequest(why, reason, monotonic() + GRACE)
             worker.ask(claim, why, reason)
 
     def ask_all(self, workers: Iterable[Worker], reason: str) -> None:
@@ -52,7 +52,7 @@ class Stopper:
         for asked in self.asked.values():
             asked.kill_at = min(asked.kill_at, monotonic())
 
-    def forget(self, claim: Claim) -> Asked | None:
+    def forget(self, claim: Claim) -> StopRequest | None:
         """A job has ended. Returns how it was asked to, if it was."""
         return self.asked.pop(claim[:2], None)
 

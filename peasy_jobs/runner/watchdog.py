@@ -9,7 +9,7 @@ import threading
 from time import monotonic, sleep
 
 
-class SilenceAlarm:
+class Watchdog:
     """Closes the runner's connection when one round with the database takes longer than `limit` seconds.
 
     A server that is stopped, or a network that drops packets, leaves a query waiting for good: the kernel still

@@ -22,7 +22,7 @@ from django.db.utils import DataError
 from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import wakeup
 from peasy_jobs.store.clock import as_field, as_read, database_now
-from peasy_jobs.store.values import Claim, Ending
+from peasy_jobs.store.values import Claim, JobUpdate
 from peasy_jobs.store.vendors import bare_cursor, portions, refuse_too_large, update_each
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         weight: int,
     ) -> list[Any]:
         # The ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates materialised: a bare sub-select may
-        # be run again after a lock wait and then updates more rows than its limit. `waiting`: see `database.set_up`.
+        # be run again after a lock wait and then updates more rows than its limit. `waiting`: see
+        # `vendors.configure_session`.
         connection = connections[self.db]
         table = self._table()
         probe = f"SELECT id, priority, {WEIGHT} AS weight FROM {table}"
@@ -252,7 +253,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
 
     def give_back_unknown(self, runner_id: int, known: Iterable[Claim]) -> int:
         """Give back what a runner holds without knowing it: the answer to a claim was lost on the way."""
-        held = {(claim.pk, claim.claims) for claim in known}
+        held = {(claim.pk, claim.fencing_token) for claim in known}
         claimed = self.filter(runner=runner_id, status=ONGOING).values_list("pk", "claims")
         return sum(
             self.filter(pk=pk, runner=runner_id, status=ONGOING, claims=claims).update(
@@ -271,7 +272,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             started=now
         )
 
-    def end(self, runner_id: int, endings: Sequence[Ending], now: datetime) -> list[Claim]:
+    def end(self, runner_id: int, endings: Sequence[JobUpdate], now: datetime) -> list[Claim]:
         """Write what became of claimed jobs, in one transaction. Returns the claims that were not ours any more.
 
         Such an outcome is dropped: the job was cancelled, or rescued from this runner, meanwhile.
@@ -290,7 +291,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return self._not_landed(runner_id, endings, now)
 
     def _write_endings(self, rows: list[list[Any]]) -> int:
-        # One statement for any mix of endings: the ORM would send a query for each. WHERE: see `database.set_up`.
+        # One statement for any mix of endings: the ORM would send a query for each. WHERE: see
+        # `vendors.configure_session`.
         update = (
             f"UPDATE {self._table()} AS job{{join}} SET status = {{}}, result_data = {{}},"
             " status_msg = COALESCE({}, job.status_msg), extra = COALESCE({}, job.extra),"
@@ -302,7 +304,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return update_each(connections[self.db], update, TYPES, rows)
 
     def _ending_row(
-        self, runner_id: int, ending: Ending, errors: list[dict[str, str]], now: datetime
+        self, runner_id: int, ending: JobUpdate, errors: list[dict[str, str]], now: datetime
     ) -> list[Any]:
         entries = None
         if ending.error:
@@ -316,14 +318,16 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             *(ending.status, ending.result, ending.status_msg, ending.extra, entries),
             *(ending.started, ending.completed),
             *(ending.status, ending.run_after, ending.attempts, ending.crashes),
-            *(ending.claim.pk, ONGOING, runner_id, ending.claim.claims),
+            *(ending.claim.pk, ONGOING, runner_id, ending.claim.fencing_token),
         ]
 
     def _errors_of(self, pks: list[int]) -> dict[int, list[dict[str, str]]]:
         found = self.filter(pk__in=pks).values_list("pk", "errors") if pks else []
         return {pk: _entries(errors) for pk, errors in found}
 
-    def _not_landed(self, runner_id: int, endings: Sequence[Ending], now: datetime) -> list[Claim]:
+    def _not_landed(
+        self, runner_id: int, endings: Sequence[JobUpdate], now: datetime
+    ) -> list[Claim]:
         # executemany gives only a total. What landed, now or before a COMMIT whose answer was lost, has our claim.
         rows = self.filter(pk__in=[ending.claim.pk for ending in endings])
         landed: set[tuple[Any, ...]] = set(rows.values_list("pk", "claims", "status", "runner"))
@@ -467,7 +471,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         pks = list(older.reverse().values_list("pk", flat=True)[:BATCH])
         return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0
 
-    def complete_by_hand(self, now: datetime) -> int:
+    def normalise_external_changes(self, now: datetime) -> int:
         """Finish what a site has begun by writing a status itself. Returns how many there were in this batch.
 
         Jobs that were cancelled while they waited are over: their grace counts from here. Jobs that were scheduled

@@ -13,7 +13,7 @@ class Run(NamedTuple):
     """A job as it is given to a worker."""
 
     pk: int
-    claims: int
+    fencing_token: int
     job_name: str
     args: bytes | None
     kwargs: bytes | None
@@ -21,10 +21,10 @@ class Run(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A job as its runner holds it. `claims` is the number that every later write must still find."""
+    """A job as its runner holds it. `fencing_token` is the number that every later write must still find."""
 
     pk: int
-    claims: int
+    fencing_token: int
     title: str
     job_name: str
     args: bytes | None
@@ -44,7 +44,7 @@ class Claim(NamedTuple):
             for name, value in zip(self._fields, self, strict=True)
             if type(value) not in KINDS[name]
         )
-        return f"The row of this job is damaged: {wrong} is {getattr(self, wrong)!r:.100}."
+        return f"The row of this job is damaged: {COLUMNS.get(wrong, wrong)} is {getattr(self, wrong)!r:.100}."
 
     def weight(self) -> int:
         """Bytes that its arguments take, and one."""
@@ -54,7 +54,7 @@ class Claim(NamedTuple):
         """What a worker needs of it."""
         return Run(
             self.pk,
-            self.claims,
+            self.fencing_token,
             self.job_name,
             self.args,
             self.kwargs,
@@ -62,8 +62,9 @@ class Claim(NamedTuple):
         )
 
 
+COLUMNS = {"fencing_token": "claims"}  # where a column has another name
 KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("pk", "claims", "attempts", "crashes"), (int,)),
+    **dict.fromkeys(("pk", "fencing_token", "attempts", "crashes"), (int,)),
     **dict.fromkeys(("title", "job_name"), (str,)),
     **dict.fromkeys(("args", "kwargs"), (bytes, NoneType)),
     "crash_retries": (int, NoneType),
@@ -74,7 +75,7 @@ SOUND = set(product(*(KINDS[name] for name in Claim._fields)))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Ending:
+class JobUpdate:
     """What becomes of a claimed job: its outcome, or back to the queue. `None` leaves a column as it is."""
 
     claim: Claim

@@ -30,7 +30,7 @@ def bare_cursor(connection: BaseDatabaseWrapper) -> Iterator[Any]:
         yield cursor
 
 
-def make_own(connection: BaseDatabaseWrapper, limit: float) -> None:
+def configure_runner_settings(connection: BaseDatabaseWrapper, limit: float) -> None:
     """Make this the connection of a runner, apart from those of its jobs: before it connects.
 
     limit: seconds to wait for a server that does not answer, where the driver can.
@@ -49,7 +49,7 @@ def make_own(connection: BaseDatabaseWrapper, limit: float) -> None:
     connection.settings_dict = {**own, "AUTOCOMMIT": True, "OPTIONS": options}
 
 
-def set_up(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
+def configure_session(connection: BaseDatabaseWrapper, lock_timeout: float) -> None:
     """Set how a runner's own connection waits and reads, before its first query.
 
     lock_timeout: seconds after which it gives up a lock, because others need it meanwhile.

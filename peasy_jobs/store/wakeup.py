@@ -40,9 +40,9 @@ class Wakeup(Protocol):
     """What a runner asks while it is idle."""
 
     description: str
-    looks: bool  # whether `hinted` looks at the queue, so that nobody else has to
-    look_at: float  # when to call `hinted` (`time.monotonic()`), if `fileno` does not turn readable before
-    follow_ups: tuple[
+    looks: bool  # whether `has_signal` looks at the queue, so that nobody else has to
+    look_at: float  # when to call `has_signal` (`time.monotonic()`), if `fileno` does not turn readable before
+    recheck_delays: tuple[
         float, ...
     ]  # seconds between the looks after a hint: they find what was not announced
 
@@ -50,7 +50,7 @@ class Wakeup(Protocol):
 
     def readable(self) -> None: ...
 
-    def hinted(self) -> bool: ...
+    def has_signal(self) -> bool: ...
 
 
 def announce(alias: str) -> None:
@@ -79,10 +79,10 @@ def watch(connection: BaseDatabaseWrapper, peek: Peek, polling_interval: float) 
     polling_interval: seconds within which a job has to be found in any case.
     """
     if connection.vendor == "sqlite":
-        return DataVersion(connection)
+        return SqliteCommitWakeup(connection)
     if connection.vendor == "postgresql" and hasattr(connection.connection, "add_notify_handler"):
-        return Listen(connection)
-    return Look(peek, polling_interval)
+        return NotifyWakeup(connection)
+    return PollWakeup(peek, polling_interval)
 
 
 def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) -> bool:
@@ -91,7 +91,7 @@ def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) 
     listening = wakeup.fileno() if wakeup else -1
     while (left := until - monotonic()) > 0:
         try:  # before it waits as well: what PostgreSQL says during a query leaves the socket silent
-            if wakeup is not None and wakeup.hinted():
+            if wakeup is not None and wakeup.has_signal():
                 return True
         except (DatabaseError, InterfaceError):
             return True  # the next turn meets it as well, and deals with it
@@ -111,7 +111,7 @@ def _collect(selector: selectors.BaseSelector, timeout: float, listening: int) -
     return any(key.fd != listening for key, _ in arrived)
 
 
-class DataVersion:
+class SqliteCommitWakeup:
     """SQLite: a number that changes with every commit of another connection, read without touching the file.
 
     It is read by the clock, which stands still once the kernel watches the files (Linux's inotify) and nobody writes.
@@ -119,7 +119,7 @@ class DataVersion:
 
     description = "by every commit"
     looks = False
-    follow_ups: tuple[float, ...] = ()
+    recheck_delays: tuple[float, ...] = ()
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.connection = connection
@@ -148,7 +148,7 @@ class DataVersion:
         os.read(self.inotify, 4096)
         self._wind_up()
 
-    def hinted(self) -> bool:
+    def has_signal(self) -> bool:
         now = monotonic()
         if now < self.look_at:
             return False
@@ -175,13 +175,13 @@ class DataVersion:
         return bool(watched[0] >= 0)  # without WAL there is no log
 
 
-class Listen:
+class NotifyWakeup:
     """PostgreSQL: NOTIFY, sent by whoever enqueues."""
 
     description = "by NOTIFY"
     looks = False
     look_at = float("inf")
-    follow_ups: tuple[float, ...] = (0.05, 0.1, 0.2)
+    recheck_delays: tuple[float, ...] = (0.05, 0.1, 0.2)
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self.notified = self.unread = False
@@ -200,7 +200,7 @@ class Listen:
     def readable(self) -> None:
         self.unread = True
 
-    def hinted(self) -> bool:
+    def has_signal(self) -> bool:
         if self.unread:
             self.unread = False
             # Not psycopg's notifies(), which warns that it does not go together with a handler.
@@ -214,7 +214,7 @@ class Listen:
         return notified
 
 
-class Look:
+class PollWakeup:
     """MariaDB, MySQL, and PostgreSQL with psycopg2: nothing to hear, so the queue is looked at ten times a second.
 
     A runner that is not connected holds one too.
@@ -222,7 +222,7 @@ class Look:
 
     description = "by a look every 0.1 s"
     looks = True
-    follow_ups: tuple[float, ...] = ()
+    recheck_delays: tuple[float, ...] = ()
 
     def __init__(self, peek: Peek, polling_interval: float) -> None:
         self.peek, self.pause = peek, min(LOOK_EVERY, polling_interval)
@@ -235,7 +235,7 @@ class Look:
     def readable(self) -> None:
         pass
 
-    def hinted(self) -> bool:
+    def has_signal(self) -> bool:
         if monotonic() < self.look_at:
             return False
         self.look_at = monotonic() + self.pause

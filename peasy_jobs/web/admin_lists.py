@@ -156,5 +156,5 @@ class RunnerList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
-        described = self.model_admin.described  # type: ignore[attr-defined]
-        self.result_list = described(request, self.result_list)
+        error_entry = self.model_admin.error_entry  # type: ignore[attr-defined]
+        self.result_list = error_entry(request, self.result_list)

@@ -62,7 +62,7 @@ class Row(NamedTuple):
     run_after: datetime | None
 
 
-class Doing(NamedTuple):
+class RunningJob(NamedTuple):
     """What a worker of a runner is at."""
 
     pk: int
@@ -71,12 +71,12 @@ class Doing(NamedTuple):
     elapsed: float
 
 
-class Host(NamedTuple):
+class RunnerRow(NamedTuple):
     """A runner."""
 
     runner: PeasyRunner
     alive: bool
-    doing: list[Doing]
+    doing: list[RunningJob]
     ahead: int  # claimed and not started yet
     queues: list[str]
 
@@ -173,7 +173,7 @@ def version(job: PeasyJobQueue) -> str:
     ]
 
 
-def stalled(counts: dict[str, int], alive: Iterable[Host], filters: Filters) -> list[str]:
+def stalled(counts: dict[str, int], alive: Iterable[RunnerRow], filters: Filters) -> list[str]:
     """A sentence for all jobs that wait while nobody is there to run them, or one for each such queue."""
     served = [host.runner.queues for host in alive]
     if not all(served) or not (counts[ENQUEUED] or filters.narrow):  # no queues: all of them
@@ -242,7 +242,7 @@ def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
 
 def hosts(
     now: datetime, runners: Iterable[PeasyRunner], running: list[PeasyJobQueue]
-) -> list[Host]:
+) -> list[RunnerRow]:
     """What is shown of these runners, of which `running` names the jobs."""
     moment, found = as_field(now), []
     for runner in runners:
@@ -252,8 +252,8 @@ def hosts(
             if job.runner_id == runner.pk and job.status in (ONGOING, CANCELLED)
         ]
         ages = [(job, _age(job.started, moment)) for job in mine if job.started]
-        doing = [Doing(job.pk, job.title, formatting.duration(age), age) for job, age in ages]
+        doing = [RunningJob(job.pk, job.title, formatting.duration(age), age) for job, age in ages]
         queues = [str(name) for name in runner.queues] if isinstance(runner.queues, list) else []
         alive = runner.lease_until >= now.timestamp()
-        found.append(Host(runner, alive, doing, len(mine) - len(doing), queues))
+        found.append(RunnerRow(runner, alive, doing, len(mine) - len(doing), queues))
     return found

@@ -13,17 +13,17 @@ from peasy_jobs.store.values import Claim
 from peasy_jobs.workers.execution import Outcome, Report
 
 
-class Death(NamedTuple):
-    """A worker is gone. `victims` were running, `innocent` jobs had not begun. No `reason`: no job is to blame."""
+class WorkerExit(NamedTuple):
+    """A worker is gone. `running` were running, `not_started` jobs had not begun. No `reason`: no job is to blame."""
 
     reason: str | None
-    victims: list[Claim]
-    innocent: list[Claim]
-    since: float  # time.monotonic() when it began the first of `victims`
+    running: list[Claim]
+    not_started: list[Claim]
+    since: float  # time.monotonic() when it began the first of `running`
     pid: int
 
 
-Event = Outcome | Report | Death
+Event = Outcome | Report | WorkerExit
 
 
 class Worker(Protocol):
@@ -65,7 +65,7 @@ class Workers(Protocol):
     def stop(self) -> None: ...
 
 
-def deal(
+def distribute(
     claims: list[Claim], room: dict[Worker, int]
 ) -> tuple[dict[Worker, list[Claim]], list[Claim]]:
     """Share out jobs, each to the worker that has the fewest then. Returns who gets which, and those left over."""

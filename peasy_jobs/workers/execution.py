@@ -27,11 +27,11 @@ from peasy_jobs.exceptions import (
     Cancel,
     Fail,
     Failure,
+    JobFunctionNotFound,
     NotStorable,
     Retry,
     Stop,
     TimeLimit,
-    Unknown,
 )
 from peasy_jobs.job import Job
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
@@ -40,7 +40,7 @@ from peasy_jobs.store.values import Run
 logger = logging.getLogger("peasy_jobs")
 
 TRACEBACK_LIMIT, MESSAGE_LIMIT = 20_000, 1_000  # characters
-UNKNOWN_DELAY, UNKNOWN_PATIENCE = (
+NOT_FOUND_DELAY, NOT_FOUND_PATIENCE = (
     60.0,
     3,
 )  # seconds, and times that a function that is not there is waited for
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
     """What came of one run. `started` and `ended` are `time.monotonic()`."""
 
     pk: int
-    claims: int
+    fencing_token: int
     started: float
     ended: float
     status: str  # what the job becomes
@@ -63,7 +63,7 @@ class Report(NamedTuple):
     """Progress of one run: None leaves the message, or `extra` (JSON text), as it is."""
 
     pk: int
-    claims: int
+    fencing_token: int
     status_msg: str | None
     extra: str | None
 
@@ -72,7 +72,12 @@ class Execution:
     """A job that runs in this process now: how its progress is handed to the runner, and whether it is to stop."""
 
     def __init__(self, run: Run, send: Callable[[Report], None]) -> None:
-        self.pk, self.claims, self.send, self.pid = run.pk, run.claims, send, os.getpid()
+        self.pk, self.fencing_token, self.send, self.pid = (
+            run.pk,
+            run.fencing_token,
+            send,
+            os.getpid(),
+        )
         self.extra: dict[str, Any] | None = None  # as last reported from this process
         self.knows_extra = False
         self.asked, self.reason = (
@@ -85,7 +90,7 @@ class Execution:
 
     def report(self, status_msg: str | None, extra: str | None) -> None:
         """Hand progress to the runner. Raises `Stop` when the job is to stop."""
-        report = Report(self.pk, self.claims, status_msg, extra)
+        report = Report(self.pk, self.fencing_token, status_msg, extra)
         if threading.get_ident() != self.thread:
             self.send(report)
             return
@@ -128,9 +133,9 @@ def current(pk: int) -> Execution | None:
     )  # a thread that the job started knows of none
 
 
-def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None:
+def ask(pk: int, fencing_token: int, why: str, reason: str, *, interrupt: bool) -> None:
     """Ask a job that runs in this process to stop. With `interrupt` raise `Stop` right here, in its own thread."""
-    execution = _running.get((pk, claims))
+    execution = _running.get((pk, fencing_token))
     if execution is not None and not execution.asked:
         execution.reason, execution.asked = reason, why
         if interrupt and execution.inside:
@@ -139,7 +144,7 @@ def ask(pk: int, claims: int, why: str, reason: str, *, interrupt: bool) -> None
 
 def run(run: Run, send: Callable[[Report], None]) -> Outcome:
     """Run one job to its end, whatever that is. Never raises."""
-    execution = _running[run.pk, run.claims] = Execution(run, send)
+    execution = _running[run.pk, run.fencing_token] = Execution(run, send)
     before = _own.set(execution)
     status, delay, result, error, job, started = COMPLETED, 0.0, None, None, None, monotonic()
     try:
@@ -155,10 +160,10 @@ def run(run: Run, send: Callable[[Report], None]) -> Outcome:
             status, delay, error = _judged(exception, execution, job, run.failures)
         except BaseException as broken:  # the exception's own code
             kind, why = type(exception).__name__, type(broken).__name__
-            status, error = FAILED, described(Failure(f"{kind}, which cannot be shown ({why})."))
+            status, error = FAILED, error_entry(Failure(f"{kind}, which cannot be shown ({why})."))
     _own.reset(before)
-    _running.pop((run.pk, run.claims), None)
-    return Outcome(run.pk, run.claims, started, monotonic(), status, result, error, delay)
+    _running.pop((run.pk, run.fencing_token), None)
+    return Outcome(run.pk, run.fencing_token, started, monotonic(), status, result, error, delay)
 
 
 def _judged(
@@ -170,11 +175,11 @@ def _judged(
         exception = TimeLimit(execution.reason).with_traceback(exception.__traceback__)
     if execution.told and execution.asked != TIMEOUT:
         return ENQUEUED, 0.0, None
-    status, delay = verdict(job, exception, failures)
-    return status, delay, None if isinstance(exception, Retry | Cancel) else described(exception)
+    status, delay = decide_outcome(job, exception, failures)
+    return status, delay, None if isinstance(exception, Retry | Cancel) else error_entry(exception)
 
 
-def verdict(
+def decide_outcome(
     job: Job[..., Any] | None, exception: BaseException, failures: int
 ) -> tuple[str, float]:
     """What a job becomes after an exception: its status, and the seconds until it runs again when it does."""
@@ -182,8 +187,8 @@ def verdict(
         return SCHEDULED, exception.seconds()
     if isinstance(exception, Cancel):
         return CANCELLED, 0.0
-    if isinstance(exception, Unknown):
-        return FAILED, UNKNOWN_DELAY
+    if isinstance(exception, JobFunctionNotFound):
+        return FAILED, NOT_FOUND_DELAY
     final = isinstance(exception, Fail | NotStorable | payloads.PayloadRefused)
     if (
         final
@@ -270,7 +275,9 @@ def find(job_name: str) -> Job[..., Any]:
             raise
         names = {}
     if name not in names:
-        raise Unknown(f"Cannot import {job_name}. Was it renamed after this job was enqueued?")
+        raise JobFunctionNotFound(
+            f"Cannot import {job_name}. Was it renamed after this job was enqueued?"
+        )
     job = names[name]
     if not isinstance(job, Job):
         raise Failure(
@@ -279,7 +286,7 @@ def find(job_name: str) -> Job[..., Any]:
     return job
 
 
-def described(exception: BaseException, pid: int | None = None) -> dict[str, str]:
+def error_entry(exception: BaseException, pid: int | None = None) -> dict[str, str]:
     """What is kept of a failed attempt: where, the class path, one line, and the traceback if it is the job's own.
 
     pid: the process that ran it, if not this one.
@@ -315,7 +322,7 @@ def described(exception: BaseException, pid: int | None = None) -> dict[str, str
     }
 
 
-def tidy(clean: Context) -> Context:
+def reset_context(clean: Context) -> Context:
     """What Django does between two requests: the next job of this worker must find nothing of the last one.
 
     clean: an empty context, then what this returned after the job before.

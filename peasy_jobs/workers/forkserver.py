@@ -229,8 +229,10 @@ def _asked_reader(ask_fd: int) -> Callable[[int, object], None]:
     def read_asked(signum: int, frame: object) -> None:
         # Systemd and others send SIGTERM to every process: without a word from the runner it means nothing.
         with contextlib.suppress(BlockingIOError):
-            for pk, claims, why, reason in ASKED.iter_unpack(os.read(ask_fd, ASKED.size * 16)):
-                execution.ask(pk, claims, why.decode(), reason.decode(), interrupt=True)
+            for pk, fencing_token, why, reason in ASKED.iter_unpack(
+                os.read(ask_fd, ASKED.size * 16)
+            ):
+                execution.ask(pk, fencing_token, why.decode(), reason.decode(), interrupt=True)
 
     return read_asked
 
@@ -254,7 +256,7 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
     jobs: dict[tuple[int, int], Run] = {}
     first: tuple[int, int] | None = None  # the job that the runner waits to hear the beginning of
     pid, prints = os.getpid(), _flush()
-    clean = execution.tidy(Context())  # an app may have chosen a language while it loaded
+    clean = execution.reset_context(Context())  # an app may have chosen a language while it loaded
     _take_signals_back(read_asked)
     while (ticket := _next_ticket(ticket_fd)) is not None:
         while ticket not in jobs:
@@ -282,7 +284,7 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
         # It may have been in the middle of anything, or the next job could not print: another worker takes its place.
         if execution.interrupted or (prints and not still_prints):
             os._exit(0)
-        clean = execution.tidy(clean)
+        clean = execution.reset_context(clean)
 
 
 class _Sender:

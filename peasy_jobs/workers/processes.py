@@ -15,7 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from peasy_jobs.store.values import Claim
-from peasy_jobs.workers.base import Death, Event
+from peasy_jobs.workers.base import Event, WorkerExit
 from peasy_jobs.workers.channel import Channel
 from peasy_jobs.workers.execution import Outcome, Report
 from peasy_jobs.workers.forkserver import (
@@ -75,7 +75,7 @@ class ProcessWorker:
         self.pending.update({claim.pk: claim for claim in claims})
         self.channel.send((self.recalled, jobs, idle))
         self.recalled = []
-        self.tickets += b"".join(TICKET.pack(claim.pk, claim.claims) for claim in claims)
+        self.tickets += b"".join(TICKET.pack(claim.pk, claim.fencing_token) for claim in claims)
         self._issue()
 
     def _issue(self) -> None:
@@ -99,7 +99,9 @@ class ProcessWorker:
                 True,
                 False,
             )  # interrupted in the middle of anything: not to be used again
-            os.write(self.ask_w, ASKED.pack(claim.pk, claim.claims, why.encode(), reason.encode()))
+            os.write(
+                self.ask_w, ASKED.pack(claim.pk, claim.fencing_token, why.encode(), reason.encode())
+            )
         self.request(ASK, self)
 
     def kill(self) -> bool:
@@ -118,7 +120,7 @@ class ProcessWorker:
                 outcome = Outcome(*values)
                 if (
                     claim := self.pending.get(outcome.pk)
-                ) and claim.claims == outcome.claims:  # not a later claim
+                ) and claim.fencing_token == outcome.fencing_token:  # not a later claim
                     del self.pending[outcome.pk]
                 self.busy_since = self.began = monotonic()
                 self.done += 1
@@ -275,7 +277,7 @@ class ProcessWorkers:
 
     def _bury(self, worker: ProcessWorker, reason: str | None) -> None:
         self.events += worker.receive()
-        innocent = worker.recall()
+        not_started = worker.recall()
         if (
             not worker.done and not worker.pending
         ):  # it never got as far as a job, and neither might the next
@@ -285,7 +287,9 @@ class ProcessWorkers:
                 )
             self.fill_at = monotonic() + START_RETRY
         self.events.append(
-            Death(reason, list(worker.pending.values()), innocent, worker.busy_since, worker.pid)
+            WorkerExit(
+                reason, list(worker.pending.values()), not_started, worker.busy_since, worker.pid
+            )
         )
         self.workers.remove(worker)
         self._forget(worker)

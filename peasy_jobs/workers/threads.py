@@ -47,7 +47,7 @@ class ThreadWorker:
         return recalled
 
     def ask(self, claim: Claim, why: str, reason: str) -> None:
-        execution.ask(claim.pk, claim.claims, why, reason, interrupt=False)
+        execution.ask(claim.pk, claim.fencing_token, why, reason, interrupt=False)
 
     def kill(self) -> bool:
         return False
@@ -60,7 +60,7 @@ class ThreadWorker:
                 os._exit(
                     1 if outcome.error else 0
                 )  # a fork that came back from the job: the job is its parent
-            clean = execution.tidy(clean)
+            clean = execution.reset_context(clean)
             self.deliver(outcome)
 
 
@@ -87,7 +87,7 @@ class ThreadWorkers:
                 if isinstance(event, Outcome):
                     for worker in self.workers:
                         claim = worker.pending.get(event.pk)
-                        if claim is not None and claim.claims == event.claims:
+                        if claim is not None and claim.fencing_token == event.fencing_token:
                             del worker.pending[event.pk]
                             worker.busy_since = worker.began = monotonic()
                 events.append(event)

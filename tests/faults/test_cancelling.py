@@ -309,7 +309,7 @@ def test_of_many_cancelled_jobs_each_is_compared_once_with_what_is_not_written(
     monkeypatch.setattr(Recorder, "unwritten", property(counted))
     runner = Runner(replace(conf.get(), worker_type="thread"), lambda text: None)
     runner.workers = SimpleNamespace(workers=[])
-    runner.presence.id = 1
+    runner.lease.id = 1
     pks = [job.pk for job in jobs.nothing.map([()] * 20)]
     PeasyJobQueue.objects.update(status=CANCELLED, runner=1, claims=1)
     claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]

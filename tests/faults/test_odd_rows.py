@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from peasy_jobs import conf
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.runner import outcomes
-from peasy_jobs.runner.lease import Presence
-from peasy_jobs.runner.maintenance import Housekeeping
+from peasy_jobs.runner.lease import Lease
+from peasy_jobs.runner.maintenance import Maintenance
 from peasy_jobs.runner.recorder import Recorder
 from peasy_jobs.statuses import COMPLETED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import vendors
 from peasy_jobs.store.clock import Clock, as_field, database_now
-from peasy_jobs.store.querysets import Ending
+from peasy_jobs.store.querysets import JobUpdate
 from tests import jobs
 from tests.processes import Command
 from tests.rivals import TABLE
@@ -188,17 +188,17 @@ ME, DEAD = 2**40, 2**41
 @pytest.fixture
 def own_connection(transactional_db: None):
     """Set up as a runner does it."""
-    vendors.set_up(connection, 0.5)
+    vendors.configure_session(connection, 0.5)
     yield
     connection.close()
 
 
-def a_runner_works(record: Recorder, presence: Presence, house: Housekeeping) -> None:
+def a_runner_works(record: Recorder, lease: Lease, house: Maintenance) -> None:
     """One turn of what a runner does to the table, with jobs that all complete."""
     all_jobs, clock = record.jobs, record.clock
-    presence.rescue_at = house.promote_at = house.prune_at = float("-inf")
-    presence.looked_for_orphans = False
-    presence.rescue()
+    lease.rescue_at = house.promote_at = house.prune_at = float("-inf")
+    lease.looked_for_orphans = False
+    lease.rescue()
     house.keep(backlog=True)
     all_jobs.give_back_unknown(ME, [])
     for pk, claims in all_jobs.cancelled_of(ME):
@@ -211,7 +211,7 @@ def a_runner_works(record: Recorder, presence: Presence, house: Housekeeping) ->
                 record.end(outcomes.damaged(claim, why, clock))
             else:
                 claim.run()
-                record.end(Ending(claim=claim, status=COMPLETED, result=b"J1", completed=now))
+                record.end(JobUpdate(claim=claim, status=COMPLETED, result=b"J1", completed=now))
     record.write(ME, urgent=True)
     assert not record.unwritten
 
@@ -238,8 +238,8 @@ def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, run
     clock = Clock(connection)
     all_jobs = PeasyJobQueue.objects.all()
     site_conf = conf.Conf(max_completed=0, max_failed=0, max_cancelled=0, prune_grace=0)
-    presence = Presence(all_jobs, clock, site_conf)
-    presence.id = ME
+    lease = Lease(all_jobs, clock, site_conf)
+    lease.id = ME
     clock.sync()
     now = clock.at(monotonic())
     all_jobs.delete()
@@ -261,8 +261,8 @@ def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, run
         for _ in range(2):  # jobs that were scheduled are promoted first
             a_runner_works(
                 Recorder(connection, all_jobs, clock),
-                presence,
-                Housekeeping(all_jobs, clock, site_conf),
+                lease,
+                Maintenance(all_jobs, clock, site_conf),
             )
         statuses = set(
             all_jobs.filter(pk__in=[job.pk for job in plain]).values_list("status", flat=True)

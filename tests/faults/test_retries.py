@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 
 from peasy_jobs import exceptions
-from peasy_jobs.exceptions import Fail, NotStorable, Retry, TimeLimit, Unknown
+from peasy_jobs.exceptions import Fail, JobFunctionNotFound, NotStorable, Retry, TimeLimit
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.policy import FIRST_DELAY, LONGEST_DELAY, Policy
@@ -17,7 +17,7 @@ from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.querysets import Claim
 from peasy_jobs.workers import execution
-from peasy_jobs.workers.execution import Outcome, verdict
+from peasy_jobs.workers.execution import Outcome, decide_outcome
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types
@@ -309,12 +309,12 @@ def with_policy(**options) -> SimpleNamespace:
         (NotStorable("no"), 1, (FAILED, 0)),
         (Retry(5), 99, (SCHEDULED, 5)),
         (exceptions.Cancel(), 1, (CANCELLED, 0)),
-        (Unknown("no"), 1, (FAILED, execution.UNKNOWN_DELAY)),
+        (JobFunctionNotFound("no"), 1, (FAILED, execution.NOT_FOUND_DELAY)),
     ],
 )
 def test_what_a_job_becomes_after_an_exception(exception, failures, expected):
     job = with_policy(retry_on=BaseException)
-    assert verdict(job, exception, failures) == expected
+    assert decide_outcome(job, exception, failures) == expected
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_what_a_job_becomes_after_an_exception(exception, failures, expected):
     ],
 )
 def test_retry_on_takes_a_class_or_several(retry_on, exception, status):
-    assert verdict(with_policy(retry_on=retry_on), exception, 1)[0] == status
+    assert decide_outcome(with_policy(retry_on=retry_on), exception, 1)[0] == status
 
 
 def test_by_default_the_wait_doubles_from_ten_seconds_to_an_hour_more_or_less_a_quarter():
@@ -348,7 +348,10 @@ def test_the_last_of_a_list_counts_for_all_further_failures():
 
 @pytest.mark.parametrize("given", [-1, "soon", None, float("nan"), float("inf"), 10**9])
 def test_a_callable_that_gives_no_number_of_seconds_is_said_and_costs_a_minute(given, caplog):
-    assert verdict(with_policy(backoff=lambda failures: given), ValueError(), 1) == (SCHEDULED, 60)
+    assert decide_outcome(with_policy(backoff=lambda failures: given), ValueError(), 1) == (
+        SCHEDULED,
+        60,
+    )
     assert f"backoff gives {given!r}. Give a number of seconds, 0 or more." in caplog.text
     assert "The backoff of tests.job cannot be used" in caplog.text
 

@@ -30,9 +30,9 @@ def _late() -> None:
 
     Without this the straggler notices before it writes, almost always, and the fence has nothing to hold off.
     """
-    from peasy_jobs.runner.lease import Presence
+    from peasy_jobs.runner.lease import Lease
 
-    renew = Presence.renew
+    renew = Lease.renew
 
     def late(self: Any) -> bool:
         if renew(self):
@@ -43,7 +43,7 @@ def _late() -> None:
         self.leased_until = float("-inf")
         return monotonic() < self.reaped_at + 1
 
-    Presence.renew = late
+    Lease.renew = late
 
 
 def _fence() -> None:
@@ -54,7 +54,7 @@ def _fence() -> None:
 
     def unfenced(self: Any, runner_id: int, ending: Any, errors: Any, now: Any) -> list[Any]:
         row = row_of(self, runner_id, ending, errors, now)
-        assert row[-2:] == [runner_id, ending.claim.claims]
+        assert row[-2:] == [runner_id, ending.claim.fencing_token]
         held = self.filter(pk=ending.claim.pk).values_list("runner", "claims").get()
         return [*row[:-2], *held]
 
