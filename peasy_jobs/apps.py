@@ -9,4 +9,4 @@ class PeasyJobsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from peasy_jobs import checks  # noqa: F401  importing it registers the checks
+        from peasy_jobs import checks  # noqa: F401  registers the system checks

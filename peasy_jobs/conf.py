@@ -1,8 +1,12 @@
-"""The PEASY_* settings: the only module that reads `settings`. Everybody else gets plain values from here."""
+"""The `PEASY_*` settings. No other module reads `django.conf.settings`.
+
+Each setting is declared once, as a field of `Conf`. The system checks, the error messages and the
+test of the manual's table (docs/settings.md) read these declarations.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -10,184 +14,310 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 PREFIX = "PEASY_"
+LARGEST_INTEGER = 2**63 - 1  # the largest that every database stores
+LONGEST_SECONDS = 10**9  # about 31 years; adding more to a date could exceed the year 9999
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The values that a setting accepts.
+
+    unit: what the value counts or names, such as "seconds".
+    hint: how to correct an invalid value.
+    """
+
+    accepts: Callable[[Any], bool]
+    unit: str
+    hint: str
+
+    def or_none(self, effect: str) -> "Rule":
+        """Return the same rule with None as another valid value. `effect` says what None does."""
+        return Rule(
+            lambda value: value is None or self.accepts(value),
+            f"{self.unit} or None",
+            f"{self.hint.removesuffix('.')}, or to None {effect}.",
+        )
+
+    def or_zero(self, effect: str) -> "Rule":
+        """Return the same rule with 0 as another valid value. `effect` says what 0 does."""
+        return Rule(
+            lambda value: (_is_number(value) and value == 0) or self.accepts(value),
+            self.unit,
+            f"{self.hint.removesuffix('.')}, or to 0 {effect}.",
+        )
+
+
+def whole_number(unit: str, *, minimum: int) -> Rule:
+    return Rule(
+        lambda value: type(value) is int and minimum <= value <= LARGEST_INTEGER,
+        unit,
+        f"Set it to a whole number of {unit}, {minimum} or more.",
+    )
+
+
+def seconds(*, minimum: float) -> Rule:
+    # NaN fails every comparison, so it is rejected too.
+    return Rule(
+        lambda value: _is_number(value) and minimum <= value <= LONGEST_SECONDS,
+        "seconds",
+        f"Set it to a number of seconds, {minimum:g} or more.",
+    )
+
+
+def seconds_above_zero() -> Rule:
+    return Rule(
+        lambda value: _is_number(value) and 0 < value <= LONGEST_SECONDS,
+        "seconds",
+        "Set it to a number of seconds above 0.",
+    )
+
+
+def one_of(*choices: str) -> Rule:
+    quoted = " or ".join(f'"{choice}"' for choice in choices)
+    return Rule(lambda value: value in choices, quoted, f"Set it to {quoted}.")
+
+
+def callable_path() -> Rule:
+    """Accept a dotted path. It is not imported here: settings are read before apps are ready."""
+    return Rule(
+        lambda value: isinstance(value, str) and "." in value.strip("."),
+        "path of a callable",
+        "Set it to the dotted path of a callable.",
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)  # not a bool, which is an int in Python
+
+
+def setting(default: T, check_id: str, rule: Rule, description: str) -> T:
+    """Declare a setting: a dataclass field with this default.
+
+    check_id: id of the system check that reports an invalid value, without "peasy_jobs.".
+    description: the setting's line in the manual.
+    """
+    details = {"check_id": check_id, "rule": rule, "description": description}
+    return field(default=default, metadata=details)
+
+
+JOBS_TO_KEEP = whole_number("jobs", minimum=0).or_none("to keep all")
+CALLABLE = callable_path().or_none("for the default behaviour")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conf:
-    """Every setting with its default. Times are seconds, sizes are bytes."""
+    """The value of every setting. The setting of `lease` is `PEASY_LEASE`, and so on."""
 
-    max_completed: int | None = 10
-    max_failed: int | None = 10
-    max_cancelled: int | None = 10
-    prune_grace: float = 60
-    polling_interval: float = 2
-    concurrency: int = 1
-    worker_type: str = "process"
-    shutdown_timeout: float = 30
-    lease: float = 30
-    crash_retries: int = 1
-    job_timeout: float | None = None
-    max_jobs_per_worker: int | None = None
-    max_payload: int = 10 * 1024 * 1024
-    serializer: str = "pickle"
-    token_max_age: float = 24 * 60 * 60
-    dashboard_poll: float = 5
-    dashboard_permission: str | None = None
-    can_view_job: str | None = None
-    job_json: str | None = None
-    mask_argument: str | None = None
-
-
-class Problem(NamedTuple):
-    """A setting with a value nothing can be done with."""
-
-    id: str
-    message: str
-    hint: str
-
-
-class Rule(NamedTuple):
-    id: str
-    accepts: Callable[[Any], bool]
-    hint: str
-
-
-def _whole(minimum: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and minimum <= value < 2**63
-
-
-def _seconds(minimum: float) -> Callable[[Any], bool]:
-    # Of more no date can be made. NaN is in no range.
-    return lambda value: type(value) in (int, float) and minimum <= value <= 10**9
-
-
-def _maximum(value: Any) -> bool:
-    return value is None or _whole(0)(value)
-
-
-def _path(value: Any) -> bool:
-    # Not imported here: the settings are read before every app is there.
-    return value is None or (isinstance(value, str) and "." in value.strip("."))
-
-
-KEEP = "Set it to how many of them to keep, a whole number, or to None to keep all."
-RULES = {
-    "max_completed": Rule("E001", _maximum, KEEP),
-    "max_failed": Rule("E002", _maximum, KEEP),
-    "max_cancelled": Rule("E003", _maximum, KEEP),
-    "prune_grace": Rule("E004", _seconds(0), "Set it to a number of seconds, 0 or more."),
-    "polling_interval": Rule(
-        "E005", _seconds(0.01), "Set it to a number of seconds, 0.01 or more."
-    ),
-    "concurrency": Rule(
-        "E006", _whole(1), "Set it to how many workers a runner has, a whole number, 1 or more."
-    ),
-    "worker_type": Rule(
-        "E007", lambda value: value in ("process", "thread"), 'Set it to "process" or "thread".'
-    ),
-    "shutdown_timeout": Rule("E008", _seconds(0), "Set it to a number of seconds, 0 or more."),
-    "lease": Rule("E009", _seconds(2), "Set it to a number of seconds, 2 or more."),
-    "crash_retries": Rule("E010", _whole(0), "Set it to a whole number, 0 or more."),
-    "max_payload": Rule("E011", _whole(1), "Set it to a number of bytes, 1 or more."),
-    "serializer": Rule(
-        "E012", lambda value: value in ("pickle", "json"), 'Set it to "pickle" or "json".'
-    ),
-    "job_timeout": Rule(
+    max_completed: int | None = setting(
+        10, "E001", JOBS_TO_KEEP, "completed jobs to keep; None keeps all"
+    )
+    max_failed: int | None = setting(
+        10, "E002", JOBS_TO_KEEP, "failed jobs to keep; None keeps all"
+    )
+    max_cancelled: int | None = setting(
+        10, "E003", JOBS_TO_KEEP, "cancelled jobs to keep; None keeps all"
+    )
+    prune_grace: float = setting(
+        60,
+        "E004",
+        seconds(minimum=0),
+        "how long every finished job is kept, so that a page watching the job sees how it ended",
+    )
+    polling_interval: float = setting(
+        2,
+        "E005",
+        seconds(minimum=0.01),
+        "maximum time between two checks for new jobs if no wake-up arrives",
+    )
+    concurrency: int = setting(
+        1,
+        "E006",
+        whole_number("workers", minimum=1),
+        "workers of a runner: jobs that it runs at the same time",
+    )
+    worker_type: str = setting(
+        "process",
+        "E007",
+        one_of("process", "thread"),
+        "whether a worker is a process or a thread",
+    )
+    shutdown_timeout: float = setting(
+        30,
+        "E008",
+        seconds(minimum=0),
+        "how long a runner waits for its running jobs after SIGINT or SIGTERM",
+    )
+    lease: float = setting(
+        30,
+        "E009",
+        seconds(minimum=2),
+        "time without a heartbeat after which a runner is presumed dead; 2 or more",
+    )
+    crash_retries: int = setting(
+        1,
+        "E010",
+        whole_number("retries", minimum=0),
+        "how often a job runs again after its worker or runner died",
+    )
+    job_timeout: float | None = setting(
+        None,
         "E013",
-        lambda value: value is None or (_seconds(0)(value) and value > 0),
-        "Set it to a number of seconds above 0, or to None for no limit.",
-    ),
-    "max_jobs_per_worker": Rule(
+        seconds_above_zero().or_none("for no limit"),
+        "time limit of a job; None for no limit",
+    )
+    max_jobs_per_worker: int | None = setting(
+        None,
         "E014",
-        lambda value: value is None or _whole(1)(value),
-        "Set it to a whole number of jobs, 1 or more, or to None to keep workers for good.",
-    ),
-}
-
-HOOK = "Set it to the dotted path of a callable, or to None."
-RULES |= {
-    "token_max_age": Rule("E016", _seconds(1), "Set it to a number of seconds, 1 or more."),
-    "dashboard_poll": Rule(
+        whole_number("jobs", minimum=1).or_none("to never replace a worker"),
+        "jobs after which a worker process is replaced, if code leaks memory; None: never",
+    )
+    max_payload: int = setting(
+        10 * 1024 * 1024,
+        "E011",
+        whole_number("bytes", minimum=1),
+        "maximum size of a job's arguments, and of its result; the default is 10 MiB",
+    )
+    serializer: str = setting(
+        "pickle",
+        "E012",
+        one_of("pickle", "json"),
+        'format of values that are not plain JSON; "json" refuses such values',
+    )
+    token_max_age: float = setting(
+        24 * 60 * 60,
+        "E016",
+        seconds(minimum=1),
+        "how long a signed link to the status of a job is valid; the default is one day",
+    )
+    dashboard_poll: float = setting(
+        5,
         "E017",
-        lambda value: _seconds(0)(value) and not 0 < value < 1,
-        "Set it to seconds, 1 or more, or to 0 for none.",
-    ),
-    "dashboard_permission": Rule("E018", _path, HOOK),
-    "can_view_job": Rule("E019", _path, HOOK),
-    "job_json": Rule("E020", _path, HOOK),
-    "mask_argument": Rule("E021", _path, HOOK),
-}
+        seconds(minimum=1).or_zero("to turn updates off"),
+        "time between two updates of an open dashboard, 1 or more; 0 turns updates off",
+    )
+    dashboard_permission: str | None = setting(
+        None,
+        "E018",
+        CALLABLE,
+        "`(request, action)` returns whether it is allowed, instead of staff and permissions",
+    )
+    can_view_job: str | None = setting(
+        None,
+        "E019",
+        CALLABLE,
+        "`(request, job)` returns whether it is visible, instead of the job's user and staff",
+    )
+    job_json: str | None = setting(
+        None, "E020", CALLABLE, "`(request, job, document)` returns the JSON document to send"
+    )
+    mask_argument: str | None = setting(
+        None, "E021", CALLABLE, "`(name)` returns whether pages mask this argument"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The declaration of one setting.
+
+    name: as a site writes it, such as "PEASY_LEASE".
+    attribute: of `Conf`, such as "lease".
+    """
+
+    name: str
+    attribute: str
+    default: Any
+    check_id: str
+    rule: Rule
+    description: str
+
+
+SETTINGS = tuple(
+    Setting(
+        f"{PREFIX}{attribute.name.upper()}", attribute.name, attribute.default, **attribute.metadata
+    )
+    for attribute in fields(Conf)
+)
+CALLABLES = tuple(declared for declared in SETTINGS if declared.rule is CALLABLE)
 
 _loaded: Conf | None = None
 
 
 def get() -> Conf:
-    """The settings of this site. Raises `ImproperlyConfigured` when one of them is wrong."""
+    """Return the settings of this site. Raise `ImproperlyConfigured` if one of them is invalid."""
     global _loaded
     if _loaded is None:
         for problem in problems():
             raise ImproperlyConfigured(f"{problem.message} {problem.hint}")
-        _loaded = Conf(**_given())
+        values = {declared.attribute: value for declared, value in _site_values()}
+        _loaded = Conf(**values)
     return _loaded
 
 
-def hook(name: str) -> Callable[..., Any] | None:
-    """The callable whose path the setting of this name is; None without one."""
-    path: str | None = getattr(get(), name)
+def hook(attribute: str) -> Callable[..., Any] | None:
+    """Import and return the callable that a setting of `CALLABLES` names; None if it is None."""
+    path: str | None = getattr(get(), attribute)
     return None if path is None else import_string(path)
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An invalid setting: which check reports it, what is wrong, and what to do."""
+
+    check_id: str
+    message: str
+    hint: str
+
+
 def problems() -> list[Problem]:
-    """What is wrong with the settings of this site."""
+    """Return the invalid settings of this site."""
     return [
-        Problem(RULES[name].id, f"{_setting(name)} is {value!r}.", RULES[name].hint)
-        for name, value in _given().items()
-        if not RULES[name].accepts(value)
+        Problem(declared.check_id, f"{declared.name} is {value!r}.", declared.rule.hint)
+        for declared, value in _site_values()
+        if not declared.rule.accepts(value)
     ]
 
 
 def names() -> list[str]:
-    """Every setting there is."""
-    return [_setting(field.name) for field in fields(Conf)]
+    """Return the names of all settings."""
+    return [declared.name for declared in SETTINGS]
 
 
 def unknown() -> list[str]:
-    """What this site sets under a name of that kind that is none of them."""
+    """Return the names in this site's settings that begin with `PEASY_` but are no setting."""
     return sorted({name for name in dir(settings) if name.startswith(PREFIX)} - set(names()))
 
 
 def uses_time_zones() -> bool:
-    """Whether the site's datetimes are aware (`USE_TZ`)."""
+    """Return whether the site's datetimes are aware (`USE_TZ`)."""
     return bool(settings.USE_TZ)
 
 
 def is_debug() -> bool:
-    """Whether this is somebody's development (`DEBUG`)."""
+    """Return whether the site is in development (`DEBUG`)."""
     return bool(settings.DEBUG)
 
 
 def user_model() -> str:
-    """The model of the site's users (`AUTH_USER_MODEL`)."""
+    """Return the name of the site's user model (`AUTH_USER_MODEL`)."""
     return settings.AUTH_USER_MODEL
 
 
-def _setting(name: str) -> str:
-    return f"{PREFIX}{name.upper()}"
+def _site_values() -> list[tuple[Setting, Any]]:
+    """Return the settings that this site sets, with their values."""
+    return [
+        (declared, getattr(settings, declared.name))
+        for declared in SETTINGS
+        if hasattr(settings, declared.name)
+    ]
 
 
-def _given() -> dict[str, Any]:
-    names = [field.name for field in fields(Conf)]
-    return {
-        name: getattr(settings, _setting(name))
-        for name in names
-        if hasattr(settings, _setting(name))
-    }
-
-
-def _forget(*, setting: str, **kwargs: Any) -> None:
+def _read_again(*, setting: str, **kwargs: Any) -> None:
+    """Forget the loaded settings when a test overrides one of them."""
     global _loaded
     if setting.startswith(PREFIX):
         _loaded = None
 
 
-setting_changed.connect(_forget)
+setting_changed.connect(_read_again)

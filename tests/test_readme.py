@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import types
-from dataclasses import fields
 from datetime import timedelta
 from importlib.util import find_spec
 from inspect import signature
@@ -211,10 +210,14 @@ def test_updating_the_status_of_a_waiting_job_cancels_it(shop_jobs):
     assert job.status == PeasyJobQueue.CANCELLED
 
 
-def test_every_setting_is_shown_with_its_default():
-    shown = run_snippet("PEASY_MAX_COMPLETED")
-    defaults = {f"PEASY_{field.name.upper()}": field.default for field in fields(conf.Conf)}
-    assert {name: value for name, value in shown.items() if name.startswith("PEASY_")} == defaults
+def test_the_table_of_settings_matches_their_declarations():
+    section = REFERENCE.partition("## Settings")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(PEASY_\w+)` \| `(.+?)` \| (.+?) \| (.+) \|$", section, re.MULTILINE)
+    documented = [(name, eval(default), unit, text) for name, default, unit, text in rows]
+    assert documented == [
+        (setting.name, setting.default, setting.rule.unit, setting.description)
+        for setting in conf.SETTINGS
+    ]
 
 
 def test_the_quickstart_and_the_deployment_page_show_the_same_sqlite_options(tmp_path):
@@ -235,10 +238,7 @@ def test_the_sqlite_options_turn_on_wal_mode(tmp_path):
 
 
 def test_every_callable_setting_is_shown_with_its_path():
-    callables = {
-        f"PEASY_{name.upper()}" for name, rule in conf.RULES.items() if rule.hint == conf.HOOK
-    }
-    assert set(HOOK_PATHS) == callables
+    assert set(HOOK_PATHS) == {setting.name for setting in conf.CALLABLES}
     for path in HOOK_PATHS.values():
         module, _, name = path.rpartition(".")
         assert python_snippet(f"def {name}(").startswith(f"# {module.replace('.', '/')}.py; ")
@@ -569,7 +569,7 @@ def test_the_check_of_every_setting_is_documented():
     documented = {
         f"E{number:03}" for first, last in ranges for number in range(int(first), int(last) + 1)
     }
-    assert documented == {rule.id for rule in conf.RULES.values()}
+    assert documented == {setting.check_id for setting in conf.SETTINGS}
 
 
 def test_every_option_of_the_runner_is_documented():

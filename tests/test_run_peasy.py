@@ -252,7 +252,7 @@ def test_a_wrong_option_is_a_usage_error(run_peasy, arguments, message):
             "PEASY_CONCURRENCY",
             0,
             "E006",
-            "Set it to how many workers a runner has, a whole number, 1 or more.",
+            "Set it to a whole number of workers, 1 or more.",
         ),
         ("PEASY_WORKER_TYPE", "greenlet", "E007", 'Set it to "process" or "thread".'),
         ("PEASY_POLLING_INTERVAL", "2", "E005", "Set it to a number of seconds, 0.01 or more."),
