@@ -9,11 +9,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from datetime import timedelta
 from importlib.util import find_spec
 from inspect import signature
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
@@ -37,7 +39,19 @@ from tests.manual import BLOCKS, MANUAL, PAGES, README, ROOT, block, blocks
 
 REFERENCE = PAGES[ROOT / "docs" / "settings.md"]
 CHANGELOG = ROOT / "CHANGELOG.md"
-LANGUAGES = {"python", "html", "js", "json", "console", "ini", "yaml", "dockerfile", "sql", "text"}
+LANGUAGES = {
+    "python",
+    "html",
+    "js",
+    "json",
+    "console",
+    "ini",
+    "yaml",
+    "dockerfile",
+    "sql",
+    "text",
+    "mermaid",
+}
 OTHER_COMMANDS = {"pip", ".", "wait", "systemctl", "journalctl", "sqlite3", "useradd", "gunicorn"}
 # Settings that name a callable, with the path that the snippet of that callable gives.
 HOOK_PATHS = dict(re.findall(r'settings\.py: (\w+) = "([\w.]+)"', MANUAL))
@@ -413,7 +427,9 @@ def check_command(words):
 
 def test_every_shell_command_exists():
     for line in "".join(blocks("console")).splitlines():
-        for command in re.split(r" & |; ", line.strip("()")):
+        # A line in parentheses starts several commands.
+        commands = re.split(r" & |; ", line.strip("()")) if line.startswith("(") else [line]
+        for command in commands:
             check_command(shlex.split(command))
 
 
@@ -553,6 +569,51 @@ def test_every_page_starts_with_a_title_and_one_sentence():
 def test_the_readme_is_short():
     assert PAGES[README].startswith("# ")
     assert len(PAGES[README].splitlines()) <= 200
+
+
+# Architecture
+
+
+def words_of_picture(name):
+    """Return the text of a picture in docs/ as one string."""
+    root = ElementTree.parse(ROOT / "docs" / name).getroot()
+    return " ".join(root.itertext())
+
+
+def enforced_layers():
+    """Return the layers that import-linter enforces, each as a list of module names."""
+    configuration = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text())
+    contracts = configuration["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    return [re.split(r" [|:] ", layer) for layer in layers]
+
+
+def test_the_picture_of_the_layers_shows_what_import_linter_enforces():
+    boxes = re.findall(r'\["([^":]+): [^"]+"\]', block("mermaid", "conf: the settings"))
+    shown = [name for box in boxes for name in box.split(", ")]
+    depths = {name: depth for depth, names in enumerate(enforced_layers()) for name in names}
+    assert set(shown) == set(depths)
+    assert [depths[name] for name in shown] == sorted(depths.values())
+
+
+def test_the_svg_of_the_layers_names_the_same_modules():
+    words = set(re.findall(r"\w+", words_of_picture("layers.svg")))
+    assert {name for names in enforced_layers() for name in names} <= words
+
+
+def test_the_svg_of_the_processes_names_the_same_processes():
+    words = words_of_picture("processes.svg")
+    for name in re.findall(r'[\[(]"([^"]+)"[\])]', block("mermaid", "Fork server")):
+        assert name in words
+
+
+def test_the_svg_of_the_statuses_names_the_same_statuses_and_transitions():
+    words = words_of_picture("states.svg")
+    picture = block("mermaid", "stateDiagram")
+    for _, label in PeasyJobQueue.STATUS_CHOICES:
+        assert label.upper() in words
+    for label in re.findall(r": (.+)$", picture, re.MULTILINE):
+        assert label.removesuffix(" with run_after") in words
 
 
 # Names of the package
