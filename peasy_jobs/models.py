@@ -4,10 +4,8 @@ from contextlib import suppress
 from typing import Any
 
 from django.db import models
-from django.utils.translation import gettext_lazy as _
 
-from peasy_jobs import conf, links, payloads
-from peasy_jobs.statuses import FINISHED
+from peasy_jobs import conf, links, payloads, statuses
 from peasy_jobs.store.querysets import JobQuerySet
 
 
@@ -60,21 +58,13 @@ class PeasyRunner(models.Model):
 class PeasyJobQueue(models.Model):
     """One job: a call of a job function that was enqueued, with all that is known of it."""
 
-    ENQUEUED = "Q"  # may run now
-    SCHEDULED = "S"  # waits for `run_after`
-    ONGOING = "O"  # claimed by `runner`
-    COMPLETED = "C"
-    FAILED = "F"
-    CANCELLED = "X"  # still running while `runner` is set
-
-    STATUS_CHOICES = (
-        (ENQUEUED, _("Enqueued")),
-        (SCHEDULED, _("Scheduled")),
-        (ONGOING, _("Ongoing")),
-        (COMPLETED, _("Completed")),
-        (FAILED, _("Failed")),
-        (CANCELLED, _("Cancelled")),
-    )
+    ENQUEUED = statuses.ENQUEUED
+    SCHEDULED = statuses.SCHEDULED
+    ONGOING = statuses.ONGOING
+    COMPLETED = statuses.COMPLETED
+    FAILED = statuses.FAILED
+    CANCELLED = statuses.CANCELLED
+    STATUS_CHOICES = statuses.CHOICES
 
     # What belongs to the people who enqueue and watch: the rest is changed by the verbs of `objects` alone.
     USER_FIELDS = ("title", "status_msg", "extra", "user")
@@ -194,7 +184,7 @@ class PeasyJobQueue(models.Model):
     @property
     def is_over(self) -> bool:
         """Whether it has ended: a cancelled job may still be running."""
-        return self.status in FINISHED and self.runner_id is None
+        return self.status in statuses.FINISHED and self.runner_id is None
 
     @property
     def args(self) -> tuple[Any, ...]:

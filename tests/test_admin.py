@@ -16,7 +16,7 @@ from django.urls import path
 
 from peasy_jobs.admin import JobAdmin
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.statuses import BY_WORD, CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.web import actions, filters
 from tests.conftest import user
@@ -51,7 +51,7 @@ def told(response: Any) -> list[str]:
     return [str(message) for message in response.context["messages"]]
 
 
-def statuses() -> dict[str, str]:
+def statuses_by_title() -> dict[str, str]:
     return dict(PeasyJobQueue.objects.values_list("title", "status"))
 
 
@@ -171,7 +171,7 @@ def test_a_site_may_leave_jobs_out(
 
 def test_every_filter_finds_its_jobs(staff: Client) -> None:
     one_of_each()
-    for word in filters.LETTERS:
+    for word in BY_WORD:
         assert titles(staff.get(f"{JOBS}?status={word}")) == [word]
     add("letter", queue_name="post", job_name="shop.letters.print_it")
     add("stopped", CANCELLED, completed=None)
@@ -242,7 +242,7 @@ def queries(client: Client, url: str) -> list[str]:
     [
         "",
         "?p=2",
-        *(f"?status={word}" for word in filters.LETTERS),
+        *(f"?status={word}" for word in BY_WORD),
         "?q=job",
         "?queue=a&job=x.y&created=day&q=j",
     ],
@@ -419,12 +419,14 @@ def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> No
     jobs = one_of_each()
     page = act(staff, "cancel", *jobs.values())
     assert told(page) == ["3 jobs cancelled.", "3 jobs had ended already."]
-    assert [statuses()[word] for word in ("enqueued", "scheduled", "ongoing")] == [CANCELLED] * 3
+    assert [statuses_by_title()[word] for word in ("enqueued", "scheduled", "ongoing")] == [
+        CANCELLED
+    ] * 3
     page = act(staff, "retry", *jobs.values())
     assert told(page)[0] == "4 jobs enqueued again." and told(page)[1].startswith(
         "2 jobs were not retried"
     )
-    assert statuses() == {
+    assert statuses_by_title() == {
         **dict.fromkeys(jobs, ENQUEUED),
         "completed": COMPLETED,
         "ongoing": CANCELLED,
@@ -437,7 +439,7 @@ def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> No
         "5 jobs deleted.",
         "1 job was not deleted: it is running, or gone. Cancel it first.",
     ]
-    assert list(statuses()) == ["ongoing"], "it names a runner, which is stopping it"
+    assert list(statuses_by_title()) == ["ongoing"], "it names a runner, which is stopping it"
     assert {entry.object_repr for entry in LogEntry.objects.all()} == {
         str(job) for job in jobs.values() if job.title != "ongoing"
     }
@@ -502,7 +504,7 @@ def test_the_delete_page_never_deletes_a_running_job(staff: Client) -> None:
     assert LogEntry.objects.get().object_repr == str(jobs["failed"])
     page = staff.post(f"{JOBS}{jobs['ongoing'].pk}/delete/", {"post": "yes"}, follow=True)
     assert told(page) == ["1 job was not deleted: it is running, or gone. Cancel it first."]
-    assert set(statuses()) == {*jobs} - {"failed"} and LogEntry.objects.count() == 1
+    assert set(statuses_by_title()) == {*jobs} - {"failed"} and LogEntry.objects.count() == 1
 
 
 def test_whoever_deletes_through_the_admin_deletes_no_running_job(rf: Any) -> None:
@@ -510,7 +512,7 @@ def test_whoever_deletes_through_the_admin_deletes_no_running_job(rf: Any) -> No
     site = admin.site.get_model_admin(PeasyJobQueue)
     site.delete_model(rf.get("/"), jobs["ongoing"])
     site.delete_queryset(rf.get("/"), PeasyJobQueue.objects.all())
-    assert list(statuses()) == ["ongoing"]
+    assert list(statuses_by_title()) == ["ongoing"]
 
 
 # Who may
@@ -532,16 +534,16 @@ def test_each_action_needs_its_permission(client: Client, granted: Any) -> None:
         allowed.values()
     )
     if not granted:
-        before = statuses()
+        before = statuses_by_title()
         for action, job in jobs.items():
             act(client, action, job, post="yes")
-        assert statuses() == before
+        assert statuses_by_title() == before
     for action in ("cancel", "retry"):
         sent = client.post(page_of(jobs[action]), {"action": action})
         assert sent.status_code == (302 if allowed[action] else 403)
     sent = client.post(f"{JOBS}{jobs['delete'].pk}/delete/", {"post": "yes"})
     assert sent.status_code == (302 if allowed["delete"] else 403)
-    assert ("three" in statuses()) != allowed["delete"]
+    assert ("three" in statuses_by_title()) != allowed["delete"]
 
 
 def test_who_has_no_permission_sees_nothing(client: Client) -> None:
@@ -569,7 +571,7 @@ def test_an_action_needs_a_csrf_token(settings: Any) -> None:
     assert strict.post(JOBS, sent).status_code == 403
     assert strict.post(page_of(job), {"action": "retry"}).status_code == 403
     assert strict.post(f"{JOBS}{job.pk}/delete/", {"post": "yes"}).status_code == 403
-    assert list(statuses().values()) == [FAILED]
+    assert list(statuses_by_title().values()) == [FAILED]
 
 
 # Runners

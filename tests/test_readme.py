@@ -643,13 +643,11 @@ def test_every_option_of_the_runner_is_documented():
 
 
 def test_every_status_is_documented():
-    for letter, _ in PeasyJobQueue.STATUS_CHOICES:
-        (name,) = [
-            name
-            for name, value in vars(PeasyJobQueue).items()
-            if name.isupper() and value == letter
-        ]
-        assert f"| `{name}` | {letter} | {statuses.WORDS[letter]} |" in REFERENCE
+    for status in statuses.STATUSES:
+        name = status.word.upper()
+        row = f"| `{name}` | {status.letter} | {status.word} | {status.description} |"
+        assert row in REFERENCE
+        assert getattr(PeasyJobQueue, name) == status.letter
 
 
 def test_every_url_name_is_documented():

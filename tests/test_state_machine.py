@@ -9,7 +9,15 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
+from peasy_jobs.statuses import (
+    CANCELLED,
+    COMPLETED,
+    ENQUEUED,
+    FAILED,
+    ONGOING,
+    SCHEDULED,
+    TRANSITIONS,
+)
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.values import Claim, JobUpdate
 
@@ -17,17 +25,9 @@ pytestmark = pytest.mark.django_db
 
 jobs = PeasyJobQueue.objects
 RUNNERS = (1, 2)
-LEGAL = {
-    "claim": {ENQUEUED + ONGOING},
-    "end": {ONGOING + status for status in (COMPLETED, FAILED, CANCELLED, SCHEDULED, ENQUEUED)},
-    "cancel": {status + CANCELLED for status in (ENQUEUED, SCHEDULED, ONGOING)},
-    "promote": {SCHEDULED + ENQUEUED},
-    "rescue": {ONGOING + ENQUEUED, ONGOING + FAILED},
-    "give back": {ONGOING + ENQUEUED},
-    "report": set(),
-    "close": set(),
-    "keep house": set(),
-}
+LEGAL = {"report": set(), "close": set(), "keep house": set()}
+for transition in TRANSITIONS:
+    LEGAL.setdefault(transition.verb, set()).add(transition.old + transition.new)
 ENDS = (COMPLETED, FAILED, SCHEDULED, ENQUEUED, ENQUEUED)
 OLDER = (
     0,

@@ -16,6 +16,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy
 
 from peasy_jobs.models import PeasyJobQueue
+from peasy_jobs.statuses import BY_WORD, STATUSES
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.web import filters, presenters
 
@@ -44,7 +45,8 @@ def now_of(request: HttpRequest) -> datetime:
 
 def status(request: HttpRequest) -> str:
     """The status that is asked for, or an empty string."""
-    return filters.LETTERS.get(request.GET.get("status", ""), "")
+    found = BY_WORD.get(request.GET.get("status", ""))
+    return found.letter if found else ""
 
 
 class StatusFilter(admin.SimpleListFilter):
@@ -52,8 +54,7 @@ class StatusFilter(admin.SimpleListFilter):
     parameter_name = "status"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        labels = dict(PeasyJobQueue.STATUS_CHOICES)
-        return [(word, labels[letter]) for word, letter in filters.LETTERS.items()]
+        return [(status.word, status.label) for status in STATUSES]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         letter = status(request)

@@ -14,7 +14,7 @@ from django.db.models.functions import Cast, Coalesce
 from django.utils.http import urlencode
 
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.statuses import WORDS
+from peasy_jobs.statuses import BY_LETTER, BY_WORD
 from peasy_jobs.store.clock import NOW, as_moment
 from peasy_jobs.web.status_document import LARGEST_KEY
 
@@ -30,7 +30,6 @@ RUNNERS, RUNNING = 50, 200  # shown at the most
 WIDTH = 8  # texts of a row in a look, after its kind
 PADDING = ", ''" * (WIDTH - 2)
 LISTED = Q(pk__gte=0)  # always true, and the index of the list needs to hear it: see the model
-LETTERS = {word: letter for letter, word in WORDS.items()}
 
 
 def key(text: str) -> int | None:
@@ -57,7 +56,7 @@ class Filters:
         status = query.get("status", "")
         before, after = key(query.get("before", "")), key(query.get("after", ""))
         return cls(
-            status=status if status in LETTERS else "",
+            status=status if status in BY_WORD else "",
             queue=_text(query.get("queue", ""), 64),
             q=_text(query.get("q", ""), 200).strip(),
             before=before,
@@ -96,7 +95,7 @@ def look(filters: Filters) -> Snapshot:
         counted = _window(filters).order_by().values("status").annotate(count=Count("pk"))
         parts.append(_columns(counted, "count", "status", "count"))
     else:
-        parts += [_counted(letter) for letter in WORDS]
+        parts += [_counted(letter) for letter in BY_LETTER]
     # Not by key, in which order the table would be read through.
     running = PeasyJobQueue.objects.filter(runner__isnull=False).order_by("runner_id", "pk")[
         :RUNNING
@@ -118,7 +117,7 @@ def look(filters: Filters) -> Snapshot:
 
 def _page(filters: Filters) -> QuerySet[PeasyJobQueue]:
     """The jobs of one page and one more: the newest first, or the nearest first after a key."""
-    letter = LETTERS.get(filters.status)
+    letter = BY_WORD[filters.status].letter if filters.status else ""
     if letter and not filters.narrow and filters.before is None and filters.after is None:
         return listed(letter)[: PAGE + 1]
     jobs = _window(filters) if filters.narrow else PeasyJobQueue.objects.all()
@@ -207,7 +206,7 @@ def _compiled(rows: QuerySet[Any]) -> Part:
 
 def _snapshot(found: list[tuple[str, ...]]) -> Snapshot:
     now = as_moment(next(row[2] for row in found if row[0] == "now"))
-    counts = dict.fromkeys(WORDS, 0)
+    counts = dict.fromkeys(BY_LETTER, 0)
     for kind, letter, count, *_ in found:
         if kind == "count" and letter in counts:
             counts[letter] = int(count)

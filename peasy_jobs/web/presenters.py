@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from peasy_jobs import payloads
 from peasy_jobs.models import PeasyJobQueue, PeasyRunner
-from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED, WORDS
+from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED, STATUSES, sources
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.web import formatting, status_document, widget
 from peasy_jobs.web.filters import CAP, PAGE, RUNNERS, WINDOW, Filters, Snapshot
@@ -158,8 +158,8 @@ def detail(job: PeasyJobQueue) -> dict[str, Any]:
         "failures": formatting.failures(job),
         "alive": job.runner is not None and job.runner.lease_until >= now.timestamp(),
         "can_be": {
-            "cancel": job.status not in FINISHED,
-            "retry": job.status in (FAILED, CANCELLED) and job.runner_id is None,
+            "cancel": job.status in sources("cancel"),
+            "retry": job.status in sources("retry") and job.runner_id is None,
             "delete": job.status != ONGOING and job.runner_id is None,
         },
     }
@@ -230,12 +230,12 @@ def _age(since: datetime, now: datetime) -> float:
 
 
 def _tabs(filters: Filters, counts: dict[str, int]) -> list[Tab]:
-    labels = {WORDS[letter]: str(label) for letter, label in PeasyJobQueue.STATUS_CHOICES}
     tabs = [Tab("", _("All"), "", filters.query(status=""), not filters.status)]
-    for letter, word in WORDS.items():
-        count = f"{CAP - 1:,}+" if counts[letter] >= CAP else f"{counts[letter]:,}"
+    for status in STATUSES:
+        number, word = counts[status.letter], status.word
+        count = f"{CAP - 1:,}+" if number >= CAP else f"{number:,}"
         tabs.append(
-            Tab(word, labels[word], count, filters.query(status=word), filters.status == word)
+            Tab(word, str(status.label), count, filters.query(status=word), filters.status == word)
         )
     return tabs
 

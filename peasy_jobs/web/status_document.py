@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 
 from peasy_jobs import conf, payloads
 from peasy_jobs.links import signer
-from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, WORDS
+from peasy_jobs.statuses import BY_LETTER, COMPLETED, ENQUEUED, FAILED
 from peasy_jobs.urlresolution import address
 from peasy_jobs.web import permissions
 
@@ -54,7 +54,7 @@ def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
 
 def word(job: PeasyJobQueue) -> str:
     """The status of a job, as pages and the JSON document call it."""
-    return WORDS.get(job.status, WORDS[ENQUEUED])
+    return BY_LETTER.get(job.status, BY_LETTER[ENQUEUED]).word
 
 
 def percent(job: PeasyJobQueue) -> float | None:
