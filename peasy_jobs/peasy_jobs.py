@@ -112,7 +112,7 @@ class Peasy:
             return False
         running = execution.current(job_pk)
         if running is not None:
-            return bool(running.asked)
+            return running.stop_request is not None
         return jobs_model().objects.filter(pk=job_pk, status=statuses.CANCELLED).exists()
 
     def track(

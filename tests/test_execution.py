@@ -36,13 +36,12 @@ from peasy_jobs.statuses import COMPLETED, FAILED
 from peasy_jobs.store.values import Claim, Run
 from peasy_jobs.workers import execution
 from peasy_jobs.workers.execution import (
-    CANCEL,
     MESSAGE_LIMIT,
-    TIMEOUT,
     TRACEBACK_LIMIT,
     Outcome,
     Report,
 )
+from peasy_jobs.workers.protocol import StopReason, StopRequest
 from tests import jobs
 from tests.waiting import wait_until
 
@@ -471,11 +470,14 @@ def test_a_job_ends_while_it_runs_anew_in_another_thread() -> None:
 def test_two_runs_of_a_job_at_once_are_asked_to_stop_each_for_itself() -> None:
     with ThreadPoolExecutor(2) as threads:
         runs = [Run(7, claims, f"{__name__}.meet_and_wait", None, None, 1) for claims in (1, 2)]
+        request = StopRequest(StopReason.CANCELLED, "It was cancelled.")
         old, new = (threads.submit(execution.run, run, [].append) for run in runs)
         for claims, run in ((1, old), (2, new)):
             assert not run.done()
             wait_until(
-                lambda n=claims, r=run: execution.ask(7, n, CANCEL, "", interrupt=False) or r.done()
+                lambda n=claims, r=run: (
+                    execution.request_stop(7, n, request, interrupt=False) or r.done()
+                )
             )
             assert run.result().result == f"J{claims}".encode()
 
@@ -490,11 +492,11 @@ def test_the_time_limit_of_a_job_holds_beside_an_older_run_of_it() -> None:
         def __init__(self, claims: int) -> None:
             self.pending = {7: Claim(7, claims, "", "", None, None, 1, 0, None, 5)}
 
-        def ask(self, claim: Claim, why: str, reason: str) -> None:
-            asked.append((claim.fencing_token, why))
+        def request_stop(self, claim: Claim, request: StopRequest) -> None:
+            asked.append((claim.fencing_token, request.reason))
 
     StopController(None).enforce([Busy(1), Busy(2)])
-    assert asked == [(1, TIMEOUT), (2, TIMEOUT)]
+    assert asked == [(1, StopReason.TIME_LIMIT), (2, StopReason.TIME_LIMIT)]
 
 
 def test_a_thread_waits_for_another_that_imports_the_module(shop: Path, settings: Any) -> None:

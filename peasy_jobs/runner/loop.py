@@ -34,8 +34,9 @@ from peasy_jobs.store import vendors, wakeup
 from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim, JobUpdate
 from peasy_jobs.workers.base import Worker, WorkerExit, Workers, distribute
-from peasy_jobs.workers.execution import CANCEL, SHUTDOWN, TIMEOUT, Outcome, Report
+from peasy_jobs.workers.execution import Outcome, Report
 from peasy_jobs.workers.processes import ProcessWorkers
+from peasy_jobs.workers.protocol import StopReason, StopRequest
 from peasy_jobs.workers.threads import ThreadWorkers
 
 logger = logging.getLogger("peasy_jobs")
@@ -175,11 +176,12 @@ class Runner:
         for claim in death.running:
             if self.held.get(claim.pk) is not claim:
                 continue  # taken from us, and killed for that
-            asked = self.stopper.forget(claim)
-            if death.reason is None or self.killing or (asked and asked.why != TIMEOUT):
+            request = self.stopper.forget(claim)
+            stopped = request is not None and request.reason is not StopReason.TIME_LIMIT
+            if death.reason is None or self.killing or stopped:
                 self._give_back(claim)
-            elif asked:
-                self._end(outcomes.killed_late(claim, death, asked.reason, self.clock))
+            elif request:
+                self._end(outcomes.killed_late(claim, death, request.message, self.clock))
             else:
                 self._end(outcomes.crashed(claim, death, self.conf.crash_retries, self.clock))
 
@@ -233,7 +235,8 @@ class Runner:
                 worker.recall()
                 for claim in list(worker.pending.values())[:1]:
                     if not worker.kill():
-                        worker.ask(claim, SHUTDOWN, "It was taken from this runner.")
+                        revoked = "The job was taken from this runner."
+                        worker.request_stop(claim, StopRequest(StopReason.SHUTDOWN, revoked))
             self.held, self.ahead, self.stopper = {}, set(), StopController(self.conf.job_timeout)
             self.recorder = Recorder(self.connection, self.jobs, self.clock, self.house.tally)
             self.lease.register(self.queues)
@@ -255,7 +258,8 @@ class Runner:
                         self._give_back(claim)  # which the queue refuses: it is closed
                 self._hand_out([claim for claim in recalled if claim.pk not in cancelled])
             if (first := next(iter(worker.pending.values()), None)) and first.pk in cancelled:
-                self.stopper.ask(worker, first, CANCEL, "It was cancelled.")
+                cancel = StopRequest(StopReason.CANCELLED, "It was cancelled.")
+                self.stopper.request_stop(worker, first, cancel)
         unwritten = {ending.claim.pk for ending in self.recorder.unwritten}
         for pk in cancelled.keys() - unwritten.union(
             *(worker.pending for worker in self.workers.workers)
@@ -419,7 +423,7 @@ class Runner:
             if looks := not self.stopping and self.lease.holds_lease() and bool(self._room()):
                 empty = self.exit_on_empty and not self.held and not self.recorder.unwritten
                 moments.append(now if self.backlog or empty else self.look_at)
-        moments.append(self.stopper.next_moment(self.workers.workers))
+        moments.append(self.stopper.next_deadline(self.workers.workers))
         if not self.killing:
             moments.append(self.kill_at)
         self.hint |= wakeup.wait(self.selector, min(moments), self.wakeup if looks else None)
@@ -462,10 +466,10 @@ class Runner:
                 )
             self.killing = True
             why = "at once" if self.signals.count > 1 else "and waits no longer"
-            self.stopper.ask_all(self.workers.workers, f"The runner stops {why}.")
+            self.stopper.stop_all(self.workers.workers, f"The runner stops {why}.")
         if self.signals.count > 1 and not self.hurried:
             self.hurried = True
-            self.stopper.hurry()
+            self.stopper.end_grace()
 
     def _say_what_is_served(self) -> None:
         queues = f"queues {', '.join(self.queues)}" if self.queues else "all queues"

@@ -1,4 +1,4 @@
-"""Jobs that are to stop: asked first, killed when they take too long over it. Signals that stop the runner itself."""
+"""Stop single jobs: ask each to stop, and kill its worker if it is still running after a grace period."""
 
 from __future__ import annotations
 
@@ -9,85 +9,104 @@ from time import monotonic
 
 from peasy_jobs.store.values import Claim
 from peasy_jobs.workers.base import Worker
-from peasy_jobs.workers.execution import SHUTDOWN, TIMEOUT
+from peasy_jobs.workers.protocol import StopReason, StopRequest
 
 logger = logging.getLogger("peasy_jobs")
 
-GRACE = 1.0  # seconds that a job has to clean up before its worker is killed
+GRACE_PERIOD = 1.0  # seconds that a job has to clean up before its worker is killed
 
 
 @dataclass(slots=True)
-class StopRequest:
-    """A running job that was asked to stop."""
+class StoppingJob:
+    """A running job that was asked to stop, and the `time.monotonic()` at which its worker is killed.
 
-    why: str
-    reason: str
-    kill_at: float  # time.monotonic()
+    `kill_at` is infinite once the kill was attempted, which is done only once.
+    """
+
+    request: StopRequest
+    kill_at: float
+
+    def bring_forward(self, kill_at: float) -> None:
+        """Have the worker killed at this time, unless that is due earlier."""
+        self.kill_at = min(self.kill_at, kill_at)
 
 
 class StopController:
-    """Which running jobs were asked to stop, and why."""
+    """Which running jobs were asked to stop, why, and when their workers have to be killed."""
 
-    def __init__(self, limit: float | None) -> None:
-        self.limit = (
-            float("inf") if limit is None else limit
-        )  # seconds, of jobs that have none of their own
-        self.asked: dict[tuple[int, int], StopRequest] = {}  # by primary key and claims
+    def __init__(self, default_limit: float | None) -> None:
+        # Seconds, for jobs without a time limit of their own.
+        self.default_limit = float("inf") if default_limit is None else default_limit
+        # A thread may still be running an earlier claim of the same job, so the primary key is not enough.
+        self.stopping: dict[tuple[int, int], StoppingJob] = {}  # by primary key and fencing token
 
-    def ask(self, worker: Worker, claim: Claim, why: str, reason: str) -> None:
-        """Ask the job that this worker runs to stop, once."""
-        if claim[:2] not in self.asked:
-            logger.info("%s (job %d) is asked to stop: %s", claim.title, claim.pk, reason)
-            self.asked[claim[:2]] = StopRequest(why, reason, monotonic() + GRACE)
-            worker.ask(claim, why, reason)
+    def request_stop(self, worker: Worker, claim: Claim, request: StopRequest) -> None:
+        """Ask the job that this worker is running to stop, unless it was asked before."""
+        if claim[:2] in self.stopping:
+            return
+        logger.info("%s (job %d) is asked to stop: %s", claim.title, claim.pk, request.message)
+        self.stopping[claim[:2]] = StoppingJob(request, monotonic() + GRACE_PERIOD)
+        worker.request_stop(claim, request)
 
-    def ask_all(self, workers: Iterable[Worker], reason: str) -> None:
-        """The runner stops: ask whatever still runs, and kill it after the grace, whatever it was asked before."""
+    def stop_all(self, workers: Iterable[Worker], message: str) -> None:
+        """Ask every running job to stop because the runner shuts down.
+
+        A job that was asked before, for whatever reason, gets no second request. Its worker is killed after this
+        grace period at the latest, again if that was attempted before.
+        """
+        request = StopRequest(StopReason.SHUTDOWN, message)
         for worker, claim in _running(workers):
-            self.ask(worker, claim, SHUTDOWN, reason)
-            self.asked[claim[:2]].kill_at = min(self.asked[claim[:2]].kill_at, monotonic() + GRACE)
+            self.request_stop(worker, claim, request)
+            self.stopping[claim[:2]].bring_forward(monotonic() + GRACE_PERIOD)
 
-    def hurry(self) -> None:
-        """The grace is over."""
-        for asked in self.asked.values():
-            asked.kill_at = min(asked.kill_at, monotonic())
+    def end_grace(self) -> None:
+        """Let `enforce` kill, from now on, the worker of every job that was asked to stop."""
+        for job in self.stopping.values():
+            job.bring_forward(monotonic())
 
     def forget(self, claim: Claim) -> StopRequest | None:
-        """A job has ended. Returns how it was asked to, if it was."""
-        return self.asked.pop(claim[:2], None)
+        """Forget a job that has ended. Return the request to stop it, if there was one."""
+        job = self.stopping.pop(claim[:2], None)
+        return None if job is None else job.request
 
     def enforce(self, workers: Iterable[Worker]) -> list[Claim]:
-        """Ask what is over its time limit, kill what did not stop. Returns what should be killed and cannot be."""
-        now, immortal = monotonic(), []
+        """Ask jobs over their time limit to stop, and kill workers whose grace period is over.
+
+        Return the jobs whose workers have to be killed and cannot be, because they are threads.
+        """
+        now, unkillable = monotonic(), []
         for worker, claim in _running(workers):
-            if now >= self._due(worker, claim):
-                if asked := self.asked.get(claim[:2]):
-                    asked.kill_at = float("inf")
-                    if not worker.kill():
-                        immortal.append(claim)
-                else:
-                    whose = (
-                        "timeout of @peasy.job"
-                        if claim.timeout is not None
-                        else "PEASY_JOB_TIMEOUT"
-                    )
-                    reason = f"The job took longer than its time limit of {self._limit(claim):g} s ({whose})."
-                    self.ask(worker, claim, TIMEOUT, reason)
-        return immortal
+            if now < self._deadline(worker, claim):
+                continue
+            job = self.stopping.get(claim[:2])
+            if job is None:
+                self.request_stop(worker, claim, self._over_limit(claim))
+                continue
+            job.kill_at = float("inf")
+            if not worker.kill():
+                unkillable.append(claim)
+        return unkillable
 
-    def next_moment(self, workers: Iterable[Worker]) -> float:
-        """When `enforce` has something to do (`time.monotonic()`)."""
-        return min(
-            (self._due(worker, claim) for worker, claim in _running(workers)), default=float("inf")
-        )
+    def next_deadline(self, workers: Iterable[Worker]) -> float:
+        """Return the `time.monotonic()` at which `enforce` has something to do, which may be infinite."""
+        deadlines = (self._deadline(worker, claim) for worker, claim in _running(workers))
+        return min(deadlines, default=float("inf"))
 
-    def _due(self, worker: Worker, claim: Claim) -> float:
-        asked = self.asked.get(claim[:2])
-        return asked.kill_at if asked else worker.began + self._limit(claim)
+    def _deadline(self, worker: Worker, claim: Claim) -> float:
+        job = self.stopping.get(claim[:2])
+        return job.kill_at if job else worker.began + self._limit(claim)
 
     def _limit(self, claim: Claim) -> float:
-        return self.limit if claim.timeout is None else claim.timeout
+        return self.default_limit if claim.timeout is None else claim.timeout
+
+    def _over_limit(self, claim: Claim) -> StopRequest:
+        setting = "PEASY_JOB_TIMEOUT" if claim.timeout is None else "timeout of @peasy.job"
+        message = (
+            f"The job took longer than its time limit of {self._limit(claim):g} s ({setting})."
+        )
+        return StopRequest(StopReason.TIME_LIMIT, message)
 
 
 def _running(workers: Iterable[Worker]) -> list[tuple[Worker, Claim]]:
+    """Return each busy worker with the job it is running: the first of those it was given."""
     return [(worker, next(iter(worker.pending.values()))) for worker in workers if worker.pending]

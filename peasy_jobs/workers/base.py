@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from peasy_jobs.store.values import Claim
 from peasy_jobs.workers.execution import Outcome, Report
+from peasy_jobs.workers.protocol import StopRequest
 
 
 class WorkerExit(NamedTuple):
@@ -46,8 +47,8 @@ class Worker(Protocol):
     def recall(self) -> list[Claim]:
         """Take back what the worker has not begun."""
 
-    def ask(self, claim: Claim, why: str, reason: str) -> None:
-        """Ask the worker to stop this job, if it runs it."""
+    def request_stop(self, claim: Claim, request: StopRequest) -> None:
+        """Ask the worker to stop this job, if it is running it."""
 
     def kill(self) -> bool:
         """End the worker and what its job has started; its death is collected. False: it cannot be ended."""

@@ -36,6 +36,7 @@ from peasy_jobs.exceptions import (
 from peasy_jobs.job import Job
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.store.values import Run
+from peasy_jobs.workers.protocol import StopReason, StopRequest
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -69,55 +70,51 @@ class Report(NamedTuple):
 
 
 class Execution:
-    """A job that runs in this process now: how its progress is handed to the runner, and whether it is to stop."""
+    """A job that is running in this process: sends its progress to the runner, and stops it on request."""
 
     def __init__(self, run: Run, send: Callable[[Report], None]) -> None:
-        self.pk, self.fencing_token, self.send, self.pid = (
-            run.pk,
-            run.fencing_token,
-            send,
-            os.getpid(),
-        )
+        self.run = run
+        self.send = send
+        self.pid = os.getpid()
+        self.thread = threading.get_ident()
         self.extra: dict[str, Any] | None = None  # as last reported from this process
         self.knows_extra = False
-        self.asked, self.reason = (
-            "",
-            "",
-        )  # why it is to stop: CANCEL, TIMEOUT or SHUTDOWN, and in words
-        self.told = False  # `Stop` was raised: once is enough, what cleans up may call us again
-        self.thread = threading.get_ident()
-        self.inside = False  # the job's own code, which a signal may interrupt
+        self.stop_request: StopRequest | None = None
+        # `Stop` is raised only once, because code that cleans up after it may report progress, too.
+        self.stop_raised = False
+        # While the job's own code is running. A signal may interrupt only that.
+        self.interruptible = False
+
+    @property
+    def fencing_token(self) -> int:
+        return self.run.fencing_token
 
     def report(self, status_msg: str | None, extra: str | None) -> None:
-        """Hand progress to the runner. Raises `Stop` when the job is to stop."""
-        report = Report(self.pk, self.fencing_token, status_msg, extra)
+        """Send progress to the runner. Raise `Stop` if the job has to stop."""
+        report = Report(self.run.pk, self.run.fencing_token, status_msg, extra)
         if threading.get_ident() != self.thread:
             self.send(report)
             return
-        inside, self.inside = (
-            self.inside,
-            False,
-        )  # half a message would be the last one that the runner understands
+        # An interruption in the middle of a message would leave half of it behind, and the runner could not
+        # understand anything that follows.
+        interruptible, self.interruptible = self.interruptible, False
         try:
             self.send(report)
         finally:
-            self.inside = inside
+            self.interruptible = interruptible
         self.check()
 
     def check(self) -> None:
-        """Raise `Stop` when the job is to stop and was not told yet."""
-        global interrupted
-        if self.asked and not self.told:
-            interrupted = self.told = True
-            raise Stop(self.reason)
+        """Raise `Stop` if the job has to stop and it was not raised before."""
+        if self.stop_request and not self.stop_raised:
+            self.stop_raised = True
+            raise Stop(self.stop_request.message)
 
 
-CANCEL, TIMEOUT, SHUTDOWN = "cancel", "timeout", "shutdown"
-
-# A thread may run a job anew while an old one, taken from this runner as it was suspended, still does.
-_running: dict[tuple[int, int], Execution] = {}  # by primary key and claims
+# By primary key and fencing token: a thread may start a job again while another is still running an earlier claim of
+# it, which this runner lost while it was suspended.
+_running: dict[tuple[int, int], Execution] = {}
 _own: ContextVar[Execution | None] = ContextVar("peasy_jobs", default=None)
-interrupted = False  # whether a job of this process was told to stop: in the middle of anything, so do not go on here
 
 
 def current(pk: int) -> Execution | None:
@@ -133,25 +130,36 @@ def current(pk: int) -> Execution | None:
     )  # a thread that the job started knows of none
 
 
-def ask(pk: int, fencing_token: int, why: str, reason: str, *, interrupt: bool) -> None:
-    """Ask a job that runs in this process to stop. With `interrupt` raise `Stop` right here, in its own thread."""
+def request_stop(pk: int, fencing_token: int, request: StopRequest, *, interrupt: bool) -> None:
+    """Ask a job that is running in this process to stop.
+
+    interrupt: raise `Stop` right here if the job's own code is running. The caller is a signal handler in the job's
+    thread.
+    """
     execution = _running.get((pk, fencing_token))
-    if execution is not None and not execution.asked:
-        execution.reason, execution.asked = reason, why
-        if interrupt and execution.inside:
+    if execution is not None and execution.stop_request is None:
+        execution.stop_request = request
+        if interrupt and execution.interruptible:
             execution.check()
 
 
 def run(run: Run, send: Callable[[Report], None]) -> Outcome:
     """Run one job to its end, whatever that is. Never raises."""
-    execution = _running[run.pk, run.fencing_token] = Execution(run, send)
+    return run_job(Execution(run, send))
+
+
+def run_job(execution: Execution) -> Outcome:
+    """Run one job to its end, whatever that is. Never raises."""
+    run = execution.run
+    _running[run.pk, run.fencing_token] = execution
     before = _own.set(execution)
     status, delay, result, error, job, started = COMPLETED, 0.0, None, None, None, monotonic()
     try:
         job = find(run.job_name)
         result = _call(job, run, execution)
-        if execution.asked == TIMEOUT:  # a thread that took no notice
-            raise TimeLimit(execution.reason)
+        request = execution.stop_request
+        if request and request.reason is StopReason.TIME_LIMIT:  # a thread that took no notice
+            raise TimeLimit(request.message)
     except (
         BaseException
     ) as exception:  # sys.exit() and KeyboardInterrupt are the job's, not the worker's
@@ -171,10 +179,11 @@ def _judged(
 ) -> tuple[str, float, dict[str, str] | None]:
     """Status, seconds until it runs again, and what is kept, of a job that has ended with an exception."""
     # Whatever comes out of a job that was told to stop: its own clean-up may have failed.
-    if execution.told and execution.asked == TIMEOUT and not isinstance(exception, TimeLimit):
-        exception = TimeLimit(execution.reason).with_traceback(exception.__traceback__)
-    if execution.told and execution.asked != TIMEOUT:
-        return ENQUEUED, 0.0, None
+    if execution.stop_raised and (request := execution.stop_request):
+        if request.reason is not StopReason.TIME_LIMIT:
+            return ENQUEUED, 0.0, None
+        if not isinstance(exception, TimeLimit):
+            exception = TimeLimit(request.message).with_traceback(exception.__traceback__)
     status, delay = decide_outcome(job, exception, failures)
     return status, delay, None if isinstance(exception, Retry | Cancel) else error_entry(exception)
 
@@ -211,13 +220,13 @@ def _call(job: Job[..., Any], run: Run, execution: Execution) -> bytes | None:
     args = payloads.loads(run.args, column=payloads.ARGS, **how) if run.args else ()
     kwargs = payloads.loads(run.kwargs, column=payloads.KWARGS, **how) if run.kwargs else {}
     try:
-        execution.inside = True
+        execution.interruptible = True
         execution.check()
         result = job.function(*args, **job.with_pk(run.pk, args, kwargs))
         if isawaitable(result):
             result = _wait_for(result)
     finally:
-        execution.inside = False
+        execution.interruptible = False
     if result is None:
         return None
     try:

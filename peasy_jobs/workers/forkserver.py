@@ -27,6 +27,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peasy_jobs.workers.channel import CHUNK, LENGTH, take_messages
+from peasy_jobs.workers.protocol import StopReason, StopRequest
 from peasy_jobs.workers.startup import import_jobs, show_log
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ TICKET = struct.Struct(
     "!qq"
 )  # job and claim: a job that was recalled may come back under a new claim
 # From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
-ASKED = struct.Struct("!qq9p128p")
+ASKED = struct.Struct("!qq16p128p")
 EXIT_TRIES, EXIT_PAUSE = 20, 0.005  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -232,7 +233,8 @@ def _asked_reader(ask_fd: int) -> Callable[[int, object], None]:
             for pk, fencing_token, why, reason in ASKED.iter_unpack(
                 os.read(ask_fd, ASKED.size * 16)
             ):
-                execution.ask(pk, fencing_token, why.decode(), reason.decode(), interrupt=True)
+                request = StopRequest(StopReason(why.decode()), reason.decode())
+                execution.request_stop(pk, fencing_token, request, interrupt=True)
 
     return read_asked
 
@@ -272,7 +274,8 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
         if ticket == first:
             send(Begun(monotonic()))
         _take_signals_back(read_asked)
-        outcome = execution.run(jobs.pop(ticket), send)
+        running = execution.Execution(jobs.pop(ticket), send)
+        outcome = execution.run_job(running)
         forked = os.getpid() != pid
         if not forked:
             send(outcome)
@@ -282,7 +285,7 @@ def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
                 1 if outcome.error else 0
             )  # it came back from the job, but the job is its parent
         # It may have been in the middle of anything, or the next job could not print: another worker takes its place.
-        if execution.interrupted or (prints and not still_prints):
+        if running.stop_raised or (prints and not still_prints):
             os._exit(0)
         clean = execution.reset_context(clean)
 

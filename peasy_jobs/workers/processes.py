@@ -32,6 +32,7 @@ from peasy_jobs.workers.forkserver import (
     TICKET,
     WAS_CUT_OFF,
 )
+from peasy_jobs.workers.protocol import StopRequest
 from peasy_jobs.workers.startup import log_level
 
 logger = logging.getLogger("peasy_jobs")
@@ -93,15 +94,14 @@ class ProcessWorker:
         self.recalled += recalled
         return [self.pending.pop(pk) for pk, _ in recalled]
 
-    def ask(self, claim: Claim, why: str, reason: str) -> None:
+    def request_stop(self, claim: Claim, request: StopRequest) -> None:
         with contextlib.suppress(BlockingIOError):
             self.asked, self.ready = (
                 True,
                 False,
             )  # interrupted in the middle of anything: not to be used again
-            os.write(
-                self.ask_w, ASKED.pack(claim.pk, claim.fencing_token, why.encode(), reason.encode())
-            )
+            why, reason = request.reason.value.encode(), request.message.encode()
+            os.write(self.ask_w, ASKED.pack(claim.pk, claim.fencing_token, why, reason))
         self.request(ASK, self)
 
     def kill(self) -> bool:

@@ -16,6 +16,7 @@ from peasy_jobs.store.values import Claim
 from peasy_jobs.workers import execution
 from peasy_jobs.workers.base import Event
 from peasy_jobs.workers.execution import Outcome
+from peasy_jobs.workers.protocol import StopRequest
 from peasy_jobs.workers.startup import import_jobs
 
 
@@ -46,8 +47,8 @@ class ThreadWorker:
                 recalled.append(self.pending.pop(claim.pk))
         return recalled
 
-    def ask(self, claim: Claim, why: str, reason: str) -> None:
-        execution.ask(claim.pk, claim.fencing_token, why, reason, interrupt=False)
+    def request_stop(self, claim: Claim, request: StopRequest) -> None:
+        execution.request_stop(claim.pk, claim.fencing_token, request, interrupt=False)
 
     def kill(self) -> bool:
         return False
