@@ -11,7 +11,7 @@ from django.db import connection
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING
 from peasy_jobs.store.clock import as_field
-from tests.rivals import TABLE, Rival, compete
+from tests.concurrent_processes import TABLE, ConcurrentProcess, run_concurrently
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -42,9 +42,11 @@ def flat(lists: list[list[Any]]) -> list[Any]:
 def test_eight_claimers_share_2000_jobs_none_twice_and_none_lost(configure_session):
     pks = insert(2000)
 
-    got = compete(
+    got = run_concurrently(
         *(
-            Rival("claimer", runner=n, limit=10, queues=[], configure_session=configure_session)
+            ConcurrentProcess(
+                "claim_jobs", runner=n, limit=10, queues=[], configure_session=configure_session
+            )
             for n in range(1, 9)
         )
     )
@@ -61,9 +63,11 @@ def test_claimers_of_different_queues_take_each_their_own(configure_session):
     mail, post, bulk = (insert(200, queue_name=name) for name in ("mail", "post", "bulk"))
     served = [["mail"], ["mail", "post"], ["post"], ["post", "mail"]]
 
-    got = compete(
+    got = run_concurrently(
         *(
-            Rival("claimer", runner=n, limit=7, queues=queues, configure_session=configure_session)
+            ConcurrentProcess(
+                "claim_jobs", runner=n, limit=7, queues=queues, configure_session=configure_session
+            )
             for n, queues in enumerate(served, 1)
         )
     )
@@ -77,13 +81,20 @@ def test_claimers_of_different_queues_take_each_their_own(configure_session):
 def test_each_job_ends_once_while_others_are_enqueued_and_cancelled(configure_session):
     early, total = insert(200), 400
 
-    *worked, first, second, cancelled = compete(
+    *worked, first, second, cancelled = run_concurrently(
         *(
-            Rival("worker", runner=n, limit=10, total=total, configure_session=configure_session)
+            ConcurrentProcess(
+                "run_jobs", runner=n, limit=10, total=total, configure_session=configure_session
+            )
             for n in (1, 2, 3)
         ),
-        *(Rival("enqueuer", count=100, configure_session=configure_session) for _ in range(2)),
-        Rival("canceller", every=7, total=total, configure_session=configure_session),
+        *(
+            ConcurrentProcess("enqueue_jobs", count=100, configure_session=configure_session)
+            for _ in range(2)
+        ),
+        ConcurrentProcess(
+            "cancel_some_jobs", every=7, total=total, configure_session=configure_session
+        ),
     )
 
     pks = sorted([*early, *first, *second])
@@ -114,13 +125,17 @@ def test_each_job_ends_once_while_others_are_enqueued_and_cancelled(configure_se
 def test_a_job_whose_cancel_races_its_claim_never_ran_or_is_to_stop(configure_session):
     pks = insert(400)
 
-    *got, forwards, backwards = compete(
+    *got, forwards, backwards = run_concurrently(
         *(
-            Rival("claimer", runner=n, limit=1, queues=[], configure_session=configure_session)
+            ConcurrentProcess(
+                "claim_jobs", runner=n, limit=1, queues=[], configure_session=configure_session
+            )
             for n in (1, 2)
         ),
         *(
-            Rival("sweeper", backwards=backwards, configure_session=configure_session)
+            ConcurrentProcess(
+                "cancel_all_jobs", backwards=backwards, configure_session=configure_session
+            )
             for backwards in (False, True)
         ),
     )
@@ -152,8 +167,11 @@ def test_two_rescuers_of_one_dead_runner_rescue_each_job_once(configure_session)
         )
         insert(2, status=CANCELLED, runner_id=runner, claims=1, attempts=1, started=as_field(START))
 
-    one, two = compete(
-        *(Rival("rescuer", dead=dead, configure_session=configure_session) for _ in range(2))
+    one, two = run_concurrently(
+        *(
+            ConcurrentProcess("rescue_jobs", dead=dead, configure_session=configure_session)
+            for _ in range(2)
+        )
     )
 
     assert [sum(both) for both in zip(one, two, strict=True)] == [16] * 20
@@ -187,10 +205,10 @@ def test_an_outcome_that_races_a_rescue_is_written_or_the_job_runs_again_but_nev
         )
     ]
 
-    rescued, first, second = compete(
-        Rival("rescuer", dead=dead, configure_session=configure_session),
-        Rival("ender", dead=dead, configure_session=configure_session),
-        Rival("ender", dead=dead[::-1], configure_session=configure_session),
+    rescued, first, second = run_concurrently(
+        ConcurrentProcess("rescue_jobs", dead=dead, configure_session=configure_session),
+        ConcurrentProcess("write_outcomes", dead=dead, configure_session=configure_session),
+        ConcurrentProcess("write_outcomes", dead=dead[::-1], configure_session=configure_session),
     )
 
     written = {*first, *second}

@@ -217,13 +217,13 @@ def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_work
 @pytest.mark.parametrize(
     ("app", "message"),
     [
-        ("NoForks", "Could not start a worker process: "),
-        ("BrokenWorkers", "A worker process failed."),
+        ("ForkFails", "Could not start a worker process: "),
+        ("WorkersRaiseAtStart", "A worker process failed."),
         (
-            "DyingWorkers",
+            "WorkersDieAtStart",
             "A worker process ended before it ran a job (killed by SIGKILL; often out of memory).",
         ),
-        ("HalfAReport", "The worker server died (exit code -9). Starting another."),
+        ("TruncatedReport", "The worker server died (exit code -9). Starting another."),
     ],
 )
 def test_workers_that_cannot_start_are_tried_again_now_and_then(run_peasy, tmp_path, app, message):
@@ -231,8 +231,8 @@ def test_workers_that_cannot_start_are_tried_again_now_and_then(run_peasy, tmp_p
     command = run_peasy(
         "--concurrency",
         "2",
-        settings={"PEASY_LEASE": 2, **with_app(f"tests.deaf.{app}")},
-        env={"FREE": str(free)},
+        settings={"PEASY_LEASE": 2, **with_app(f"tests.fault_apps.{app}")},
+        env={"FAULT_ENDS_FILE": str(free)},
     )
     command.wait_for_output(message)
     began = time.monotonic()
@@ -386,7 +386,7 @@ def test_a_runner_of_another_user_whose_process_is_hidden_is_found_dead_only_whe
     job = jobs.wait_for(str(tmp_path / "go"), str(record))
     keeper = run_peasy()
     wait_until(lambda: started(record))
-    other = run_peasy(settings=with_app("tests.deaf.Hidden"))
+    other = run_peasy(settings=with_app("tests.fault_apps.OtherProcessesHidden"))
     finished(jobs.nothing())  # by the other, which has looked for the dead before
     assert "is gone" not in other.output()
     keeper.kill()

@@ -26,7 +26,7 @@ from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.querysets import Claim, JobUpdate
 from peasy_jobs.web import filters
 from peasy_jobs.web.filters import Filters
-from tests.rivals import TABLE, locked, second_connection
+from tests.concurrent_processes import TABLE, locked, second_connection
 
 pytestmark = pytest.mark.django_db
 

@@ -363,8 +363,8 @@ def test_polling_alone_finds_jobs_that_nobody_announced(run_peasy):
 
 
 def test_polling_alone_is_sufficient_when_no_hint_ever_comes(run_peasy):
-    deaf = with_app("tests.deaf.Deaf")
-    command = run_peasy(settings={"PEASY_POLLING_INTERVAL": 0.5, "PEASY_LEASE": 2, **deaf})
+    no_wakeups = with_app("tests.fault_apps.NoWakeups")
+    command = run_peasy(settings={"PEASY_POLLING_INTERVAL": 0.5, "PEASY_LEASE": 2, **no_wakeups})
     command.wait_for_output("woken by nothing")
     finished(jobs.nothing())
     heartbeats(2)
@@ -403,7 +403,9 @@ def test_a_runner_that_is_told_of_jobs_all_the_time_runs_what_is_due(run_peasy):
 
 def test_due_is_what_the_clock_of_the_database_says(run_peasy):
     # The runner's own clock is two hours ahead.
-    run_peasy(settings={"PEASY_POLLING_INTERVAL": 0.2, **with_app("tests.deaf.TwoHoursAhead")})
+    run_peasy(
+        settings={"PEASY_POLLING_INTERVAL": 0.2, **with_app("tests.fault_apps.ClockTwoHoursAhead")}
+    )
     early = jobs.nothing.using(run_after=timedelta(hours=1))()
     job = jobs.nothing.using(run_after=timedelta(seconds=1))()
     (done,) = finished(job)

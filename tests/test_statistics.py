@@ -28,8 +28,8 @@ from peasy_jobs.store.values import Claim, JobUpdate
 from peasy_jobs.web import charts, history
 from peasy_jobs.web.history import Point, quantile
 from tests import jobs
+from tests.concurrent_processes import ConcurrentProcess, run_concurrently, second_connection
 from tests.manual import ROOT
-from tests.rivals import Rival, compete, second_connection
 from tests.rows import row
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -312,9 +312,9 @@ def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(tal
 
 def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
     minutes = [MINUTE + n // 4 for n in range(200)]
-    compete(
+    run_concurrently(
         *(
-            Rival("teller", minutes=minutes, seconds=seconds)
+            ConcurrentProcess("write_statistics", minutes=minutes, seconds=seconds)
             for seconds in ([1, 2, 3, 2], [1, 5, 4, 1])
         )
     )

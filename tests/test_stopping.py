@@ -55,7 +55,7 @@ def test_a_runner_that_has_only_just_started_ends_without_a_traceback(run_peasy,
 
 
 def test_one_more_signal_after_all_is_done_is_no_failure(run_peasy):
-    command = run_peasy(settings=with_app("tests.deaf.LateSignal"))
+    command = run_peasy(settings=with_app("tests.fault_apps.SignalAtInterpreterExit"))
     finished(jobs.nothing())
     command.signal(signal.SIGINT)
     assert command.wait() == 0

@@ -47,7 +47,7 @@ def test_a_short_torture_run_loses_nothing() -> None:
     settings.TEST_DATABASE != "sqlite", reason="the guards are the same, and this takes minutes"
 )
 @pytest.mark.parametrize(
-    ("faults", "control", "sabotaged", "seen"),
+    ("faults", "control", "removed", "seen"),
     [
         # Late: the straggler learns a second later that it was taken for dead. Then only the fence is left.
         pytest.param(
@@ -64,10 +64,10 @@ def test_a_short_torture_run_loses_nothing() -> None:
     ],
 )
 def test_the_same_run_fails_without_one_guard(
-    faults: tuple[str, ...], control: str, sabotaged: str, seen: str
+    faults: tuple[str, ...], control: str, removed: str, seen: str
 ) -> None:
-    code, output = torture(*faults, "--sabotage", control)
+    code, output = torture(*faults, "--remove-guards", control)
     assert code == 0, output
-    code, output = torture(*faults, "--sabotage", sabotaged)
+    code, output = torture(*faults, "--remove-guards", removed)
     assert code == 1, output
     assert any(sign in output for sign in seen.split("|")), output

@@ -20,9 +20,9 @@ from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.statuses import COMPLETED, ENQUEUED, ONGOING
 from peasy_jobs.store.clock import database_now
 from tests import jobs
+from tests.concurrent_processes import TABLE, locked, second_connection
 from tests.jobs import notes
 from tests.processes import Command
-from tests.rivals import TABLE, locked, second_connection
 from tests.rows import finished, heartbeats, row, running
 from tests.torture.proxy import Proxy
 from tests.waiting import wait_until

@@ -12,9 +12,9 @@ from django.db import connection, transaction
 from django.db.utils import OperationalError
 
 from tests import jobs
+from tests.concurrent_processes import default_database
 from tests.faults.load import Load
 from tests.faults.test_database_trouble import only_sqlite
-from tests.rivals import default_database
 
 
 @pytest.fixture

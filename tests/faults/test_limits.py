@@ -196,8 +196,8 @@ def test_a_job_does_not_pay_for_a_worker_that_starts_slowly_and_is_stopped_at_it
         jobs.start_and_end.using(priority=1)(str(record), 1),
         jobs.limited(str(tmp_path / "no"), str(record)),
     )
-    settings = {**with_app("tests.deaf.SlowWorkers"), "PEASY_JOB_TIMEOUT": 0.5}
-    run_peasy("--concurrency", "2", settings=settings, env={"FREE": str(free)})
+    settings = {**with_app("tests.fault_apps.WorkersStartLate"), "PEASY_JOB_TIMEOUT": 0.5}
+    run_peasy("--concurrency", "2", settings=settings, env={"FAULT_ENDS_FILE": str(free)})
     for job in (short, long):
         waits_for_its_worker(job, 0.5)
     free.touch()

@@ -22,8 +22,8 @@ from peasy_jobs.store import vendors
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.querysets import JobUpdate
 from tests import jobs
+from tests.concurrent_processes import TABLE
 from tests.processes import Command
-from tests.rivals import TABLE
 from tests.rows import finished
 from tests.waiting import wait_until
 

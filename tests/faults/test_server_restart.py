@@ -18,9 +18,9 @@ from django.core.management import call_command
 from django.db import DatabaseError, InterfaceError, connection
 
 from peasy_jobs.models import PeasyJobQueue
+from tests.concurrent_processes import default_database
 from tests.faults.load import Load
 from tests.faults.test_database_trouble import LATE
-from tests.rivals import default_database
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(

@@ -31,7 +31,7 @@ def main() -> int:
         "--only", action="append", default=[], help="Only this kind of fault; may be given again."
     )
     parser.add_argument(
-        "--sabotage",
+        "--remove-guards",
         default="",
         help="Guards to remove: fence, lease, flush (and late); a comma between.",
     )
@@ -68,46 +68,48 @@ def main() -> int:
 
 
 def torture(options: argparse.Namespace, directory: Path) -> int:
-    from tests.torture.hand import Hand
-    from tests.torture.verdict import Verdict
+    from tests.torture.faults import FaultInjector
+    from tests.torture.verification import Verification
 
     started = monotonic()
-    rng = Random(f"hand {options.seed}")
-    hand = Hand(options.database, directory, rng, set(options.only), options.sabotage)
-    stream = Stream(Random(f"jobs {options.seed}"), hand)
+    rng = Random(f"faults {options.seed}")
+    injector = FaultInjector(
+        options.database, directory, rng, set(options.only), options.remove_guards
+    )
+    stream = Stream(Random(f"jobs {options.seed}"), injector)
     try:
         stream.start()
         strike_at = monotonic() + 3
         while monotonic() < started + options.seconds:
-            hand.keep_going()
+            injector.keep_going()
             if monotonic() >= strike_at:
-                hand.strike()
+                injector.strike()
                 strike_at = monotonic() + options.pause * rng.uniform(0.4, 1.6)
             sleep(0.02)
         stream.over.set()
         while stream.is_alive():
-            hand.keep_going()  # a runner that is suspended as it writes keeps SQLite's lock until it is continued
+            injector.keep_going()  # a runner that is suspended as it writes keeps SQLite's lock until it is continued
             sleep(0.02)
-        hand.let_go()
-        wait_for_the_rest(10 if options.sabotage else 120, hand)
-        hand.stop_all()
-        verdict = Verdict(hand, stream.enqueued, stream.rolled_back)
+        injector.let_go()
+        wait_for_the_rest(10 if options.remove_guards else 120, injector)
+        injector.stop_all()
+        verification = Verification(injector, stream.enqueued, stream.rolled_back)
         if stream.error:
-            verdict.violations.append(f"The enqueuing side failed: {stream.error!r}")
-        verdict.check()
+            verification.violations.append(f"The enqueuing side failed: {stream.error!r}")
+        verification.check()
     finally:
         stream.over.set()
-        hand.clean_up()
-    show(options, monotonic() - started, hand, stream, verdict)
-    return 1 if verdict.violations else 0
+        injector.clean_up()
+    show(options, monotonic() - started, injector, stream, verification)
+    return 1 if verification.violations else 0
 
 
 class Stream(threading.Thread):
     """Enqueues jobs at random, and cancels some. Straight to the database: its connection is not cut."""
 
-    def __init__(self, rng: Random, hand: Any) -> None:
+    def __init__(self, rng: Random, injector: Any) -> None:
         super().__init__(daemon=True)
-        self.rng, self.hand = rng, hand
+        self.rng, self.injector = rng, injector
         self.over = threading.Event()
         self.enqueued: dict[int, str] = {}
         self.rolled_back: set[str] = set()
@@ -120,7 +122,7 @@ class Stream(threading.Thread):
 
         try:
             if connection.vendor != "sqlite":
-                self.hand.own_connections.add(database.own_connection())
+                self.injector.own_connections.add(database.own_connection())
             while not self.over.wait(0.1):
                 self._fill_up()
                 if self.rng.random() < 0.15:
@@ -169,7 +171,7 @@ class Stream(threading.Thread):
             self.cancelled += 1
 
 
-def wait_for_the_rest(seconds: float, hand: Any) -> None:
+def wait_for_the_rest(seconds: float, injector: Any) -> None:
     from django.db.models import Q
 
     from peasy_jobs.models import PeasyJobQueue, PeasyRunner
@@ -179,54 +181,54 @@ def wait_for_the_rest(seconds: float, hand: Any) -> None:
         Q(status__in="QSO") | Q(runner__isnull=False) | Q(completed=None)
     )
     while monotonic() < deadline:
-        hand.keep_going()
-        if not unfinished.exists() and PeasyRunner.objects.count() == len(hand.slots):
+        injector.keep_going()
+        if not unfinished.exists() and PeasyRunner.objects.count() == len(injector.slots):
             return
         sleep(0.1)
     left = list(unfinished.values_list("pk", "status", "runner", "title", "completed")[:20])
     runners = list(PeasyRunner.objects.values_list("pk", "pid"))
-    hand.violations.append(f"Not at rest after {seconds} s. Jobs: {left}. Runners: {runners}.")
+    injector.violations.append(f"Not at rest after {seconds} s. Jobs: {left}. Runners: {runners}.")
 
 
 def show(
-    options: argparse.Namespace, seconds: float, hand: Any, stream: Stream, verdict: Any
+    options: argparse.Namespace, seconds: float, injector: Any, stream: Stream, verification: Any
 ) -> None:
-    from tests.torture.hand import KILLS
+    from tests.torture.faults import KILLS
 
-    faults = hand.table()
+    faults = injector.table()
     how_long = f"{options.seconds:g} s of faults ({seconds:.0f} s in all)"
     print(f"Torture run: {options.database}, {how_long}, seed {options.seed}")
-    if options.sabotage:
-        print(f"Guards removed: {options.sabotage}")
+    if options.remove_guards:
+        print(f"Guards removed: {options.remove_guards}")
     print(f"\n{'fault':40}{'times':>8}{'met a running job':>20}")
     for kind, count, hits in faults:
         print(f"{kind:40}{count:>8}{hits:>20}")
     for label, some in (("all", faults), ("kills", [row for row in faults if row[0] in KILLS])):
         print(f"{label:40}{sum(row[1] for row in some):>8}{sum(row[2] for row in some):>20}")
     jobs = [
-        ("jobs committed and verified", verdict.counts["jobs"]),
-        *((f"  {name}", count) for name, count in sorted(verdict.outcomes.items())),
-        ("starts of jobs", verdict.counts["starts"]),
-        ("runs again", verdict.counts["runs again"]),
-        ("given back uncharged", verdict.counts["given back"]),
-        ("crashes charged", verdict.counts["crashes charged"]),
+        ("jobs committed and verified", verification.counts["jobs"]),
+        *((f"  {name}", count) for name, count in sorted(verification.outcomes.items())),
+        ("starts of jobs", verification.counts["starts"]),
+        ("runs again", verification.counts["runs again"]),
+        ("given back uncharged", verification.counts["given back"]),
+        ("crashes charged", verification.counts["crashes charged"]),
         ("cancel requests that were in time", stream.cancelled),
-        ("enqueued by jobs", len(verdict.record.enqueued)),
+        ("enqueued by jobs", len(verification.record.enqueued)),
         ("enqueued and rolled back, none ran", len(stream.rolled_back)),
-        ("runners started", len(hand.commands)),
+        ("runners started", len(injector.commands)),
         *(
             (name, count)
-            for name, count in sorted(verdict.counts.items())
+            for name, count in sorted(verification.counts.items())
             if name.startswith("overlaps")
         ),
-        ("lost", verdict.counts["lost"]),
-        ("violations", len(verdict.violations)),
+        ("lost", verification.counts["lost"]),
+        ("violations", len(verification.violations)),
     ]
     print()
     for label, count in jobs:
         print(f"{label:60}{count:>8}")
     shown: Counter[str] = Counter()
-    for violation in verdict.violations:
+    for violation in verification.violations:
         sort = re.sub(r"[\d.]+", "", violation)[:40]
         shown[sort] += 1
         if shown[sort] <= SHOWN:

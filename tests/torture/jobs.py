@@ -209,7 +209,7 @@ def hang_politely(token: str, job_pk: int) -> Any:
 
 
 DEADLY = {"die", "eat"}  # kill their own process, so for process workers only
-USES_DATABASE = {"spawn", "hold", "progress"}  # may fail when the hand cuts the database
+USES_DATABASE = {"spawn", "hold", "progress"}  # may fail when the injector cuts the database
 ENDS_BADLY = {"boom", "boom_thrice", "flaky", "leave", "fail", "eat"} | USES_DATABASE
 # weight, job, queue, arguments
 STREAM: list[tuple[int, Any, str, Any]] = [

@@ -1,4 +1,4 @@
-"""A TCP proxy between a runner and its database server: the hand cuts this one, never the server of the machine."""
+"""A TCP proxy between a runner and its database server: the injector cuts this one, never the server of the machine."""
 
 import contextlib
 import selectors

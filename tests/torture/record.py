@@ -1,4 +1,4 @@
-"""The side record: what really ran, line by line, whatever the database says. Appended to by jobs, read by the hand."""
+"""The side record of which jobs really ran: written by the jobs, read by the fault injector."""
 
 import json
 import os

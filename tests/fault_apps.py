@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 from django.apps import AppConfig
 
 
-class Deaf(AppConfig):
+class NoWakeups(AppConfig):
     """No hint of new work ever comes."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         from peasy_jobs.store import wakeup
@@ -33,10 +33,10 @@ class Deaf(AppConfig):
         wakeup.watch = Nothing  # type: ignore[assignment]
 
 
-class TwoHoursAhead(AppConfig):
+class ClockTwoHoursAhead(AppConfig):
     """The clock of this host is wrong."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         from django.utils import timezone
@@ -46,10 +46,10 @@ class TwoHoursAhead(AppConfig):
         timezone.now = lambda: today() + timedelta(hours=2)
 
 
-class LateSignal(AppConfig):
+class SignalAtInterpreterExit(AppConfig):
     """One more Ctrl-C comes when Python takes its modules apart."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         class Last:
@@ -61,26 +61,26 @@ class LateSignal(AppConfig):
         sys.modules[__name__].last = Last()  # type: ignore[attr-defined]
 
 
-class NoForks(AppConfig):
-    """The system has no process left to give, until the file that `FREE` names exists."""
+class ForkFails(AppConfig):
+    """The system has no process left to give, until the file that `FAULT_ENDS_FILE` names exists."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         fork = os.fork
 
         def fails() -> int:
-            if not os.path.exists(os.environ["FREE"]):
+            if not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 raise BlockingIOError("Resource temporarily unavailable")
             return fork()
 
         os.fork = fails
 
 
-class SlowWorkers(AppConfig):
-    """A worker process gets to its first job when the file that `FREE` names exists."""
+class WorkersStartLate(AppConfig):
+    """A worker process gets to its first job when the file that `FAULT_ENDS_FILE` names exists."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         from peasy_jobs.workers import forkserver
@@ -88,17 +88,17 @@ class SlowWorkers(AppConfig):
         run_jobs = forkserver._run_jobs
 
         def late(*args: Any) -> None:
-            while not os.path.exists(os.environ["FREE"]):
+            while not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 time.sleep(0.01)
             run_jobs(*args)
 
         forkserver._run_jobs = late
 
 
-class BrokenWorkers(AppConfig):
-    """No worker process gets as far as a job, until the file that `FREE` names exists."""
+class WorkersRaiseAtStart(AppConfig):
+    """No worker process gets as far as a job, until the file that `FAULT_ENDS_FILE` names exists."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         from peasy_jobs.workers import forkserver
@@ -106,17 +106,17 @@ class BrokenWorkers(AppConfig):
         run_jobs = forkserver._run_jobs
 
         def fails(*args: object) -> None:
-            if not os.path.exists(os.environ["FREE"]):
+            if not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 raise RuntimeError("broken")
             run_jobs(*args)
 
         forkserver._run_jobs = fails
 
 
-class DyingWorkers(AppConfig):
-    """Each worker process dies as soon as it is there, until the file that `FREE` names exists."""
+class WorkersDieAtStart(AppConfig):
+    """Each worker process dies as soon as it is there, until the file that `FAULT_ENDS_FILE` names exists."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         from peasy_jobs.workers import forkserver
@@ -124,17 +124,17 @@ class DyingWorkers(AppConfig):
         run_jobs = forkserver._run_jobs
 
         def dies(*args: object) -> None:
-            if not os.path.exists(os.environ["FREE"]):
+            if not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 os.kill(os.getpid(), signal.SIGKILL)
             run_jobs(*args)
 
         forkserver._run_jobs = dies
 
 
-class HalfAReport(AppConfig):
-    """The worker server falls silent in the middle of what it says, until the file that `FREE` names exists."""
+class TruncatedReport(AppConfig):
+    """The fork server stops in the middle of a message until the file named by `FAULT_ENDS_FILE` exists."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         from peasy_jobs.workers import forkserver
@@ -142,7 +142,7 @@ class HalfAReport(AppConfig):
         start = forkserver._start
 
         def fails(control: Any, *args: object) -> None:
-            if not os.path.exists(os.environ["FREE"]):
+            if not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 control.sendall(b"half")
                 control.shutdown(socket.SHUT_WR)
                 time.sleep(600)
@@ -151,10 +151,10 @@ class HalfAReport(AppConfig):
         forkserver._start = fails
 
 
-class Hidden(AppConfig):
+class OtherProcessesHidden(AppConfig):
     """Every other process belongs to another user, and /proc is mounted with hidepid."""
 
-    name = "tests.deaf"
+    name = "tests.fault_apps"
 
     def ready(self) -> None:
         from peasy_jobs.runner import lease

@@ -10,7 +10,7 @@ from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.statuses import FINISHED, TRANSITIONS
 from peasy_jobs.workers import execution
 from tests.torture import database
-from tests.torture.hand import LEASE, ORPHANS_LIVE, SUSPENSIONS, Hand
+from tests.torture.faults import LEASE, ORPHANS_LIVE, SUSPENSIONS, FaultInjector
 from tests.torture.jobs import DEADLY, ENDS_BADLY
 from tests.torture.record import Key, Run
 
@@ -20,24 +20,26 @@ LEGAL = {old + new for verb, old, new in TRANSITIONS if verb not in UNUSED_VERBS
 CRASHED = ("The worker running this job died", "The runner of this job")
 
 
-class Verdict:
+class Verification:
     """Fills `violations`, and counts what the table shows."""
 
-    def __init__(self, hand: Hand, enqueued: dict[int, str], rolled_back: set[str]) -> None:
-        self.hand, self.record, self.enqueued, self.rolled_back = (
-            hand,
-            hand.record,
+    def __init__(
+        self, injector: FaultInjector, enqueued: dict[int, str], rolled_back: set[str]
+    ) -> None:
+        self.injector, self.record, self.enqueued, self.rolled_back = (
+            injector,
+            injector.record,
             enqueued,
             rolled_back,
         )
-        self.violations = list(hand.violations)
+        self.violations = list(injector.violations)
         self.outcomes: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.offset = time() - monotonic()
 
     def check(self) -> None:
         self.record.read()
-        self.hand.learn_names()
+        self.injector.learn_names()
         self.changes: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for change in database.audit():
             change["at"] = float(change["at"]) - self.offset  # now in time.monotonic()
@@ -147,7 +149,7 @@ class Verdict:
     ) -> bool:
         if run is not None and run.kind in DEADLY:
             return True
-        name = self.hand.names.get(change["old_runner_id"])
+        name = self.injector.names.get(change["old_runner_id"])
         if name is None:
             return True  # it was killed before it could print its name
         return self._gone(name, change["at"]) or any(
@@ -155,7 +157,7 @@ class Verdict:
             and fault.runner == name
             and claimed_at - 0.5 <= fault.began <= change["at"]
             and (run is None or fault.pid == run.pid)
-            for fault in self.hand.faults
+            for fault in self.injector.faults
         )
 
     def _gone(self, name: str, at: float) -> bool:
@@ -167,7 +169,7 @@ class Verdict:
                 fault.kind == "kill a runner"
                 or (fault.kind in SUSPENSIONS and fault.ended >= at - 3 * LEASE)
             )
-            for fault in self.hand.faults
+            for fault in self.injector.faults
         )
 
     def _overlaps(self, runs: list[Run]) -> list[str]:
@@ -180,7 +182,7 @@ class Verdict:
                     fault.kind == "kill a runner"
                     and fault.runner == old.runner
                     and old.last - fault.began < ORPHANS_LIVE
-                    for fault in self.hand.faults
+                    for fault in self.injector.faults
                 )
                 if killed:
                     self.counts["overlaps within two seconds of a runner's death"] += 1
@@ -207,14 +209,14 @@ class Verdict:
         changes = [
             f"{change['at']:.3f} {change['old_status']}{change['new_status']} claims {change['new_claims']} "
             f"attempts {change['new_attempts']} crashes {change['new_crashes']} runner "
-            f"{self.hand.names.get(change['old_runner_id'])}->{self.hand.names.get(change['new_runner_id'])}"
+            f"{self.injector.names.get(change['old_runner_id'])}->{self.injector.names.get(change['new_runner_id'])}"
             for change in self.changes[pk]
         ]
-        names |= {self.hand.names.get(change["old_runner_id"]) for change in self.changes[pk]}
+        names |= {self.injector.names.get(change["old_runner_id"]) for change in self.changes[pk]}
         span = [change["at"] for change in self.changes[pk]] or [0.0]
         faults = [
             f"{fault.began:.3f}-{fault.ended:.3f} {fault.kind} {fault.runner or 'all'} {fault.pid or ''}"
-            for fault in self.hand.faults
+            for fault in self.injector.faults
             if (fault.runner is None or fault.runner in names)
             and span[0] - 4 * LEASE < fault.began < span[-1] + LEASE
         ]

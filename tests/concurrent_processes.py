@@ -54,13 +54,21 @@ def locked(*pks: int) -> Iterator[BaseDatabaseWrapper]:
         other.rollback()
 
 
-class Rival:
-    """A process that plays one part of `tests/competitors.py`, once all that compete are ready."""
+class ConcurrentProcess:
+    """A process that plays one part of `tests/concurrent_tasks.py`, once all that compete are ready."""
 
     def __init__(self, part: str, **options: Any) -> None:
         self.part = part
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.competitors", part, json.dumps(options)],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-m",
+                "tests.concurrent_tasks",
+                part,
+                json.dumps(options),
+            ],
             cwd=REPOSITORY,
             env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
             stdin=subprocess.PIPE,
@@ -83,7 +91,7 @@ class Rival:
         raise AssertionError(f"{self.part} ended with {self.process.returncode}:\n{errors}")
 
 
-def compete(*rivals: Rival) -> list[Any]:
+def run_concurrently(*rivals: ConcurrentProcess) -> list[Any]:
     """Let all of them start at the same moment. Returns what each of them says it has done.
 
     They meet again at least after the first step of each. Fails when no two of them worked at the same time after

@@ -9,19 +9,19 @@ from typing import Any
 
 from django.apps import AppConfig
 
-SABOTAGE = "PEASY_TORTURE_SABOTAGE"
+REMOVED_GUARDS = "PEASY_TORTURE_REMOVED_GUARDS"
 HOST = "PEASY_TORTURE_HOST"
 
 
-class Sabotage(AppConfig):
-    name = "tests.torture.sabotage"
+class ChangeRunner(AppConfig):
+    name = "tests.torture.removed_guards"
 
     def ready(self) -> None:
         if host := os.environ.get(HOST):
             from peasy_jobs.runner import lease
 
             lease._host_id = lambda: host
-        for name in filter(None, os.environ.get(SABOTAGE, "").split(",")):
+        for name in filter(None, os.environ.get(REMOVED_GUARDS, "").split(",")):
             globals()[f"_{name}"]()
 
 

@@ -1,4 +1,4 @@
-"""The hand: keeps several runners going, and kills, stops, restarts and cuts them off at random."""
+"""The injector: keeps several runners going, and kills, stops, restarts and cuts them off at random."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from time import monotonic, sleep
 import psutil
 
 from tests.processes import Command
-from tests.torture import database, sabotage
+from tests.torture import database, removed_guards
 from tests.torture.proxy import Proxy
 from tests.torture.record import PATH, RUNNER, Record, Run
 
@@ -31,7 +31,7 @@ SETTINGS = {
     "PEASY_MAX_FAILED": None,
     "PEASY_MAX_CANCELLED": None,
 }
-# What the hand does, and how often.
+# What the injector does, and how often.
 FAULTS = {
     "kill a worker": 50,
     "kill a runner": 9,
@@ -67,7 +67,7 @@ SILENCES = SUSPENSIONS | ALL_RUNNERS
 
 @dataclass(eq=False)
 class Fault:
-    """What the hand did, to whom, and which jobs the record showed there just before."""
+    """What the injector did, to whom, and which jobs the record showed there just before."""
 
     kind: str
     runner: str | None  # None: all
@@ -98,11 +98,11 @@ class Slot:
         return f"{self.name}.{self.generation}"
 
 
-class Hand:
+class FaultInjector:
     """All of it. `turn` is called again and again; nothing in it waits long."""
 
     def __init__(
-        self, choice: str, directory: Path, rng: Random, only: set[str], sabotages: str
+        self, choice: str, directory: Path, rng: Random, only: set[str], guards_removed: str
     ) -> None:
         self.database, self.directory, self.rng = choice, directory, rng
         self.record = Record(directory / "record")
@@ -119,7 +119,7 @@ class Hand:
             if (not only or kind in only) and (choice != "sqlite" if kind in SERVERS_ONLY else True)
             and (choice == "sqlite" or kind != "hold the write lock")
         }  # fmt: skip
-        self.sabotages = sabotages
+        self.guards_removed = guards_removed
         shared = ("--queue", "default")
         self.slots = [
             self._slot(
@@ -136,7 +136,7 @@ class Hand:
             self._slot(
                 "p3",
                 ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared),
-                {sabotage.HOST: "elsewhere"},
+                {removed_guards.HOST: "elsewhere"},
             ),
             self._slot(
                 "t1",
@@ -163,10 +163,15 @@ class Hand:
             **slot.env,
             PATH: str(self.record.path),
             RUNNER: slot.runner,
-            sabotage.SABOTAGE: self.sabotages,
+            removed_guards.REMOVED_GUARDS: self.guards_removed,
             "PYTHONWARNINGS": "default",
         }
-        apps = {"INSTALLED_APPS": [*settings.INSTALLED_APPS, "tests.torture.sabotage.Sabotage"]}
+        apps = {
+            "INSTALLED_APPS": [
+                *settings.INSTALLED_APPS,
+                "tests.torture.removed_guards.ChangeRunner",
+            ]
+        }
         slot.command = Command(
             ("run_peasy", *slot.args), self.directory, self.directory, {**SETTINGS, **apps}, env
         )
@@ -383,7 +388,7 @@ class Hand:
                 )
 
     def _check_no_row(self, fault: Fault, command: Command) -> None:
-        """After a graceful stop with the database at hand."""
+        """After a graceful stop with the database at injector."""
         from peasy_jobs.models import PeasyRunner
 
         others = [
@@ -430,7 +435,7 @@ class Hand:
             self.keep_going()
             sleep(0.05)
             if monotonic() > deadline:
-                raise RuntimeError("The hand could not let go.")
+                raise RuntimeError("The injector could not let go.")
 
     def stop_all(self) -> None:
         """Every runner stops gracefully, and leaves nothing."""

@@ -1,4 +1,4 @@
-"""The parts that `rivals.Rival` processes play, each with a connection of its own, set up as a runner does it.
+"""The tasks that `ConcurrentProcess` runs, each on its own connection, configured as a runner configures it.
 
 A part prints "ready" and waits for a line, prints "begun" after its first step and waits for another, and prints what
 it has done as JSON, with the span in which it did the rest. All that compete are told to go on at the same moment.
@@ -70,7 +70,7 @@ def now() -> Any:
     return as_field(database_now(connection))
 
 
-def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]:
+def claim_jobs(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]:
     """Claims until nothing is left. Says what it got, as primary key and `claims`."""
     mine: list[Claim] = []
     waiting = jobs.in_queues(queues).filter(status=ENQUEUED)
@@ -83,7 +83,7 @@ def claimer(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]
             return [(claim.pk, claim.fencing_token) for claim in mine]
 
 
-def worker(runner: int, limit: int, total: int) -> list[tuple[int, int, str, bool]]:
+def run_jobs(runner: int, limit: int, total: int) -> list[tuple[int, int, str, bool]]:
     """Claims and ends until all is over: of its claims every third fails and every fifth goes back at first.
 
     Says of each run: primary key, `claims`, the status it was to get, whether it got it.
@@ -113,7 +113,7 @@ def ended(claim: Claim) -> JobUpdate:
     )
 
 
-def enqueuer(count: int) -> list[int]:
+def enqueue_jobs(count: int) -> list[int]:
     """Enqueues so many jobs, each in a transaction of its own, and as many that it rolls back."""
     pks = []
     for _ in range(count):
@@ -129,7 +129,7 @@ def enqueued() -> PeasyJobQueue:
     return jobs.enqueue(title="a job", job_name="tests.jobs.nothing")
 
 
-def canceller(every: int, total: int) -> list[int]:
+def cancel_some_jobs(every: int, total: int) -> list[int]:
     """Cancels each so-manieth job that it sees alive, in turn by its verb and by an update. Says which it got."""
     cancelled: list[int] = []
     over = Over(total)
@@ -150,7 +150,7 @@ def cancel(pk: int) -> bool:
     return bool(jobs.filter(pk=pk, status=ENQUEUED).update(status=PeasyJobQueue.CANCELLED))
 
 
-def sweeper(backwards: bool) -> list[int]:
+def cancel_all_jobs(backwards: bool) -> list[int]:
     """Cancels all jobs, oldest or newest first. Says which it was the one to cancel."""
     pks = jobs.order_by("-pk" if backwards else "pk").values_list("pk", flat=True)
     cancelled = []
@@ -161,7 +161,7 @@ def sweeper(backwards: bool) -> list[int]:
     return cancelled
 
 
-def rescuer(dead: list[int]) -> list[int]:
+def rescue_jobs(dead: list[int]) -> list[int]:
     """Rescues the jobs of each of these runners. Says how many it got of each."""
     rescued = []
     for runner in dead:
@@ -170,7 +170,7 @@ def rescuer(dead: list[int]) -> list[int]:
     return rescued
 
 
-def ender(dead: list[int]) -> list[int]:
+def write_outcomes(dead: list[int]) -> list[int]:
     """Ends the jobs of each of these runners, which do not know yet that they were taken for dead. Says which."""
     written: list[int] = []
     for runner in dead:
@@ -186,7 +186,7 @@ def ender(dead: list[int]) -> list[int]:
     return written
 
 
-def teller(minutes: list[int], seconds: list[float]) -> None:
+def write_statistics(minutes: list[int], seconds: list[float]) -> None:
     """Adds a job to each of these minutes, in turn, that ran for each of these seconds, over and over again."""
     tally = Tally("default", Clock(connection))
     for minute, run in zip(minutes, cycle(seconds), strict=False):
@@ -201,7 +201,16 @@ def teller(minutes: list[int], seconds: list[float]) -> None:
 
 PARTS: dict[str, Callable[..., Any]] = {
     part.__name__: part
-    for part in (claimer, worker, enqueuer, canceller, sweeper, rescuer, ender, teller)
+    for part in (
+        claim_jobs,
+        run_jobs,
+        enqueue_jobs,
+        cancel_some_jobs,
+        cancel_all_jobs,
+        rescue_jobs,
+        write_outcomes,
+        write_statistics,
+    )
 }
 
 if __name__ == "__main__":
