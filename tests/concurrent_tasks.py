@@ -19,7 +19,7 @@ django.setup()
 
 from peasy_jobs.models import PeasyJobQueue  # noqa: E402
 from peasy_jobs.runner.counters import Tally  # noqa: E402
-from peasy_jobs.runner.loop import LOCK_TIMEOUT  # noqa: E402
+from peasy_jobs.runner.session import LOCK_TIMEOUT  # noqa: E402
 from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED  # noqa: E402
 from peasy_jobs.store import vendors  # noqa: E402
 from peasy_jobs.store.clock import Clock, as_field, database_now  # noqa: E402

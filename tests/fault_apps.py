@@ -21,13 +21,13 @@ class NoWakeups(AppConfig):
 
         class Nothing(wakeup.PollWakeup):
             description = "by nothing"
-            looks = False
+            polls = False
 
             def __init__(self, connection: Any, peek: Any, polling_interval: float) -> None:
                 super().__init__(peek, polling_interval)
 
             def has_signal(self) -> bool:
-                self.look_at = float("inf")
+                self.check_at = float("inf")
                 return False
 
         wakeup.watch = Nothing  # type: ignore[assignment]

@@ -1073,7 +1073,7 @@ def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monke
     house = Maintenance(jobs.all(), Clock(connection), Conf())
 
     for _ in range(4):
-        house.keep(backlog=False)
+        house.run_due(backlog=False)
 
     assert None not in column("completed", over)
 

@@ -156,13 +156,13 @@ def test_exit_on_empty_prunes_a_batch_in_each_turn(transactional_db, monkeypatch
     monkeypatch.setattr("peasy_jobs.store.querysets.BATCH", 2)
     jobs.nothing.map([()] * 7)
     PeasyJobQueue.objects.update(status=COMPLETED, completed=as_field(database_now(connection)))
-    left, turn = [7], Runner.turn
+    left, tick = [7], Runner.tick
 
     def counted(self):
-        turn(self)
+        tick(self)
         left.append(PeasyJobQueue.objects.count())
 
-    monkeypatch.setattr(Runner, "turn", counted)
+    monkeypatch.setattr(Runner, "tick", counted)
     settings = replace(conf.get(), worker_type="thread", max_completed=0, prune_grace=3600)
     try:
         assert Runner(settings, lambda text: None, exit_on_empty=True).run()
@@ -698,7 +698,7 @@ def run_all(todo, **settings):
 
 
 def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, monkeypatch, claimed):
-    monkeypatch.setattr("peasy_jobs.runner.loop.LOOK_AHEAD_BYTES", 10_000)
+    monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD_BYTES", 10_000)
     run_all(jobs.echo.map(["x" * 3000] * 40))
     assert 1 < max(limit for limit, _ in claimed) <= 4
 
@@ -706,7 +706,7 @@ def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, mo
 def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_are_written(
     transactional_db, monkeypatch, claimed
 ):
-    monkeypatch.setattr("peasy_jobs.runner.loop.LOOK_AHEAD_JOBS", 10)
+    monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD_JOBS", 10)
     monkeypatch.setattr("peasy_jobs.runner.recorder.WRITE_AT_ONCE", 10)
     monkeypatch.setattr("peasy_jobs.runner.recorder.WRITE_EVERY", 0.0)
     workers = 4
@@ -716,7 +716,7 @@ def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_a
 
 
 def test_a_claim_that_takes_long_does_not_make_workers_look_held_up(transactional_db, monkeypatch):
-    monkeypatch.setattr("peasy_jobs.runner.loop.LOOK_AHEAD", 0.02)
+    monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD", 0.02)
     claim = JobQuerySet.claim
 
     def slow(self, *args):

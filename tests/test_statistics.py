@@ -342,7 +342,7 @@ def test_a_runner_writes_every_ten_seconds_or_so(tally, monkeypatch):
     for seconds in (0, TALLY_EVERY - 1, 2, 1, 2 * TALLY_EVERY):
         now += seconds
         house.tally.count([ended()])
-        house.keep(backlog=False)
+        house.run_due(backlog=False)
         written.append(sum(counts["completed"] for counts in stored().values()))
 
     assert written == [0, 0, 3, 3, 5]

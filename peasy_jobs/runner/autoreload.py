@@ -64,7 +64,7 @@ class Reloader:
             self.say(
                 f"{file_path.relative_to(here) if here in file_path.parents else file_path} changed: reloading."
             )
-            self.signals.ask(GRACE)
+            self.signals.request(GRACE)
         return True  # Django is to do nothing about it
 
     def restart(self) -> None:

@@ -76,8 +76,11 @@ class Lease:
         self._renewed(before)
         return True
 
-    def holds_lease(self) -> bool:
+    def is_held(self) -> bool:
         return monotonic() < self.leased_until
+
+    def next_due(self) -> float:
+        return min(self.renew_at, self.rescue_at)
 
     def rescue(self) -> int:
         """Give back the jobs of runners that are gone. Returns how many jobs that were.
@@ -120,7 +123,7 @@ class Lease:
             rescued += self.jobs.rescue(stray, reason, self.conf.crash_retries)
         return rescued
 
-    def leave(self) -> None:
+    def unregister(self) -> None:
         """Disappear, unless jobs still name this runner: those are then rescued under its name."""
         until = monotonic() + LEAVE_WITHIN
         while not self.jobs.filter(runner=self.id).exists():

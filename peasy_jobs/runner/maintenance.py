@@ -31,7 +31,7 @@ class Maintenance:
         self.promote_at = self.prune_at = 0.0
         self.tally_at = monotonic() + TALLY_EVERY
 
-    def keep(self, backlog: bool) -> None:
+    def run_due(self, *, backlog: bool) -> None:
         """Do what is due.
 
         backlog: there is more than was claimed, so that nobody looks for jobs that are due.
@@ -47,6 +47,9 @@ class Maintenance:
         if now >= self.tally_at:
             self.tally_at = now + TALLY_EVERY * random.uniform(0.8, 1.2)
             self.tally.write()
+
+    def next_due(self, *, backlog: bool) -> float:
+        return self.prune_at
 
     def prune(self, grace: float) -> int:
         """Delete finished jobs beyond the maxima, none that finished less than `grace` seconds ago.

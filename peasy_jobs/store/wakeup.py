@@ -40,8 +40,8 @@ class Wakeup(Protocol):
     """What a runner asks while it is idle."""
 
     description: str
-    looks: bool  # whether `has_signal` looks at the queue, so that nobody else has to
-    look_at: float  # when to call `has_signal` (`time.monotonic()`), if `fileno` does not turn readable before
+    polls: bool  # whether `has_signal` looks at the queue, so that nobody else has to
+    check_at: float  # when to call `has_signal` (`time.monotonic()`), if `fileno` does not turn readable before
     recheck_delays: tuple[
         float, ...
     ]  # seconds between the looks after a hint: they find what was not announced
@@ -96,7 +96,7 @@ def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) 
         except (DatabaseError, InterfaceError):
             return True  # the next turn meets it as well, and deals with it
         if wakeup is not None:
-            left = min(left, wakeup.look_at - monotonic())
+            left = min(left, wakeup.check_at - monotonic())
         if _collect(selector, left, listening):
             return False
     _collect(selector, 0, listening)
@@ -118,7 +118,7 @@ class SqliteCommitWakeup:
     """
 
     description = "by every commit"
-    looks = False
+    polls = False
     recheck_delays: tuple[float, ...] = ()
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -139,7 +139,7 @@ class SqliteCommitWakeup:
     def _wind_up(self) -> None:
         """Let the clock run for a while, first fast: what was written is a commit only a moment later."""
         self.watched, self.pause = False, SOON
-        self.look_at, self.stop_at = monotonic() + SOON, monotonic() + CLOCK_RUNS
+        self.check_at, self.stop_at = monotonic() + SOON, monotonic() + CLOCK_RUNS
 
     def fileno(self) -> int:
         return self.inotify
@@ -150,13 +150,13 @@ class SqliteCommitWakeup:
 
     def has_signal(self) -> bool:
         now = monotonic()
-        if now < self.look_at:
+        if now < self.check_at:
             return False
         self.pause = min(2 * self.pause, CLOCK_EVERY)
-        self.look_at = now + self.pause
+        self.check_at = now + self.pause
         if now > self.stop_at:
             if self.watched:  # and what was being written when that began has been looked for
-                self.look_at = float("inf")
+                self.check_at = float("inf")
             self.watched = self._watches()
         # Past Django's cursor, which takes ten times as long as the pragma.
         with self.connection.wrap_database_errors:
@@ -179,8 +179,8 @@ class NotifyWakeup:
     """PostgreSQL: NOTIFY, sent by whoever enqueues."""
 
     description = "by NOTIFY"
-    looks = False
-    look_at = float("inf")
+    polls = False
+    check_at = float("inf")
     recheck_delays: tuple[float, ...] = (0.05, 0.1, 0.2)
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
@@ -221,13 +221,13 @@ class PollWakeup:
     """
 
     description = "by a look every 0.1 s"
-    looks = True
+    polls = True
     recheck_delays: tuple[float, ...] = ()
 
     def __init__(self, peek: Peek, polling_interval: float) -> None:
         self.peek, self.pause = peek, min(LOOK_EVERY, polling_interval)
         self.seen: tuple[bool, datetime | None] = False, None
-        self.look_at = 0.0
+        self.check_at = 0.0
 
     def fileno(self) -> int:
         return -1
@@ -236,9 +236,9 @@ class PollWakeup:
         pass
 
     def has_signal(self) -> bool:
-        if monotonic() < self.look_at:
+        if monotonic() < self.check_at:
             return False
-        self.look_at = monotonic() + self.pause
+        self.check_at = monotonic() + self.pause
         found = self.peek()
         changed, self.seen = found != self.seen, found
         return found[0] or changed

@@ -313,9 +313,9 @@ def test_of_many_cancelled_jobs_each_is_compared_once_with_what_is_not_written(
     pks = [job.pk for job in jobs.nothing.map([()] * 20)]
     PeasyJobQueue.objects.update(status=CANCELLED, runner=1, claims=1)
     claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
-    runner.held = {claim.pk: claim for claim in claims}
+    runner.held.add(claims, started=20)
     for claim in claims[:10]:
-        runner.recorder.end(given_back(claim))
+        runner.held.recorder.end(given_back(claim))
 
     runner._stop_cancelled()
 

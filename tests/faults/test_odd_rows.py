@@ -199,7 +199,7 @@ def a_runner_works(record: Recorder, lease: Lease, house: Maintenance) -> None:
     lease.rescue_at = house.promote_at = house.prune_at = float("-inf")
     lease.looked_for_orphans = False
     lease.rescue()
-    house.keep(backlog=True)
+    house.run_due(backlog=True)
     all_jobs.give_back_unknown(ME, [])
     for pk, claims in all_jobs.cancelled_of(ME):
         all_jobs.close_cancelled(ME, pk, claims, clock.at(monotonic()))

@@ -72,11 +72,11 @@ def _flush() -> None:
     """A runner that stops drops the outcomes that it has not written."""
     from peasy_jobs.runner.loop import Runner
 
-    absorb = Runner._absorb
+    process_events = Runner._process_events
 
     def forgetful(self: Any) -> None:
-        absorb(self)
-        if self.stopping or self.signals.count:
-            self.recorder.endings.clear()
+        process_events(self)
+        if self.shutdown.signals.count:
+            self.held.recorder.endings.clear()
 
-    Runner._absorb = forgetful
+    Runner._process_events = forgetful

@@ -85,7 +85,7 @@ class Command(BaseCommand):
             exit_on_empty=options["exit_on_empty"],
         )
         reloads = conf.is_debug() and options["use_reloader"] and not options["exit_on_empty"]
-        reloader = autoreload.Reloader(runner.signals, self._say) if reloads else None
+        reloader = autoreload.Reloader(runner.shutdown.signals, self._say) if reloads else None
         ended = runner.run()
         if reloader:
             reloader.restart()
