@@ -39,6 +39,7 @@ from tests.manual import BLOCKS, MANUAL, PAGES, README, ROOT, block, blocks
 
 REFERENCE = PAGES[ROOT / "docs" / "settings.md"]
 CHANGELOG = ROOT / "CHANGELOG.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 LANGUAGES = {
     "python",
     "html",
@@ -408,6 +409,8 @@ def check_management_command(name, arguments):
 
 def check_command(words):
     """Fail unless this shell command exists, as far as that can be told without running it."""
+    while re.fullmatch(r"[A-Z_]+=\w+", words[0]):  # a variable for the command
+        words = words[1:]
     match words:
         case ["make", target, *_]:
             assert f"\n{target}:" in ROOT.joinpath("Makefile").read_text()
@@ -415,8 +418,10 @@ def check_command(words):
             check_management_command(name, arguments)
         case ["django-admin", name, *arguments]:
             check_management_command(name, arguments)
-        case ["python" | "python3", "-m", module, *_]:
+        case ["python" | "python3" | ".venv/bin/python", "-m", module, *arguments]:
             assert find_spec(module)
+            for argument in arguments:
+                assert not argument.endswith(".py") or ROOT.joinpath(argument).is_file(), argument
         case ["docker", "compose", "run", "--rm", "web", *command]:
             check_command(command)
         case ["docker", "compose", command, *_]:
@@ -569,6 +574,28 @@ def test_every_page_starts_with_a_title_and_one_sentence():
 def test_the_readme_is_short():
     assert PAGES[README].startswith("# ")
     assert len(PAGES[README].splitlines()) <= 200
+
+
+# Contributing
+
+MODULE_ROW = re.compile(r"^\| `([\w/]+\.py)` \| .+ \|$", re.MULTILINE)
+
+
+def test_contributing_lists_every_module_once():
+    package = ROOT / "peasy_jobs"
+    modules = [
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py" and path.parent.name != "migrations"
+    ]
+    assert sorted(MODULE_ROW.findall(PAGES[CONTRIBUTING])) == sorted(modules)
+
+
+def test_every_file_that_contributing_names_exists():
+    for path in re.findall(
+        r"`((?:peasy_jobs|tests|docs)/[\w/]*(?:\.py|\.md|/))`", PAGES[CONTRIBUTING]
+    ):
+        assert ROOT.joinpath(path).exists(), path
 
 
 # Architecture
