@@ -19,7 +19,7 @@ from peasy_jobs.job import (
 )
 from peasy_jobs.policy import Backoff, Policy
 from peasy_jobs.store import querysets
-from peasy_jobs.workers import execution
+from peasy_jobs.workers.progress import current_execution
 
 TRACK_EVERY = 0.1  # seconds
 
@@ -89,7 +89,7 @@ class Peasy:
             None if status_msg is None else payloads.text(status_msg, querysets.STATUS_MSG_LIMIT)
         )
         text = None if extra is None else _extra_text(extra)
-        running = execution.current(job_pk)
+        running = current_execution(job_pk)
         if running is None:
             jobs_model().objects.report(job_pk, message, text)
             return
@@ -110,7 +110,7 @@ class Peasy:
         """Whether this job is to stop, cancelled or for another reason: a thread has to ask. False for None."""
         if job_pk is None:
             return False
-        running = execution.current(job_pk)
+        running = current_execution(job_pk)
         if running is not None:
             return running.stop_request is not None
         return jobs_model().objects.filter(pk=job_pk, status=statuses.CANCELLED).exists()
@@ -128,7 +128,7 @@ class Peasy:
         if total is None and isinstance(items, Sized):
             total = len(items)
         shown, number = float("-inf"), 0
-        running = None if job_pk is None else execution.current(job_pk)
+        running = None if job_pk is None else current_execution(job_pk)
         for number, item in enumerate(items):
             if running is not None:
                 running.check()
@@ -146,7 +146,7 @@ class Peasy:
         if total is None:
             self.update_status(job_pk, text)
             return
-        running = execution.current(job_pk)
+        running = current_execution(job_pk)
         if running is not None and running.knows_extra:
             extra = running.extra
         else:

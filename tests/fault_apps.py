@@ -83,16 +83,16 @@ class WorkersStartLate(AppConfig):
     name = "tests.fault_apps"
 
     def ready(self) -> None:
-        from peasy_jobs.workers import forkserver
+        from peasy_jobs.workers import workerprocess
 
-        run_jobs = forkserver._run_jobs
+        run_jobs = workerprocess.run_jobs
 
         def late(*args: Any) -> None:
             while not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 time.sleep(0.01)
             run_jobs(*args)
 
-        forkserver._run_jobs = late
+        workerprocess.run_jobs = late
 
 
 class WorkersRaiseAtStart(AppConfig):
@@ -101,16 +101,16 @@ class WorkersRaiseAtStart(AppConfig):
     name = "tests.fault_apps"
 
     def ready(self) -> None:
-        from peasy_jobs.workers import forkserver
+        from peasy_jobs.workers import workerprocess
 
-        run_jobs = forkserver._run_jobs
+        run_jobs = workerprocess.run_jobs
 
         def fails(*args: object) -> None:
             if not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 raise RuntimeError("broken")
             run_jobs(*args)
 
-        forkserver._run_jobs = fails
+        workerprocess.run_jobs = fails
 
 
 class WorkersDieAtStart(AppConfig):
@@ -119,16 +119,16 @@ class WorkersDieAtStart(AppConfig):
     name = "tests.fault_apps"
 
     def ready(self) -> None:
-        from peasy_jobs.workers import forkserver
+        from peasy_jobs.workers import workerprocess
 
-        run_jobs = forkserver._run_jobs
+        run_jobs = workerprocess.run_jobs
 
         def dies(*args: object) -> None:
             if not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
                 os.kill(os.getpid(), signal.SIGKILL)
             run_jobs(*args)
 
-        forkserver._run_jobs = dies
+        workerprocess.run_jobs = dies
 
 
 class TruncatedReport(AppConfig):
@@ -137,18 +137,18 @@ class TruncatedReport(AppConfig):
     name = "tests.fault_apps"
 
     def ready(self) -> None:
-        from peasy_jobs.workers import forkserver
+        from peasy_jobs.workers.forkserver import ForkServer
 
-        start = forkserver._start
+        start = ForkServer._start_worker
 
-        def fails(control: Any, *args: object) -> None:
+        def fails(server: ForkServer, *args: Any) -> None:
             if not os.path.exists(os.environ["FAULT_ENDS_FILE"]):
-                control.sendall(b"half")
-                control.shutdown(socket.SHUT_WR)
+                server.control.sendall(b"half")
+                server.control.shutdown(socket.SHUT_WR)
                 time.sleep(600)
-            start(control, *args)
+            start(server, *args)
 
-        forkserver._start = fails
+        ForkServer._start_worker = fails
 
 
 class OtherProcessesHidden(AppConfig):

@@ -71,7 +71,7 @@ def server_of(command: Command) -> psutil.Process:
 
 
 def workers_of(command: Command) -> list[psutil.Process]:
-    """The worker processes, as soon as the worker server has all of them."""
+    """The worker processes, as soon as the fork server has all of them."""
     return wait_until(
         lambda: len(workers := server_of(command).children()) == runner().concurrency and workers,
         message=lambda: command.describe(),

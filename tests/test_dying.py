@@ -1,7 +1,6 @@
-"""A worker, the worker server or the runner dies: only the job that ran is charged, and nothing is lost."""
+"""A worker, the fork server or the runner dies: only the job that ran is charged, and nothing is lost."""
 
 import fcntl
-import marshal
 import os
 import signal
 import sys
@@ -18,10 +17,15 @@ from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED, ONGOING
 from peasy_jobs.store.clock import database_now
 from peasy_jobs.store.values import Claim
-from peasy_jobs.workers.channel import LENGTH
-from peasy_jobs.workers.execution import Outcome
-from peasy_jobs.workers.forkserver import KILL, TICKET
+from peasy_jobs.workers.channel import frame
 from peasy_jobs.workers.processes import ProcessWorker
+from peasy_jobs.workers.protocol import (
+    TICKET_SIZE,
+    Outcome,
+    RequestKind,
+    Ticket,
+    pack_worker_message,
+)
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import both_worker_types
@@ -46,6 +50,12 @@ def started(record: Path) -> list[int]:
     return [
         int(line.removeprefix("started ")) for line in notes(record) if line.startswith("started ")
     ]
+
+
+def finish(worker: ProcessWorker, *, pk: int, fencing_token: int) -> None:
+    """Send what a worker sends when it has run a job."""
+    outcome = Outcome(pk, fencing_token, 0.0, 0.0, COMPLETED, None, None, 0.0)
+    worker.worker_socket.sendall(frame(pack_worker_message(outcome)))
 
 
 # A worker dies
@@ -148,22 +158,21 @@ def test_jobs_that_wait_in_the_pipe_of_a_dying_worker_are_not_charged_and_run_on
 )
 def test_tickets_that_find_no_room_in_the_pipe_of_a_worker_follow_or_are_recalled():
     worker = ProcessWorker(1, lambda what, worker: None, None)
-    size = fcntl.fcntl(worker.ticket_w, fcntl.F_SETPIPE_SZ, 4096)
+    size = fcntl.fcntl(worker.ticket_pipe.write_fd, fcntl.F_SETPIPE_SZ, 4096)
     claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in range(1000)]
     try:
         worker.hand_out(claims)
-        taken = os.read(worker.ticket_r, size)
-        outcome = marshal.dumps(("Outcome", *Outcome(0, 1, 0.0, 0.0, COMPLETED, None, None, 0.0)))
-        worker.theirs.sendall(LENGTH.pack(len(outcome)) + outcome)
+        taken = os.read(worker.ticket_pipe.read_fd, size)
+        finish(worker, pk=0, fencing_token=1)
         assert [event.pk for event in worker.receive()] == [0]
-        taken += os.read(worker.ticket_r, size)
-        began = [pk for pk, _ in TICKET.iter_unpack(taken)]
-        assert began == list(range(2 * size // TICKET.size)), "each once, in order"
+        taken += os.read(worker.ticket_pipe.read_fd, size)
+        began = [ticket.pk for ticket in Ticket.unpack_all(taken)]
+        assert began == list(range(2 * size // TICKET_SIZE)), "each once, in order"
         assert worker.recall() == claims[len(began) :]
         assert list(worker.pending) == began[1:]
     finally:
         worker.close()
-        worker.theirs.close()
+        worker.worker_socket.close()
 
 
 def test_an_outcome_of_a_claim_that_was_lost_leaves_the_new_claim_of_that_job_alone():
@@ -171,13 +180,12 @@ def test_an_outcome_of_a_claim_that_was_lost_leaves_the_new_claim_of_that_job_al
     later = Claim(7, 2, "", "", None, None, 1, 0, None, None)
     try:
         worker.hand_out([later])
-        outcome = marshal.dumps(("Outcome", *Outcome(7, 1, 0.0, 0.0, COMPLETED, None, None, 0.0)))
-        worker.theirs.sendall(LENGTH.pack(len(outcome)) + outcome)
+        finish(worker, pk=7, fencing_token=1)
         assert [(event.pk, event.fencing_token) for event in worker.receive()] == [(7, 1)]
         assert worker.recall() == [later]
     finally:
         worker.close()
-        worker.theirs.close()
+        worker.worker_socket.close()
 
 
 def test_a_worker_that_is_being_killed_gets_no_job():
@@ -185,9 +193,9 @@ def test_a_worker_that_is_being_killed_gets_no_job():
     worker = ProcessWorker(1, lambda what, worker: requests.append(what), None)
     worker.ready = True
     worker.kill()
-    assert (requests, worker.ready) == ([KILL], False)
+    assert (requests, worker.ready) == ([RequestKind.KILL], False)
     worker.close()
-    worker.theirs.close()
+    worker.worker_socket.close()
 
 
 def test_a_worker_that_dies_while_it_is_idle_is_replaced(run_peasy):
@@ -223,7 +231,7 @@ def test_a_death_is_noticed_though_a_forked_process_keeps_the_socket_of_the_work
             "WorkersDieAtStart",
             "A worker process ended before it ran a job (killed by SIGKILL; often out of memory).",
         ),
-        ("TruncatedReport", "The worker server died (exit code -9). Starting another."),
+        ("TruncatedReport", "The fork server died (exit code -9). Starting another."),
     ],
 )
 def test_workers_that_cannot_start_are_tried_again_now_and_then(run_peasy, tmp_path, app, message):
@@ -262,7 +270,7 @@ def test_a_program_that_a_job_starts_can_be_ended_by_a_signal(run_peasy, signum)
     assert job.result == -signum
 
 
-# The worker server dies
+# The fork server dies
 
 
 def test_a_dead_worker_server_is_replaced_and_no_job_is_charged(run_peasy, tmp_path):
@@ -272,7 +280,7 @@ def test_a_dead_worker_server_is_replaced_and_no_job_is_charged(run_peasy, tmp_p
     wait_until(lambda: len(started(record)) == 2)
     assert {running(job).status for job in long} == {ONGOING}
     server_of(command).kill()
-    command.wait_for_output("The worker server died (exit code -9). Starting another.")
+    command.wait_for_output("The fork server died (exit code -9). Starting another.")
     wait_until(lambda: len(started(record)) == 4)
     assert all(is_gone(pid) for pid in started(record)[:2])
     for name in "1234":

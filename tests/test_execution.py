@@ -3,7 +3,6 @@
 import builtins
 import contextlib
 import json
-import marshal
 import math
 import os
 import pickle
@@ -34,14 +33,18 @@ from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.runner.stopping import StopController
 from peasy_jobs.statuses import COMPLETED, FAILED
 from peasy_jobs.store.values import Claim, Run
-from peasy_jobs.workers import execution
-from peasy_jobs.workers.execution import (
-    MESSAGE_LIMIT,
-    TRACEBACK_LIMIT,
+from peasy_jobs.workers import execution, progress
+from peasy_jobs.workers.cleanup import reset_context
+from peasy_jobs.workers.errors import MESSAGE_LIMIT, TRACEBACK_LIMIT
+from peasy_jobs.workers.progress import current_execution
+from peasy_jobs.workers.protocol import (
     Outcome,
     Report,
+    StopReason,
+    StopRequest,
+    Ticket,
+    pack_worker_message,
 )
-from peasy_jobs.workers.protocol import StopReason, StopRequest
 from tests import jobs
 from tests.waiting import wait_until
 
@@ -97,7 +100,7 @@ def meet() -> None:
 def meet_and_wait(job_pk: int) -> int | None:
     meeting.wait(5)
     wait_until(lambda: peasy.cancelled(job_pk))
-    running = execution.current(job_pk)
+    running = current_execution(job_pk)
     return running and running.fencing_token
 
 
@@ -132,7 +135,7 @@ def nothing_is_loaded_and_nothing_stays() -> Iterator[None]:
     loaded.clear(), problem.clear()
     yield
     assert not loaded, "a forged pickle was loaded"
-    assert execution.current(7) is None, "a job that has ended still counts as running"
+    assert current_execution(7) is None, "a job that has ended still counts as running"
 
 
 def stored(value: Any, job_name: str, column: str) -> bytes:
@@ -302,7 +305,7 @@ def test_a_retry_after_what_is_no_number_of_seconds_any_more_fails(after: Any) -
     outcome = run(raise_it)
     assert failure(outcome)["message"] == "Retry, which cannot be shown (ValueError)."
     assert (outcome.status, outcome.delay) == (FAILED, 0.0)
-    marshal.dumps(tuple(outcome))  # as a worker sends it
+    pack_worker_message(outcome)
 
 
 @pytest.mark.django_db
@@ -380,7 +383,8 @@ def test_arguments_that_the_function_does_not_take_any_more_fail_the_job() -> No
 def test_a_function_that_was_renamed_or_deleted_fails_the_job(name: str) -> None:
     assert failure(run_named(name)) == {
         "exception": "peasy_jobs.exceptions.JobFunctionNotFound",
-        "message": f"Cannot import {name}. Was it renamed after this job was enqueued?",
+        "message": f"Cannot import {name}. If it was renamed after this job was enqueued, "
+        "keep its old name as well until no job needs it.",
         "traceback": "",
     }
 
@@ -464,7 +468,7 @@ def test_a_job_ends_while_it_runs_anew_in_another_thread() -> None:
     with ThreadPoolExecutor(2) as threads:
         outcomes = list(threads.map(run_named, [f"{__name__}.meet"] * 2))
     assert [outcome.error for outcome in outcomes] == [None, None]
-    assert execution.current(7) is None
+    assert current_execution(7) is None
 
 
 def test_two_runs_of_a_job_at_once_are_asked_to_stop_each_for_itself() -> None:
@@ -476,7 +480,7 @@ def test_two_runs_of_a_job_at_once_are_asked_to_stop_each_for_itself() -> None:
             assert not run.done()
             wait_until(
                 lambda n=claims, r=run: (
-                    execution.request_stop(7, n, request, interrupt=False) or r.done()
+                    progress.request_stop(Ticket(7, n), request, interrupt=False) or r.done()
                 )
             )
             assert run.result().result == f"J{claims}".encode()
@@ -575,7 +579,7 @@ def test_a_transaction_that_a_job_left_open_is_rolled_back(
     assert connection.in_atomic_block
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
 
-    execution.reset_context(copy_context())
+    reset_context(copy_context())
 
     assert not connection.in_atomic_block
     job.refresh_from_db()
@@ -591,7 +595,7 @@ def test_a_transaction_that_a_job_left_open_is_rolled_back(
 def test_what_a_job_wanted_to_do_after_a_commit_that_never_came_is_not_done() -> None:
     transaction.atomic().__enter__()
     transaction.on_commit(lambda: loaded.append(True))
-    execution.reset_context(copy_context())
+    reset_context(copy_context())
     with transaction.atomic():
         jobs.nothing()
     assert PeasyJobQueue.objects.count() == 1
@@ -603,7 +607,7 @@ def test_a_transaction_that_a_job_began_without_django_is_rolled_back() -> None:
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="never")
-    execution.reset_context(copy_context())
+    reset_context(copy_context())
     job.refresh_from_db()
     assert job.title == "do nothing"
 
@@ -612,7 +616,7 @@ def test_a_transaction_that_a_job_began_without_django_is_rolled_back() -> None:
 def test_a_connection_that_a_job_took_out_of_autocommit_is_back_in_it() -> None:
     transaction.set_autocommit(False)
     User.objects.create(username="never")
-    execution.reset_context(copy_context())
+    reset_context(copy_context())
     assert transaction.get_autocommit()
     assert not User.objects.exists()
 
@@ -623,7 +627,7 @@ def test_a_connection_that_a_job_broke_is_replaced() -> None:
     connection.connection.close()
     with contextlib.suppress(Exception):
         PeasyJobQueue.objects.count()
-    execution.reset_context(copy_context())
+    reset_context(copy_context())
     assert PeasyJobQueue.objects.count() == 1
 
 
@@ -633,7 +637,7 @@ def test_the_queries_of_a_job_are_forgotten() -> None:
     try:
         PeasyJobQueue.objects.count()
         assert connection.queries
-        execution.reset_context(copy_context())
+        reset_context(copy_context())
         assert not connection.queries
     finally:
         connection.force_debug_cursor = False
@@ -645,7 +649,7 @@ def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
     for _ in range(2):
         translation.activate("de")
         timezone.activate("Asia/Tokyo")
-        clean = execution.reset_context(clean)
+        clean = reset_context(clean)
         assert translation.get_language() == settings.LANGUAGE_CODE
         assert timezone.get_current_timezone_name() == settings.TIME_ZONE
 
@@ -657,7 +661,7 @@ def test_language_and_time_zone_of_a_job_are_forgotten(settings: Any) -> None:
 def test_one_of_the_two_alone_is_forgotten_as_well(module: Any, value: str, settings: Any) -> None:
     clean = copy_context()
     module.activate(value)
-    execution.reset_context(clean)
+    reset_context(clean)
     assert translation.get_language() == settings.LANGUAGE_CODE
     assert timezone.get_current_timezone_name() == settings.TIME_ZONE
 
@@ -669,7 +673,7 @@ def test_what_a_job_keeps_in_a_context_variable_is_compared_with_nothing(setting
     clean = copy_context()
     kept.set(mock.MagicMock(__eq__=mock.Mock(side_effect=AssertionError("asked"))))
     translation.activate("de")
-    execution.reset_context(clean)
+    reset_context(clean)
     kept.reset(token)
     assert translation.get_language() == settings.LANGUAGE_CODE
 
@@ -681,7 +685,7 @@ def test_the_client_of_a_cache_serves_one_job_after_another() -> None:
         for _ in range(3):
             assert run(use_cache).error is None
             translation.activate("de")
-            clean = execution.reset_context(clean)
+            clean = reset_context(clean)
 
     clients.clear()
     Context().run(work)  # in which no client was made yet
@@ -690,7 +694,7 @@ def test_the_client_of_a_cache_serves_one_job_after_another() -> None:
 
 def test_a_thread_that_has_run_a_job_is_in_none_any_more() -> None:
     run(jobs.nothing)
-    assert execution._own.get() is None
+    assert progress._current.get() is None
 
 
 @pytest.mark.django_db(transaction=True)
@@ -701,6 +705,6 @@ def test_trouble_while_cleaning_up_is_logged_and_goes_no_further(
         raise OSError("gone")
 
     monkeypatch.setattr(connection, "close_if_unusable_or_obsolete", refuse)
-    execution.reset_context(copy_context())
+    reset_context(copy_context())
     assert "Could not clean up after a job." in caplog.text
     assert "OSError: gone" in caplog.text

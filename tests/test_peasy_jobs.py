@@ -25,6 +25,7 @@ from peasy_jobs.store import querysets, wakeup
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.values import Run
 from peasy_jobs.workers import execution
+from peasy_jobs.workers.protocol import Report
 from tests import jobs
 
 needs_database = pytest.mark.django_db
@@ -651,7 +652,7 @@ def test_update_status_of_a_job_that_does_not_exist_does_nothing() -> None:
 
 
 def reports(job: Job[..., Any], *args: Any) -> list[tuple[str | None, str | None]]:
-    sent: list[execution.Report] = []
+    sent: list[Report] = []
     name = job.job_name
     data = payloads.dumps(
         list(args), job_name=name, column=payloads.ARGS, max_bytes=1000, serializer="json"

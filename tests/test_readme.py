@@ -303,7 +303,7 @@ def test_a_view_of_the_site_can_return_the_signed_link(shop_jobs, rf):
 
 def test_a_renamed_job_function_is_found_under_its_old_name(shop_jobs):
     run_snippet("# until no job is waiting under this name", vars(shop_jobs))
-    assert execution.find("shop.jobs.export") is shop_jobs.export_data
+    assert execution.find_job_function("shop.jobs.export") is shop_jobs.export_data
 
 
 @pytest.mark.django_db

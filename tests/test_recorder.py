@@ -20,7 +20,7 @@ from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING,
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.querysets import Claim, JobUpdate
-from peasy_jobs.workers.execution import Report
+from peasy_jobs.workers.protocol import Report
 from tests.concurrent_processes import TABLE, locked
 
 pytestmark = pytest.mark.django_db(transaction=True)

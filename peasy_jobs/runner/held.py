@@ -12,8 +12,7 @@ from peasy_jobs.runner.stopping import StopController
 from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim, JobUpdate
 from peasy_jobs.workers.base import Worker, WorkerExit
-from peasy_jobs.workers.execution import Outcome
-from peasy_jobs.workers.protocol import StopReason
+from peasy_jobs.workers.protocol import Outcome, StopReason
 
 if TYPE_CHECKING:
     from peasy_jobs.conf import Conf

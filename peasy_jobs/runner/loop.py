@@ -33,9 +33,8 @@ from peasy_jobs.store import vendors, wakeup
 from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim
 from peasy_jobs.workers.base import Worker, Workers, distribute
-from peasy_jobs.workers.execution import Outcome, Report
 from peasy_jobs.workers.processes import ProcessWorkers
-from peasy_jobs.workers.protocol import StopReason, StopRequest
+from peasy_jobs.workers.protocol import Outcome, Report, StopReason, StopRequest
 from peasy_jobs.workers.threads import ThreadWorkers
 
 logger = logging.getLogger("peasy_jobs")

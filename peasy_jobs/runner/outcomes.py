@@ -11,13 +11,13 @@ from peasy_jobs.statuses import ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim, JobUpdate
 from peasy_jobs.workers.base import WorkerExit
+from peasy_jobs.workers.errors import error_entry
 from peasy_jobs.workers.execution import (
     NOT_FOUND_PATIENCE,
-    Outcome,
     decide_outcome,
-    error_entry,
-    find,
+    find_job_function,
 )
+from peasy_jobs.workers.protocol import Outcome
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -59,7 +59,7 @@ def killed_late(claim: Claim, death: WorkerExit, reason: str, clock: Clock) -> J
     """Its worker had to be killed because it ran too long. What its code says of retries is looked up here."""
     job, error, now = None, TimeLimit(reason), monotonic()
     with suppress(BaseException):  # it may import the module, which runs its code
-        job = find(claim.job_name)
+        job = find_job_function(claim.job_name)
     status, delay = decide_outcome(job, error, claim.attempts - claim.crashes)
     ending = JobUpdate(
         claim=claim,

@@ -14,7 +14,8 @@ from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING,
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim, JobUpdate
-from peasy_jobs.workers.execution import Report, error_entry
+from peasy_jobs.workers.errors import error_entry
+from peasy_jobs.workers.protocol import Report
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

@@ -11,7 +11,7 @@ import socket
 from enum import IntEnum
 from types import TracebackType
 
-from peasy_jobs.workers.forkserver import SIGNALS
+from peasy_jobs.workers.startup import SIGNALS
 
 ABANDON_AFTER = 5.0  # seconds that outcomes may still be written after running jobs were stopped
 

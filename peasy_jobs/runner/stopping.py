@@ -1,4 +1,4 @@
-"""Stop single jobs: ask each to stop, and kill its worker if it is still running after a grace period."""
+"""Stop running jobs: ask first, and kill the worker after a grace period."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GRACE_PERIOD = 1.0  # seconds that a job has to clean up before its worker is ki
 
 @dataclass(slots=True)
 class StoppingJob:
-    """A running job that was asked to stop, and the `time.monotonic()` at which its worker is killed.
+    """A running job that was asked to stop, and the `time.monotonic()` when its worker is killed.
 
     `kill_at` is infinite once the kill was attempted, which is done only once.
     """
@@ -37,7 +37,8 @@ class StopController:
     def __init__(self, default_limit: float | None) -> None:
         # Seconds, for jobs without a time limit of their own.
         self.default_limit = float("inf") if default_limit is None else default_limit
-        # A thread may still be running an earlier claim of the same job, so the primary key is not enough.
+        # A thread may still be running an earlier claim of the same job, so the primary key is not
+        # enough.
         self.stopping: dict[tuple[int, int], StoppingJob] = {}  # by primary key and fencing token
 
     def request_stop(self, worker: Worker, claim: Claim, request: StopRequest) -> None:
@@ -51,8 +52,8 @@ class StopController:
     def stop_all(self, workers: Iterable[Worker], message: str) -> None:
         """Ask every running job to stop because the runner shuts down.
 
-        A job that was asked before, for whatever reason, gets no second request. Its worker is killed after this
-        grace period at the latest, again if that was attempted before.
+        A job that was asked before, for whatever reason, gets no second request. Its worker is
+        killed after this grace period at the latest, again if that was attempted before.
         """
         request = StopRequest(StopReason.SHUTDOWN, message)
         for worker, claim in _running(workers):
@@ -88,7 +89,7 @@ class StopController:
         return unkillable
 
     def next_deadline(self, workers: Iterable[Worker]) -> float:
-        """Return the `time.monotonic()` at which `enforce` has something to do, which may be infinite."""
+        """Return the `time.monotonic()` when `enforce` has something to do; it may be infinite."""
         deadlines = (self._deadline(worker, claim) for worker, claim in _running(workers))
         return min(deadlines, default=float("inf"))
 

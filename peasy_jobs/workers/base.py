@@ -1,8 +1,4 @@
-"""What a worker is to its runner: hand out, recall, collect, kill. Knows nothing of the database. And threads.
-
-A worker's `pending` are the jobs it was given and has not finished, in order; it runs the first of them. The rest can
-be recalled until the moment it takes them: thread and runner share a queue, process and runner share a pipe.
-"""
+"""The interface between a runner and its workers, which are threads or processes."""
 
 from __future__ import annotations
 
@@ -10,17 +6,16 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from peasy_jobs.store.values import Claim
-from peasy_jobs.workers.execution import Outcome, Report
-from peasy_jobs.workers.protocol import StopRequest
+from peasy_jobs.workers.protocol import Outcome, Report, StopRequest
 
 
 class WorkerExit(NamedTuple):
-    """A worker is gone. `running` were running, `not_started` jobs had not begun. No `reason`: no job is to blame."""
+    """A worker is gone, and another one takes its place."""
 
-    reason: str | None
-    running: list[Claim]
-    not_started: list[Claim]
-    since: float  # time.monotonic() when it began the first of `running`
+    reason: str | None  # None if no job is to blame, as when the fork server died
+    running: list[Claim]  # jobs that were running, or may have been
+    not_started: list[Claim]  # jobs that it had not started
+    since: float  # time.monotonic() when it started the first of `running`
     pid: int
 
 
@@ -28,59 +23,68 @@ Event = Outcome | Report | WorkerExit
 
 
 class Worker(Protocol):
-    """One worker. `busy_since` is the `time.monotonic()` when it was given the first of `pending`, or ended the last.
+    """One worker. It runs the first of `pending`; the others can be recalled until they start."""
 
-    `began` is when it began that job. One that was idle says so itself: until then it lies in the future.
-    """
-
-    pending: dict[int, Claim]
+    pending: dict[int, Claim]  # jobs it was given and has not finished, in order, by primary key
+    # time.monotonic() when it was given the first of `pending`, or finished the job before.
     busy_since: float
+    # time.monotonic() when it started the first of `pending`. A worker that was idle reports the
+    # start; until then this is a future deadline, from when its time limit counts in any case.
     began: float
-    ready: bool
+    ready: bool  # whether it may be given jobs
 
     @property
     def room(self) -> float:
         """How many more jobs it may be given before it is replaced."""
 
-    def hand_out(self, claims: list[Claim]) -> None: ...
+    def hand_out(self, claims: list[Claim]) -> None:
+        """Give jobs to the worker, to run after those in `pending`."""
 
     def recall(self) -> list[Claim]:
-        """Take back what the worker has not begun."""
+        """Take back the jobs that the worker has not started, and return them."""
 
     def request_stop(self, claim: Claim, request: StopRequest) -> None:
         """Ask the worker to stop this job, if it is running it."""
 
     def kill(self) -> bool:
-        """End the worker and what its job has started; its death is collected. False: it cannot be ended."""
+        """Kill the worker and whatever its job has started. Return False if it cannot be killed.
+
+        A `WorkerExit` follows.
+        """
 
 
 class Workers(Protocol):
     """All workers of a runner."""
 
     @property
-    def workers(self) -> Sequence[Worker]: ...
+    def workers(self) -> Sequence[Worker]:
+        """The workers at present: some may not be ready, or may have to be started again."""
 
     def collect(self) -> list[Event]:
-        """What has happened since the last call. Replaces workers that are gone."""
+        """Return what has happened since the last call. Replace workers that are gone."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Stop all workers: kill processes, and let threads end after the jobs they are running."""
 
 
 def distribute(
     claims: list[Claim], room: dict[Worker, int]
 ) -> tuple[dict[Worker, list[Claim]], list[Claim]]:
-    """Share out jobs, each to the worker that has the fewest then. Returns who gets which, and those left over."""
-    ranges = [
-        (worker, len(worker.pending), len(worker.pending) + more) for worker, more in room.items()
-    ]
-    last = max((end for _, _, end in ranges), default=0)
-    places = (
-        worker for place in range(last) for worker, first, end in ranges if first <= place < end
-    )
+    """Share out jobs in order, each to the worker that has the fewest by then.
+
+    room: how many more jobs each worker may be given.
+    Return the jobs of each worker, and those that are left over.
+    """
     batches: dict[Worker, list[Claim]] = {}
-    for dealt, claim in enumerate(claims):
-        worker = next(places, None)
-        if worker is None:
-            return batches, claims[dealt:]
-        batches.setdefault(worker, []).append(claim)
-    return batches, []
+    remaining = iter(claims)
+    last_depth = max((len(worker.pending) + more for worker, more in room.items()), default=0)
+    # Level by level: whoever has `depth` jobs, and room for one more, gets the next one.
+    for depth in range(last_depth):
+        for worker, more in room.items():
+            if not len(worker.pending) <= depth < len(worker.pending) + more:
+                continue
+            claim = next(remaining, None)
+            if claim is None:
+                return batches, []
+            batches.setdefault(worker, []).append(claim)
+    return batches, list(remaining)

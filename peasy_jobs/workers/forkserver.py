@@ -1,356 +1,224 @@
-"""The worker server: a process that has loaded the project once and forks a worker process whenever one is wanted.
+"""The fork server: a process that loads the project once and forks worker processes.
 
-A fork of a process that holds no connection and no thread takes milliseconds and shares its memory. Not the standard
-library's forkserver: that one re-imports the main module in every worker, skips its preload silently from another
-directory, needs a resource tracker process beside it and leaves the killing of a process to somebody who cannot know
-whether its pid has been given away.
+Forking a process that holds no connection and runs no thread takes milliseconds, and the workers
+share its memory.
+
+Why not the forkserver of `multiprocessing`: it imports the main module again in every worker,
+silently skips its preloading when it is started from another directory, needs a resource tracker
+process, and leaves killing to the runner, which cannot know whether a pid has been reused. This
+server reaps its workers itself, so that it can.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import contextlib
-import ctypes
 import logging
-import marshal
 import os
 import select
 import signal
 import socket
-import struct
 import sys
-import threading
 import warnings
-from collections.abc import Callable
-from contextvars import Context
-from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, NamedTuple
+from time import sleep
 
-from peasy_jobs.workers.channel import CHUNK, LENGTH, take_messages
-from peasy_jobs.workers.protocol import StopReason, StopRequest
-from peasy_jobs.workers.startup import import_jobs, show_log
-
-if TYPE_CHECKING:
-    from peasy_jobs.workers.execution import Outcome, Report
+from peasy_jobs.workers.protocol import (
+    SERVER_REQUEST_SIZE,
+    NoticeKind,
+    RequestKind,
+    ServerNotice,
+    ServerRequest,
+)
+from peasy_jobs.workers.startup import (
+    SIGNALS,
+    die_with_parent,
+    flush_output,
+    ignore_signal,
+    import_jobs,
+    show_log,
+)
 
 logger = logging.getLogger("peasy_jobs")
 
-# From the runner: what to do, for which worker. A start comes with the worker's socket, ticket pipe and ask pipe.
-REQUEST = struct.Struct("!cq")
-START, ASK, KILL, CUT_OFF = b"S", b"A", b"K", b"C"
-# To the runner: worker, pid, and one of these or, once it is gone, its wait status.
-NEWS = struct.Struct("!qqq")
-STARTED, NOT_STARTED, WAS_CUT_OFF = -2, -1, -3
-TICKET = struct.Struct(
-    "!qq"
-)  # job and claim: a job that was recalled may come back under a new claim
-# From the runner to a worker, in a pipe that a signal says to read: which job is to stop, why, and why in words.
-ASKED = struct.Struct("!qq16p128p")
-EXIT_TRIES, EXIT_PAUSE = 20, 0.005  # seconds
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_CHECKS, EXIT_CHECK_EVERY = 20, 0.005  # how often, and seconds
 
 
-def main(control_fd: int, runner_pid: int, argv: list[str], level: int) -> None:
-    """Serve one runner until it is gone."""
-    _die_with_parent(runner_pid)
+def main(control_fd: int, runner_pid: int, argv: list[str], log_level: int) -> None:
+    """Serve one runner until it is gone. Never returns.
+
+    control_fd: the control socket.
+    argv: `sys.argv` of the runner.
+    log_level: the level at which the runner shows its log on the terminal, 0 if it does not.
+    """
+    die_with_parent(runner_pid)
     for signum in SIGNALS:
-        # systemd signals the whole group: the runner decides. Not SIG_IGN, which the programs that a job starts
-        # would inherit.
-        signal.signal(signum, _leave_it_to_the_runner)
+        signal.signal(signum, ignore_signal)
+    # The runner has blocked them in this process until these handlers were there.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.argv[:] = argv
-    _load_project(level)
+    _load_project(log_level)
     with contextlib.suppress(ConnectionError), socket.socket(fileno=control_fd) as control:
-        _listen(control, runner_pid)
+        ForkServer(control, runner_pid).serve()
     os._exit(0)
 
 
-def _listen(control: socket.socket, runner_pid: int) -> None:
-    """Do what the runner says, and tell it of workers that have ended, until it is gone. They go with it."""
-    wake_r, wake_w = os.pipe()
-    os.set_blocking(wake_w, False)
-    os.set_blocking(wake_r, False)
-    signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    # Not SIGKILL any more, which would leave no time to end what the jobs have started.
-    _die_with_parent(runner_pid, by=signal.SIGCHLD)
-    workers: dict[int, int] = {}  # pid: worker
-    cut_off: set[int] = set()  # pids of workers that lived on without their socket
-    watched: list[Any] = [control, wake_r]
-    try:
-        while os.getppid() == runner_pid:
-            ready, _, _ = select.select(watched, [], [])
-            if wake_r in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake_r, CHUNK)
-                _report_dead(control, workers, cut_off)
-            if control in ready:
-                data, fds, _, _ = socket.recv_fds(control, REQUEST.size, 3)
-                for fd in fds:
-                    os.set_inheritable(fd, False)  # what a job starts must not keep them open
-                while len(data) < REQUEST.size:
-                    if not (more := control.recv(REQUEST.size - len(data))):
-                        return
-                    data += more
-                what, worker = REQUEST.unpack(data)
-                if what == START:
-                    _start(control, workers, worker, fds)
-                    continue
-                for pid in [pid for pid, number in workers.items() if number == worker]:
-                    if what == CUT_OFF and not _ends_by_itself(pid):
-                        cut_off.add(pid)
-                    _end_or_ask(pid, what)
-    finally:
-        for pid in workers:
-            _end_or_ask(pid, KILL)
-
-
-def _load_project(level: int) -> None:
+def _load_project(log_level: int) -> None:
     import django
     from django.db import connections
 
     django.setup()
-    logger.disabled = (
-        False  # LOGGING, by default, disables the loggers that exist before it is read
-    )
-    if level:
-        show_log(level)
+    # By default, LOGGING disables the loggers that exist before it is read.
+    logger.disabled = False
+    if log_level:
+        show_log(log_level)
     import_jobs()
     connections.close_all()
     for connection in connections.all(initialized_only=True):
-        if hasattr(
-            connection, "close_pool"
-        ):  # PostgreSQL's: workers would share the sockets that wait in it
+        # PostgreSQL's pool would be shared by the workers, with the sockets in it.
+        if hasattr(connection, "close_pool"):
             connection.close_pool()
-    _flush()  # or every worker would print again what is still there
+    flush_output()  # or every worker would print again what is still in the buffer
 
 
-def _flush() -> bool:
-    """Print now what was printed so far. False: a stream is closed, or otherwise of no use."""
-    useful = True
-    for stream in (sys.stdout, sys.stderr):
+class ForkServer:
+    """Forks, kills and reaps worker processes for its runner, and tells it what happens to them."""
+
+    def __init__(self, control: socket.socket, runner_pid: int) -> None:
+        self.control = control
+        self.runner_pid = runner_pid
+        # The number of each worker by its pid. They are not reaped yet, so the kernel cannot have
+        # reused the pid.
+        self.workers: dict[int, int] = {}
+        self.disconnected: set[int] = set()  # pids of workers that went on without their job socket
+
+    def serve(self) -> None:
+        """Handle requests and reap workers until the runner is gone; then kill all workers."""
+        child_exited = _wake_up_on_child_exit()
+        sources: list[socket.socket | int] = [self.control, child_exited]
+        # Until here the kernel killed this process when the runner died. From now on it only wakes
+        # it up, so that there is time to kill the programs that jobs have started.
+        die_with_parent(self.runner_pid, by=signal.SIGCHLD)
         try:
-            stream.flush()
-        except Exception:  # a job may have left anything there
-            useful = False
-    return useful
+            while os.getppid() == self.runner_pid:
+                readable, _, _ = select.select(sources, [], [])
+                if child_exited in readable:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(child_exited, 1 << 16)
+                    self._reap_workers()
+                if self.control in readable:
+                    received = self._receive_request()
+                    if received is None:
+                        return
+                    self._handle(*received)
+        finally:
+            for pid in self.workers:
+                _kill(pid)
+
+    def _receive_request(self) -> tuple[ServerRequest, list[int]] | None:
+        """Return the next request and the descriptors sent along, or None if the runner is gone."""
+        data, fds, _, _ = socket.recv_fds(self.control, SERVER_REQUEST_SIZE, 3)
+        for fd in fds:
+            os.set_inheritable(fd, False)  # programs that a job starts must not keep them open
+        while len(data) < SERVER_REQUEST_SIZE:
+            more = self.control.recv(SERVER_REQUEST_SIZE - len(data))
+            if not more:
+                return None
+            data += more
+        return ServerRequest.unpack(data), fds
+
+    def _handle(self, request: ServerRequest, fds: list[int]) -> None:
+        if request.kind is RequestKind.START:
+            self._start_worker(request.worker, fds)
+            return
+        for pid in [pid for pid, number in self.workers.items() if number == request.worker]:
+            if request.kind is RequestKind.STOP_JOB:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+                continue
+            if request.kind is RequestKind.DISCONNECTED and not _exits_by_itself(pid):
+                self.disconnected.add(pid)
+            _kill(pid)
+
+    def _start_worker(self, number: int, fds: list[int]) -> None:
+        server_pid = os.getpid()
+        try:
+            with warnings.catch_warnings():
+                # Python warns about a fork beside threads, which the project may have started.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+        except OSError as error:
+            logger.error("Could not start a worker process: %s.", error)
+            self._notify(ServerNotice(NoticeKind.NOT_STARTED, number))
+        else:
+            if pid == 0:
+                self._become_worker(server_pid, fds)
+            # The worker does this as well, so that it is done before either of them relies on it.
+            with contextlib.suppress(OSError):
+                os.setpgid(pid, pid)
+            self.workers[pid] = number
+            self._notify(ServerNotice(NoticeKind.STARTED, number, pid))
+        for fd in fds:
+            os.close(fd)
+
+    def _become_worker(self, server_pid: int, fds: list[int]) -> None:
+        """Run jobs in this forked process. Never returns: it must not go on as a second server."""
+        try:
+            self.control.close()
+            # Only now: it needs Django, which `main` loads after it has set up its signals.
+            from peasy_jobs.workers import workerprocess
+
+            workerprocess.main(server_pid, *fds)
+        except BaseException:
+            logger.exception("A worker process failed.")
+        finally:
+            os._exit(1)
+
+    def _reap_workers(self) -> None:
+        while self.workers:
+            pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            number = self.workers.pop(pid, None)
+            if number is None:
+                continue
+            _kill_group(pid)  # whatever its job has started
+            kind = NoticeKind.DISCONNECTED if pid in self.disconnected else NoticeKind.EXITED
+            self.disconnected.discard(pid)
+            self._notify(ServerNotice(kind, number, pid, wait_status))
+
+    def _notify(self, notice: ServerNotice) -> None:
+        self.control.sendall(notice.pack())
 
 
-def _ends_by_itself(pid: int) -> bool:
-    """Whether a process that has closed its socket is just ending: it is gone a moment later."""
-    for _ in range(EXIT_TRIES):
+def _wake_up_on_child_exit() -> int:
+    """Return a descriptor that becomes readable when a worker exits.
+
+    SIGCHLD writes a byte into a pipe.     A handler is needed for that, even one that does nothing.
+    Neither end of the pipe blocks: a full pipe is readable.
+    """
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    os.set_blocking(write_fd, False)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, ignore_signal)
+    return read_fd
+
+
+def _exits_by_itself(pid: int) -> bool:
+    """Return whether a process that has closed its socket exits within 0.1 s. Does not reap it."""
+    for _ in range(EXIT_CHECKS):
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return True
-        sleep(EXIT_PAUSE)
+        sleep(EXIT_CHECK_EVERY)
     return False
 
 
-def _end_or_ask(pid: int, what: bytes) -> None:
-    """Do this to a worker that was not reaped yet, so that the pid is still its own."""
-    if what != ASK:
-        _kill_group(
-            pid
-        )  # what its job has started; and maybe not the worker, which may have left its group
+def _kill(pid: int) -> None:
+    """Kill a worker that was not reaped, and the programs that its job has started."""
+    _kill_group(pid)
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM if what == ASK else signal.SIGKILL)
-
-
-def _start(control: socket.socket, workers: dict[int, int], worker: int, fds: list[int]) -> None:
-    server = os.getpid()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # a project may have started threads of its own
-            pid = os.fork()
-    except OSError as error:
-        logger.error("Could not start a worker process: %s.", error)
-        control.sendall(NEWS.pack(worker, 0, NOT_STARTED))
-    else:
-        if pid == 0:
-            try:
-                control.close()
-                _work(server, *fds)
-            except BaseException:
-                logger.exception("A worker process failed.")
-            finally:
-                os._exit(1)  # whatever happens, this process must not go on as a second server
-        with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # in both, so that it is done when either needs it
-        workers[pid] = worker
-        control.sendall(NEWS.pack(worker, pid, STARTED))
-    for fd in fds:
-        os.close(fd)
-
-
-def _report_dead(control: socket.socket, workers: dict[int, int], cut_off: set[int]) -> None:
-    while workers:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        worker = workers.pop(pid, None)
-        if worker is not None:
-            _kill_group(pid)  # what the job had started goes with it
-            status = WAS_CUT_OFF if pid in cut_off else status
-            control.sendall(NEWS.pack(worker, pid, status))
-            cut_off.discard(pid)
+        os.kill(pid, signal.SIGKILL)  # its job may have left the process group
 
 
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _work(server: int, socket_fd: int, ticket_fd: int, ask_fd: int) -> None:
-    """The life of a worker process: take a ticket, run its job, hand over the outcome. Never returns."""
-    with contextlib.suppress(OSError):
-        os.setpgid(0, 0)  # so that ending a job ends what it started
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.register_at_fork(
-        before=_hold_signals,
-        after_in_parent=_release_signals,
-        after_in_child=_be_an_ordinary_process,
-    )
-    _die_with_parent(server)
-    if sys.platform != "linux":
-        threading.Thread(target=_watch_parent, args=[server], daemon=True).start()
-    try:
-        with socket.socket(fileno=socket_fd) as connection:
-            _run_jobs(connection, ticket_fd, ask_fd)
-    except OSError:
-        # The runner is gone, and ends us; or our job has closed what we talk over, which the server is about to hear.
-        sleep(10 * EXIT_TRIES * EXIT_PAUSE)
-    os._exit(0)
-
-
-def _asked_reader(ask_fd: int) -> Callable[[int, object], None]:
-    from peasy_jobs.workers import execution
-
-    def read_asked(signum: int, frame: object) -> None:
-        # Systemd and others send SIGTERM to every process: without a word from the runner it means nothing.
-        with contextlib.suppress(BlockingIOError):
-            for pk, fencing_token, why, reason in ASKED.iter_unpack(
-                os.read(ask_fd, ASKED.size * 16)
-            ):
-                request = StopRequest(StopReason(why.decode()), reason.decode())
-                execution.request_stop(pk, fencing_token, request, interrupt=True)
-
-    return read_asked
-
-
-def _take_signals_back(read_asked: Callable[[int, object], None]) -> None:
-    """What the last job did with signals must not hit the next: its handlers, its mask, its alarm."""
-    # What is asked for each job by `_signal`: `signal` looks every answer up in an enum, ours in vain.
-    signal.alarm(0)
-    for signum, handler in zip(SIGNALS, (_leave_it_to_the_runner, read_asked), strict=True):
-        if _signal.getsignal(signum) is not handler:
-            signal.signal(signum, handler)
-    _signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-def _run_jobs(connection: socket.socket, ticket_fd: int, ask_fd: int) -> None:
-    from peasy_jobs.store.values import Run
-    from peasy_jobs.workers import execution
-
-    send, read_asked = _Sender(connection), _asked_reader(ask_fd)
-    inbox = bytearray()
-    jobs: dict[tuple[int, int], Run] = {}
-    first: tuple[int, int] | None = None  # the job that the runner waits to hear the beginning of
-    pid, prints = os.getpid(), _flush()
-    clean = execution.reset_context(Context())  # an app may have chosen a language while it loaded
-    _take_signals_back(read_asked)
-    while (ticket := _next_ticket(ticket_fd)) is not None:
-        while ticket not in jobs:
-            chunk = connection.recv(CHUNK)
-            if not chunk:
-                os._exit(0)
-            inbox += chunk
-            for recalled, handed_out, idle in take_messages(inbox):
-                for stale in recalled:
-                    jobs.pop(stale, None)
-                jobs.update({job[:2]: Run(*job) for job in handed_out})
-                first = handed_out[0][:2] if idle else first
-        if ticket == first:
-            send(Begun(monotonic()))
-        _take_signals_back(read_asked)
-        running = execution.Execution(jobs.pop(ticket), send)
-        outcome = execution.run_job(running)
-        forked = os.getpid() != pid
-        if not forked:
-            send(outcome)
-        still_prints = _flush()  # what a job prints is wanted now, not when the worker ends
-        if forked:
-            os._exit(
-                1 if outcome.error else 0
-            )  # it came back from the job, but the job is its parent
-        # It may have been in the middle of anything, or the next job could not print: another worker takes its place.
-        if running.stop_raised or (prints and not still_prints):
-            os._exit(0)
-        clean = execution.reset_context(clean)
-
-
-class _Sender:
-    """Sends whole messages, from whichever thread of the job."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection, self.lock = connection, threading.Lock()
-
-    def __call__(self, message: Outcome | Report | Begun) -> None:
-        data = marshal.dumps((type(message).__name__, *message))
-        with self.lock:
-            self.connection.sendall(LENGTH.pack(len(data)) + data)
-
-
-class Begun(NamedTuple):
-    """A worker that the runner knew to be idle has begun the job that it was given."""
-
-    at: float  # time.monotonic()
-
-
-def _next_ticket(ticket_fd: int) -> tuple[int, int] | None:
-    """The job to run next; None when the runner is gone.
-
-    Tickets lie in a pipe that the runner reads too when it wants jobs back: the kernel gives each to one of us.
-    """
-    while True:
-        try:
-            ticket = os.read(ticket_fd, TICKET.size)
-        except BlockingIOError:
-            select.select([ticket_fd], [], [])
-        else:
-            return TICKET.unpack(ticket) if ticket else None
-
-
-def _leave_it_to_the_runner(signum: int, frame: object) -> None:
-    pass
-
-
-def _hold_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def _release_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-def _be_an_ordinary_process() -> None:
-    """What a job forks must end on SIGTERM like any process, from its first moment."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_DFL)
-    _release_signals()
-
-
-def _die_with_parent(parent: int, by: int = signal.SIGKILL) -> None:
-    """Have the kernel signal this process when its parent dies. Returns normally only while `parent` lives."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, by)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
-
-
-def _watch_parent(server: int) -> None:
-    while os.getppid() == server:
-        sleep(0.5)
-    os.killpg(0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Workers that are processes: how the runner hands them jobs and hears of them. Their own side is in `server.py`."""
+"""Workers that are processes, as the runner sees them. Their own side is in `workerprocess.py`."""
 
 from __future__ import annotations
 
@@ -11,131 +11,175 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from peasy_jobs.store.values import Claim
 from peasy_jobs.workers.base import Event, WorkerExit
-from peasy_jobs.workers.channel import Channel
-from peasy_jobs.workers.execution import Outcome, Report
-from peasy_jobs.workers.forkserver import (
-    ASK,
-    ASKED,
-    CUT_OFF,
-    KILL,
-    NEWS,
-    NOT_STARTED,
-    REQUEST,
-    SIGNALS,
-    START,
-    STARTED,
-    TICKET,
-    WAS_CUT_OFF,
+from peasy_jobs.workers.channel import RunnerChannel
+from peasy_jobs.workers.protocol import (
+    SERVER_NOTICE_SIZE,
+    JobBatch,
+    JobStarted,
+    NoticeKind,
+    Outcome,
+    RequestKind,
+    ServerNotice,
+    ServerRequest,
+    StopOrder,
+    StopRequest,
+    Ticket,
+    unpack_worker_message,
 )
-from peasy_jobs.workers.protocol import StopRequest
-from peasy_jobs.workers.startup import log_level
+from peasy_jobs.workers.startup import SIGNALS, log_level
 
 logger = logging.getLogger("peasy_jobs")
 
-START_RETRY = (
-    1.0  # seconds until a worker server, or a worker, that could not be started is tried again
-)
-BEGIN_TIMEOUT = 10.0  # seconds that an idle worker has to begin what it is given before its time counts all the same
-STOP_TIMEOUT = 2.0  # seconds for a worker server to end by itself
+START_RETRY_AFTER = 1.0  # seconds after a worker, or the fork server, could not be started
+# Seconds after which a job's time limit counts even if its worker has not reported the start.
+BEGIN_TIMEOUT = 10.0
+SERVER_EXIT_TIMEOUT = 2.0  # seconds for a fork server to exit by itself
+
+
+class Pipe:
+    """A pipe of which neither end blocks."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe()
+        os.set_blocking(self.read_fd, False)
+        os.set_blocking(self.write_fd, False)
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+
+class TicketPipe(Pipe):
+    """The tickets of a worker's jobs.
+
+    The worker reads one whenever it is free. The runner reads all of them to recall jobs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsent = bytearray()  # those that did not fit into the pipe
+
+    def add(self, tickets: list[Ticket]) -> None:
+        self.unsent += b"".join([ticket.pack() for ticket in tickets])
+        self.flush()
+
+    def flush(self) -> None:
+        """Write as many tickets as the pipe holds.
+
+        Linux makes a pipe as small as a page for a user who has a thousand of them.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while self.unsent:
+                # Up to PIPE_BUF bytes are written together or not at all, so no ticket is ever cut
+                # in two.
+                del self.unsent[: os.write(self.write_fd, self.unsent[: select.PIPE_BUF])]
+
+    def take_back(self) -> list[Ticket]:
+        """Remove all tickets that the worker has not read, and return them."""
+        unread = b""
+        with contextlib.suppress(BlockingIOError):
+            unread = os.read(self.read_fd, 1 << 16)
+        tickets = Ticket.unpack_all(unread + self.unsent)
+        self.unsent.clear()
+        return tickets
 
 
 class ProcessWorker:
-    """Runs jobs in a process of their own. The worker server forks it, reports its end, and kills it when told to."""
+    """Runs jobs in a process of its own, which the fork server forks, kills and reaps."""
 
     def __init__(
-        self, number: int, request: Callable[[bytes, ProcessWorker], None], max_jobs: int | None
+        self,
+        number: int,
+        send_request: Callable[[RequestKind, ProcessWorker], None],
+        max_jobs: int | None,
     ) -> None:
+        """send_request: sends a request about this worker to the fork server.
+
+        max_jobs: how many jobs it runs before it is replaced; None: any number.
+        """
+        self.number = number
+        self.pid = 0  # until the fork server has reported it
+        self.send_request = send_request
         self.max_jobs = float("inf") if max_jobs is None else max_jobs
+        self.finished = 0  # jobs
+        self.ready = False
+        self.stop_requested = False  # of one of its jobs: it is replaced after that
         self.pending: dict[int, Claim] = {}
         self.busy_since = self.began = 0.0
-        self.done = 0
-        self.number, self.pid, self.ready, self.asked = number, 0, False, False
-        self.request = request
-        ours, self.theirs = socket.socketpair()
-        self.channel = Channel(ours)
-        self.ticket_r, self.ticket_w = os.pipe()
-        self.ask_r, self.ask_w = os.pipe()
-        for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
-            os.set_blocking(fd, False)
-        self.tickets = bytearray()  # those that are not in the pipe yet
-        self.recalled: list[
-            tuple[int, int]
-        ] = []  # tickets of what the worker holds and must forget
+        connection, self.worker_socket = socket.socketpair()
+        self.channel = RunnerChannel(connection)
+        self.ticket_pipe = TicketPipe()
+        self.stop_pipe = Pipe()
+        self.recalled: list[Ticket] = []  # of jobs that the worker holds and must forget
+
+    @property
+    def room(self) -> float:
+        return self.max_jobs - self.finished - len(self.pending)
 
     def hand_out(self, claims: list[Claim]) -> None:
         idle = not self.pending
         if idle:
             self.busy_since = monotonic()
             self.began = self.busy_since + BEGIN_TIMEOUT
-        jobs = [tuple(claim.run()) for claim in claims]
         self.pending.update({claim.pk: claim for claim in claims})
-        self.channel.send((self.recalled, jobs, idle))
+        batch = JobBatch(self.recalled, [claim.run() for claim in claims], report_start=idle)
         self.recalled = []
-        self.tickets += b"".join(TICKET.pack(claim.pk, claim.fencing_token) for claim in claims)
-        self._issue()
-
-    def _issue(self) -> None:
-        """Put tickets into the pipe, as many as it takes: Linux gives small ones to a user who has a thousand."""
-        with contextlib.suppress(BlockingIOError):
-            while self.tickets:  # up to PIPE_BUF bytes are written together or not at all
-                del self.tickets[: os.write(self.ticket_w, self.tickets[: select.PIPE_BUF])]
+        self.channel.send(batch.pack())
+        self.ticket_pipe.add([Ticket(claim.pk, claim.fencing_token) for claim in claims])
 
     def recall(self) -> list[Claim]:
-        tickets = b""
-        with contextlib.suppress(BlockingIOError):
-            tickets = os.read(self.ticket_r, 1 << 16)
-        recalled = list(TICKET.iter_unpack(tickets + self.tickets))
-        self.tickets.clear()
-        self.recalled += recalled
-        return [self.pending.pop(pk) for pk, _ in recalled]
+        tickets = self.ticket_pipe.take_back()
+        self.recalled += tickets
+        return [self.pending.pop(ticket.pk) for ticket in tickets]
 
     def request_stop(self, claim: Claim, request: StopRequest) -> None:
+        order = StopOrder(Ticket(claim.pk, claim.fencing_token), request)
+        # `Stop` may interrupt code that is not prepared for it, so this process must not run
+        # another job.
+        self.stop_requested = True
+        self.ready = False
+        # The pipe is full only if the worker does not read it, and then it will be killed.
         with contextlib.suppress(BlockingIOError):
-            self.asked, self.ready = (
-                True,
-                False,
-            )  # interrupted in the middle of anything: not to be used again
-            why, reason = request.reason.value.encode(), request.message.encode()
-            os.write(self.ask_w, ASKED.pack(claim.pk, claim.fencing_token, why, reason))
-        self.request(ASK, self)
+            os.write(self.stop_pipe.write_fd, order.pack())
+        self.send_request(RequestKind.STOP_JOB, self)
 
     def kill(self) -> bool:
         self.ready = False
-        self.request(KILL, self)
+        self.send_request(RequestKind.KILL, self)
         return True
 
-    @property
-    def room(self) -> float:
-        return self.max_jobs - self.done - len(self.pending)
-
     def receive(self) -> list[Event]:
+        """Return what the worker has sent since the last call."""
         events: list[Event] = []
-        for kind, *values in self.channel.receive():
-            if kind == "Outcome":
-                outcome = Outcome(*values)
-                if (
-                    claim := self.pending.get(outcome.pk)
-                ) and claim.fencing_token == outcome.fencing_token:  # not a later claim
-                    del self.pending[outcome.pk]
-                self.busy_since = self.began = monotonic()
-                self.done += 1
-                events.append(outcome)
-            elif kind == "Begun":
-                self.busy_since = self.began = values[0]
-            else:
-                events.append(Report(*values))
-        self._issue()
+        for data in self.channel.receive():
+            message = unpack_worker_message(data)
+            if isinstance(message, JobStarted):
+                self.busy_since = self.began = message.at
+                continue
+            if isinstance(message, Outcome):
+                self._finish(message)
+            events.append(message)
+        self.ticket_pipe.flush()
         return events
 
+    def _finish(self, outcome: Outcome) -> None:
+        claim = self.pending.get(outcome.pk)
+        # This runner may have lost the job while it was suspended, and claimed it again.
+        if claim is not None and claim.fencing_token == outcome.fencing_token:
+            del self.pending[outcome.pk]
+        self.busy_since = self.began = monotonic()
+        self.finished += 1
+
     def close(self) -> None:
+        """Close the runner's ends. An idle worker exits when it sees that."""
         self.channel.close()
-        for fd in (self.ticket_r, self.ticket_w, self.ask_r, self.ask_w):
-            os.close(fd)
+        self.ticket_pipe.close()
+        self.stop_pipe.close()
 
 
 class ProcessWorkers:
@@ -144,24 +188,23 @@ class ProcessWorkers:
     def __init__(
         self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None
     ) -> None:
-        self.concurrency, self.selector, self.max_jobs = concurrency, selector, max_jobs
+        """max_jobs: how many jobs a worker runs before it is replaced; None: any number."""
+        self.concurrency = concurrency
+        self.selector = selector
+        self.max_jobs = max_jobs
         self.workers: list[ProcessWorker] = []
         self.events: list[Event] = []
-        self.started = 0  # workers so far: numbers are not used twice
+        self.last_number = 0  # of a worker: numbers are not used twice
         self.server: subprocess.Popen[bytes] | None = None
-        self.server_started = self.fill_at = float("-inf")
-        self._fill()
+        self.server_started = self.start_at = float("-inf")
+        self._start_missing()
 
     def collect(self) -> list[Event]:
-        spent = [
-            worker
-            for worker in self.workers
-            if not worker.pending and (worker.room <= 0 or worker.asked)
-        ]
-        for worker in spent:
-            self.workers.remove(worker)
-            self._forget(worker)  # it sees that and ends
-        self._fill()
+        for worker in self.workers.copy():
+            if not worker.pending and (worker.room <= 0 or worker.stop_requested):
+                self.workers.remove(worker)
+                self._release(worker)
+        self._start_missing()
         for worker in self.workers:
             if worker.channel.outbox:
                 worker.channel.flush()
@@ -170,145 +213,177 @@ class ProcessWorkers:
         return events
 
     def stop(self) -> None:
-        """End the worker server, and with it every worker."""
+        """Stop the fork server, which kills every worker."""
         for worker in self.workers:
-            self._forget(worker)
+            self._release(worker)
         self.workers = []
-        if self.server is not None:
-            self.selector.unregister(self.control)
-            self.control.close()
-            try:
-                self.server.wait(STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:  # stuck in the project's own imports, say
-                self.server.kill()
-                self.server.wait()
-            self.server = None
-
-    def _fill(self) -> None:
         if self.server is None:
-            if monotonic() < self.server_started + START_RETRY:
+            return
+        self.selector.unregister(self.control)
+        self.control.close()
+        try:
+            self.server.wait(SERVER_EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired:  # it hangs while it loads the project, for instance
+            self.server.kill()
+            self.server.wait()
+        self.server = None
+
+    # Starting
+
+    def _start_missing(self) -> None:
+        """Start the fork server and the workers that are missing, pausing after a failure."""
+        if self.server is None:
+            if monotonic() < self.server_started + START_RETRY_AFTER:
                 return
             self._start_server()
-        while len(self.workers) < self.concurrency and monotonic() >= self.fill_at:
-            self.started += 1
-            worker = ProcessWorker(self.started, self._request, self.max_jobs)
-            self.workers.append(worker)
-            self.selector.register(
-                worker.channel.connection, selectors.EVENT_READ, lambda w=worker: self._receive(w)
-            )
-            self._request(START, worker, [worker.theirs.fileno(), worker.ticket_r, worker.ask_r])
-            worker.theirs.close()
+        while len(self.workers) < self.concurrency and monotonic() >= self.start_at:
+            self._start_worker()
 
     def _start_server(self) -> None:
         self.server_started = monotonic()
-        self.control, theirs = socket.socketpair()
-        # Our sys.path, so that the project is found from whichever directory the runner was started in.
+        self.control, server_socket = socket.socketpair()
+        # The runner's sys.path, so that the project is found from whichever directory the runner
+        # was started in.
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; from peasy_jobs.workers import forkserver; "
-            f"forkserver.main({theirs.fileno()}, {os.getpid()}, {sys.argv!r}, {log_level()})"
+            f"forkserver.main({server_socket.fileno()}, {os.getpid()}, {sys.argv!r}, {log_level()})"
         )
-        options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # such as -O
-        # Ctrl-C goes to the whole group: it must not hit the server before it has handlers, so the server unblocks it.
+        # The interpreter options of the runner, such as -O.
+        options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        # Ctrl-C is sent to the whole group. The server starts with these signals blocked, and
+        # unblocks them when it has handlers.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             self.server = subprocess.Popen(  # noqa: S603
                 [sys.executable, *options, "-c", code],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_socket.fileno()],
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
-        self.selector.register(self.control, selectors.EVENT_READ, self._hear_server)
+        server_socket.close()
+        self.selector.register(self.control, selectors.EVENT_READ, self._receive_notices)
 
-    def _request(self, what: bytes, worker: ProcessWorker, fds: list[int] | None = None) -> None:
-        with contextlib.suppress(OSError):  # the server is gone, which its socket tells us as well
-            socket.send_fds(self.control, [REQUEST.pack(what, worker.number)], fds or [])
+    def _start_worker(self) -> None:
+        self.last_number += 1
+        worker = ProcessWorker(self.last_number, self._send_request, self.max_jobs)
+        self.workers.append(worker)
+        self.selector.register(
+            worker.channel.connection,
+            selectors.EVENT_READ,
+            lambda: self._receive_from(worker),
+        )
+        ends = [
+            worker.worker_socket.fileno(),
+            worker.ticket_pipe.read_fd,
+            worker.stop_pipe.read_fd,
+        ]
+        self._send_request(RequestKind.START, worker, ends)
+        worker.worker_socket.close()
 
-    def _hear_server(self) -> None:
-        try:
-            data = self.control.recv(NEWS.size * 64)
-            while len(data) % NEWS.size:
-                if not (more := self.control.recv(NEWS.size - len(data) % NEWS.size)):
-                    raise ConnectionError("The worker server is gone in the middle of its news.")
-                data += more
-        except OSError:
-            data = b""
-        if not data and self.server is not None:
-            self._lose_server(self.server)
-        for number, pid, status in NEWS.iter_unpack(data):
-            for worker in [worker for worker in self.workers if worker.number == number]:
-                if status == STARTED:
-                    worker.pid, worker.ready = pid, not worker.asked
-                else:
-                    self._bury(worker, _how(status))
+    def _send_request(
+        self, kind: RequestKind, worker: ProcessWorker, fds: Sequence[int] = ()
+    ) -> None:
+        request = ServerRequest(kind, worker.number)
+        with contextlib.suppress(OSError):  # the server is gone, which its socket reports as well
+            socket.send_fds(self.control, [request.pack()], fds)
 
-    def _lose_server(self, server: subprocess.Popen[bytes]) -> None:
-        self.selector.unregister(self.control)
-        self.control.close()
-        server.kill()
-        logger.error("The worker server died (exit code %s). Starting another.", server.wait())
-        self.server = None
-        for worker in list(self.workers):
-            if worker.pid:
-                with contextlib.suppress(OSError):
-                    os.killpg(
-                        worker.pid, signal.SIGKILL
-                    )  # the kernel does so too, but maybe not yet
-            self._bury(worker, None)
+    # Receiving
 
-    def _receive(self, worker: ProcessWorker) -> None:
+    def _receive_from(self, worker: ProcessWorker) -> None:
+        """Receive from a worker whose socket is readable."""
         if worker not in self.workers:
-            return  # buried a moment ago, by an earlier event of the same wait
+            return  # removed a moment ago, because of another event of the same wait
         self.events += worker.receive()
         if worker.channel.closed:
             self.selector.unregister(worker.channel.connection)
-            self._request(
-                CUT_OFF, worker
-            )  # dead, or soon: a job that closed the socket must not live on unheard
+            # It is dead or about to exit. If its job has closed the socket, it must not go on,
+            # since nobody hears it.
+            self._send_request(RequestKind.DISCONNECTED, worker)
+
+    def _receive_notices(self) -> None:
+        """Receive from the fork server, whose socket is readable."""
+        data = self._read_notices()
+        if not data and self.server is not None:
+            self._remove_dead_server(self.server)
+        for notice in ServerNotice.unpack_all(data):
+            for worker in [each for each in self.workers if each.number == notice.worker]:
+                if notice.kind is NoticeKind.STARTED:
+                    worker.pid = notice.pid
+                    worker.ready = not worker.stop_requested
+                else:
+                    self._remove_dead(worker, _exit_reason(notice))
+
+    def _read_notices(self) -> bytes:
+        """Return whole notices, or nothing if the fork server is gone."""
+        try:
+            data = self.control.recv(SERVER_NOTICE_SIZE * 64)
+            while missing := -len(data) % SERVER_NOTICE_SIZE:
+                more = self.control.recv(missing)
+                if not more:
+                    return b""
+                data += more
+        except OSError:
+            return b""
+        return data
 
     def _watch(self, worker: ProcessWorker) -> None:
-        """Wait for room to write to a worker only while there is something to write."""
-        if not worker.channel.closed:
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.outbox else 0)
-            key = self.selector.get_key(worker.channel.connection)
-            if key.events != wanted:
-                self.selector.modify(worker.channel.connection, wanted, key.data)
+        """Wait until the worker's socket takes more data, but only while there is data to send."""
+        if worker.channel.closed:
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.outbox else 0)
+        key = self.selector.get_key(worker.channel.connection)
+        if key.events != events:
+            self.selector.modify(worker.channel.connection, events, key.data)
 
-    def _bury(self, worker: ProcessWorker, reason: str | None) -> None:
-        self.events += worker.receive()
+    # Removing
+
+    def _remove_dead_server(self, server: subprocess.Popen[bytes]) -> None:
+        self.selector.unregister(self.control)
+        self.control.close()
+        server.kill()
+        logger.error("The fork server died (exit code %s). Starting another.", server.wait())
+        self.server = None
+        for worker in list(self.workers):
+            if worker.pid:
+                # The kernel kills the workers with their parent, but may not have done so yet.
+                with contextlib.suppress(OSError):
+                    os.killpg(worker.pid, signal.SIGKILL)
+            self._remove_dead(worker, None)
+
+    def _remove_dead(self, worker: ProcessWorker, reason: str | None) -> None:
+        """Remove a worker that has died. `reason` is None if no job is to blame for it."""
+        self.events += worker.receive()  # what it had sent before
         not_started = worker.recall()
-        if (
-            not worker.done and not worker.pending
-        ):  # it never got as far as a job, and neither might the next
+        if not worker.finished and not worker.pending:
+            # It did not get as far as a job, and the next one may not, either.
             if reason:
                 logger.error(
                     "A worker process ended before it ran a job (%s). Starting another.", reason
                 )
-            self.fill_at = monotonic() + START_RETRY
-        self.events.append(
-            WorkerExit(
-                reason, list(worker.pending.values()), not_started, worker.busy_since, worker.pid
-            )
-        )
+            self.start_at = monotonic() + START_RETRY_AFTER
+        running = list(worker.pending.values())
+        self.events.append(WorkerExit(reason, running, not_started, worker.busy_since, worker.pid))
         self.workers.remove(worker)
-        self._forget(worker)
+        self._release(worker)
 
-    def _forget(self, worker: ProcessWorker) -> None:
-        with contextlib.suppress(KeyError):
+    def _release(self, worker: ProcessWorker) -> None:
+        with contextlib.suppress(KeyError):  # it is not registered if its socket was closed
             self.selector.unregister(worker.channel.connection)
         worker.close()
 
 
-def _how(status: int) -> str:
-    if status == NOT_STARTED:
+def _exit_reason(notice: ServerNotice) -> str:
+    """Return how a worker has died, in words."""
+    if notice.kind is NoticeKind.NOT_STARTED:
         return "could not be started"
-    if status == WAS_CUT_OFF:
+    if notice.kind is NoticeKind.DISCONNECTED:
         return "its job closed the connection to the runner"
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"ended with exit code {code}"
-    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
-    return (
-        f"killed by {name}; often out of memory" if -code == signal.SIGKILL else f"killed by {name}"
-    )
+    exit_code = os.waitstatus_to_exitcode(notice.wait_status)
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    signum = -exit_code
+    # Real-time signals have no name.
+    name = next((known.name for known in signal.Signals if known == signum), f"signal {signum}")
+    hint = "; often out of memory" if signum == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"

@@ -15,23 +15,25 @@ from time import monotonic
 from peasy_jobs.store.values import Claim
 from peasy_jobs.workers import execution
 from peasy_jobs.workers.base import Event
-from peasy_jobs.workers.execution import Outcome
-from peasy_jobs.workers.protocol import StopRequest
+from peasy_jobs.workers.cleanup import reset_context
+from peasy_jobs.workers.progress import request_stop
+from peasy_jobs.workers.protocol import Outcome, StopRequest, Ticket
 from peasy_jobs.workers.startup import import_jobs
 
 
 class ThreadWorker:
-    """Runs jobs in a thread of the runner. It cannot be killed."""
+    """Runs jobs in a thread of the runner. It cannot be killed, and is never replaced."""
 
     room = float("inf")
 
-    def __init__(self, number: int, deliver: Callable[[Event], None]) -> None:
+    def __init__(self, number: int, report: Callable[[Event], None]) -> None:
+        """report: hands an event to the runner's thread."""
         self.ready = True
         self.pending: dict[int, Claim] = {}
         self.busy_since = self.began = 0.0
         self.jobs: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()  # None ends the thread
-        self.deliver = deliver
-        threading.Thread(target=self._work, name=f"peasy worker {number}", daemon=True).start()
+        self.report = report
+        threading.Thread(target=self._run_jobs, name=f"peasy worker {number}", daemon=True).start()
 
     def hand_out(self, claims: list[Claim]) -> None:
         if not self.pending:
@@ -48,21 +50,30 @@ class ThreadWorker:
         return recalled
 
     def request_stop(self, claim: Claim, request: StopRequest) -> None:
-        execution.request_stop(claim.pk, claim.fencing_token, request, interrupt=False)
+        # Python cannot interrupt another thread: the job notices where it reports progress.
+        request_stop(Ticket(claim.pk, claim.fencing_token), request, interrupt=False)
 
     def kill(self) -> bool:
         return False
 
-    def _work(self) -> None:
-        pid, clean = os.getpid(), Context()
+    def finished(self, outcome: Outcome) -> None:
+        """Remove a job from `pending`, unless the outcome is that of an earlier claim."""
+        claim = self.pending.get(outcome.pk)
+        if claim is not None and claim.fencing_token == outcome.fencing_token:
+            del self.pending[outcome.pk]
+            self.busy_since = self.began = monotonic()
+
+    def _run_jobs(self) -> None:
+        pid = os.getpid()
+        clean_context = Context()
         while claim := self.jobs.get():
-            outcome = execution.run(claim.run(), self.deliver)
+            outcome = execution.run(claim.run(), self.report)
             if os.getpid() != pid:
-                os._exit(
-                    1 if outcome.error else 0
-                )  # a fork that came back from the job: the job is its parent
-            clean = execution.reset_context(clean)
-            self.deliver(outcome)
+                # The job has forked, and the child has returned from the job function, too. The job
+                # waits for its exit.
+                os._exit(1 if outcome.error else 0)
+            clean_context = reset_context(clean_context)
+            self.report(outcome)
 
 
 class ThreadWorkers:
@@ -71,44 +82,44 @@ class ThreadWorkers:
     def __init__(
         self, concurrency: int, selector: selectors.BaseSelector, max_jobs: int | None
     ) -> None:
-        self.arrived: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        """max_jobs: not used, because a thread need not be replaced."""
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        # A byte in this socket ends the runner's wait when there is an event.
         self.wake_r, self.wake_w = socket.socketpair()
         self.wake_r.setblocking(False)
         self.wake_w.setblocking(False)
         self.selector = selector
-        selector.register(self.wake_r, selectors.EVENT_READ, self._woken)
+        selector.register(self.wake_r, selectors.EVENT_READ, self._clear_wake_up)
         import_jobs()
-        self.workers = [ThreadWorker(number, self._deliver) for number in range(concurrency)]
+        self.workers = [ThreadWorker(number, self._add_event) for number in range(concurrency)]
 
     def collect(self) -> list[Event]:
         events: list[Event] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                event = self.arrived.get_nowait()
+                event = self.events.get_nowait()
                 if isinstance(event, Outcome):
                     for worker in self.workers:
-                        claim = worker.pending.get(event.pk)
-                        if claim is not None and claim.fencing_token == event.fencing_token:
-                            del worker.pending[event.pk]
-                            worker.busy_since = worker.began = monotonic()
+                        worker.finished(event)
                 events.append(event)
         return events
 
     def stop(self) -> None:
-        """End the threads that are idle. One that runs a job ends after it, or with the process."""
+        """End idle threads. One that is running a job ends after it, or with the process."""
         for worker in self.workers:
             worker.jobs.put(None)
         self.selector.unregister(self.wake_r)
         self.wake_r.close()
         self.wake_w.close()
 
-    def _deliver(self, event: Event) -> None:
-        self.arrived.put(event)
-        with contextlib.suppress(
-            OSError
-        ):  # full, so that the runner wakes anyway; or closed: it has stopped
+    def _add_event(self, event: Event) -> None:
+        """Called from the threads."""
+        self.events.put(event)
+        # The socket is full, so that the runner wakes up anyway, or closed because the runner has
+        # stopped.
+        with contextlib.suppress(OSError):
             self.wake_w.send(b".")
 
-    def _woken(self) -> None:
+    def _clear_wake_up(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self.wake_r.recv(65536)
+            self.wake_r.recv(1 << 16)

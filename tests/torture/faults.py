@@ -35,7 +35,7 @@ SETTINGS = {
 FAULTS = {
     "kill a worker": 50,
     "kill a runner": 9,
-    "kill a worker server": 5,
+    "kill a fork server": 5,
     "suspend a runner beyond its lease": 5,
     "pause a runner": 4,
     "freeze a worker": 4,
@@ -48,7 +48,7 @@ FAULTS = {
     "silence": 2,
     "hold the write lock": 5,
 }
-KILLS = {"kill a worker", "kill a runner", "kill a worker server"}
+KILLS = {"kill a worker", "kill a runner", "kill a fork server"}
 SERVERS_ONLY = {
     "cut one runner off beyond its lease",
     "drop all connections",
@@ -222,7 +222,7 @@ class FaultInjector:
         slots = [
             slot for slot in self.slots if slot.command and not slot.stopping and not slot.suspended
         ]
-        if kind in ("kill a worker", "kill a worker server", "freeze a worker"):
+        if kind in ("kill a worker", "kill a fork server", "freeze a worker"):
             slots = [slot for slot in slots if slot.name != "t1"]
         if kind.startswith("stop"):  # before it is ready it ends as any program does
             slots = [slot for slot in slots if "run_peasy serves" in slot.command.output()]
@@ -267,7 +267,7 @@ class FaultInjector:
                     self._after(
                         self.rng.uniform(0.5, 4), lambda: self._signal(worker, signal.SIGCONT)
                     )
-            case "kill a worker server":
+            case "kill a fork server":
                 servers = self._children(command.pid)
                 if not servers:
                     return False

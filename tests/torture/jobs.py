@@ -15,7 +15,7 @@ from django.db import transaction
 
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
-from peasy_jobs.workers import execution
+from peasy_jobs.workers.progress import current_execution
 from tests.torture.record import note
 
 TICK = 0.1
@@ -30,7 +30,7 @@ class Life:
 
     def __init__(self, pk: int, token: str, kind: str) -> None:
         self.kind = kind
-        running = execution.current(pk)
+        running = current_execution(pk)
         assert running is not None
         self.claims = running.fencing_token
         self.note = partial(note, pk=pk, claims=self.claims, token=token, kind=kind)

@@ -73,7 +73,7 @@ class Verification:
 
     def _wrong(self, row: PeasyJobQueue, runs: list[Run], token: str | None) -> list[str]:
         wrong = []
-        job = execution.find(row.job_name)
+        job = execution.find_job_function(row.job_name)
         budget = 1 if row.crash_retries is None else row.crash_retries
         if row.status not in FINISHED:
             wrong.append("it has no end")
