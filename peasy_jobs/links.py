@@ -1,4 +1,4 @@
-"""Signed links to the status of one job."""
+"""Signed links, whose holder may see the status of one job."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ if TYPE_CHECKING:
 
 
 def signed_url(job: PeasyJobQueue, view: str) -> str:
-    """The path of a view of this job, for whoever is given it. Raises `NoReverseMatch` where no URLs of ours are."""
+    """Return the path of a view of this job, with a token.
+
+    Raises `NoReverseMatch` if the URLs of peasy_jobs are not mounted.
+    """
     return f"{address(view, job.pk)}?t={token(job)}"
 
 
 def token(job: PeasyJobQueue) -> str:
-    """Lets its bearer see the status of this one job for `PEASY_TOKEN_MAX_AGE` seconds, and nothing else."""
+    """Return a token that lets its holder see this job for `PEASY_TOKEN_MAX_AGE` seconds."""
     return signer(job).sign(str(job.pk)).partition(":")[2]
 
 
 def signer(job: PeasyJobQueue) -> TimestampSigner:
-    # With the time: a database may use a primary key again. In UTC: a row that was read may be in the database's zone.
+    """Return the signer of the tokens of this job."""
+    # With the time of its creation, because a database may use a primary key again. In UTC,
+    # because the time of a row that was read may be in the database's time zone.
     created = job.created.astimezone(UTC) if timezone.is_aware(job.created) else job.created
     return TimestampSigner(salt=f"peasy_jobs.job:{created:%Y%m%d%H%M%S%f}")

@@ -1,4 +1,4 @@
-"""Only what a visitor's page needs of a job: JSON document and progress widget. `peasy_jobs.urls` has it all."""
+"""The status of a job for visitors: JSON document and progress widget."""
 
 from django.urls import path
 

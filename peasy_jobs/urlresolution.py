@@ -1,4 +1,4 @@
-"""Where our URLs are mounted: under any prefix, in any namespace, once or several times. Knows no view."""
+"""Find where the URLs of peasy_jobs are mounted: with any prefix, in any namespace, repeatedly."""
 
 from __future__ import annotations
 
@@ -11,26 +11,38 @@ from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, 
 if TYPE_CHECKING:
     from django.http import HttpRequest
 
-APP = "peasy_jobs"
+APP_NAME = "peasy_jobs"
 
 
 def address(view: str, *args: int, request: HttpRequest | None = None) -> str:
-    """The path of a view of ours: where this request came through, or else in the first place that has it.
+    """Return the path of a view of peasy_jobs.
 
-    Raises `NoReverseMatch` where no URLs of ours are mounted.
+    If the URLs are mounted more than once, the copy that serves `request` is preferred, then the
+    first one that has the view. Raises `NoReverseMatch` if none has it.
     """
-    places = _places(get_resolver(get_urlconf()))
-    match = getattr(request, "resolver_match", None)
-    here = getattr(request, "current_app", None) or (match.namespace if match else "")
-    for place in sorted(places, key=lambda place: not f"{place}:".startswith(f"{here}:")):
-        with suppress(NoReverseMatch):  # the status URLs alone have no pages
-            return reverse(f"{place}:{view}", args=args)
+    current = _current_namespace(request)
+    namespaces = sorted(
+        _namespaces(get_resolver(get_urlconf())),
+        key=lambda namespace: not f"{namespace}:".startswith(f"{current}:"),
+    )
+    for namespace in namespaces:
+        with suppress(NoReverseMatch):  # `status_urls` has no pages
+            return reverse(f"{namespace}:{view}", args=args)
     raise NoReverseMatch(f"{view!r} is mounted nowhere: include peasy_jobs.urls in the URLconf.")
 
 
-@lru_cache(maxsize=16)  # Django keeps a resolver for each URLconf
-def _places(resolver: URLResolver) -> list[str]:
-    """The namespaces that ours are in, such as "peasy_jobs" or "ops:jobs"; the default one first, as in Django."""
-    mine = sorted(resolver.app_dict.get(APP, []), key=lambda name: name != APP)
-    inner = ((name, inside) for name, (_, inside) in resolver.namespace_dict.items())
-    return [*mine, *(f"{name}:{place}" for name, inside in inner for place in _places(inside))]
+def _current_namespace(request: HttpRequest | None) -> str:
+    match = getattr(request, "resolver_match", None)
+    return getattr(request, "current_app", None) or (match.namespace if match else "")
+
+
+@lru_cache(maxsize=16)  # Django keeps one resolver for each URLconf
+def _namespaces(resolver: URLResolver) -> list[str]:
+    """Return the namespaces of peasy_jobs, such as "peasy_jobs" or "ops:jobs".
+
+    The default namespace comes first, as in Django.
+    """
+    found = sorted(resolver.app_dict.get(APP_NAME, []), key=lambda name: name != APP_NAME)
+    for outer, (_, inner_resolver) in resolver.namespace_dict.items():
+        found += [f"{outer}:{inner}" for inner in _namespaces(inner_resolver)]
+    return found

@@ -1,4 +1,4 @@
-"""The web pages: the dashboard, and what a visitor's page needs of a job."""
+"""All web pages of peasy_jobs: the dashboard, and the status of a job for visitors."""
 
 from django.urls import path
 

@@ -18,7 +18,7 @@ from peasy_jobs.admin import JobAdmin
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.statuses import BY_WORD, CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
-from peasy_jobs.web import actions, filters
+from peasy_jobs.web import actions, listing
 from tests.conftest import user
 from tests.test_dashboard import XSS, add, add_runner
 
@@ -123,8 +123,7 @@ def test_the_list_is_newest_first_whatever_the_address_says_and_pages(staff: Cli
 def test_more_than_can_be_counted_is_said_and_not_counted(
     staff: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filters, "WINDOW", 3)
-    monkeypatch.setattr(filters, "CAP", 4)
+    monkeypatch.setattr(listing, "WINDOW", 3)
     old = add("old", FAILED, queue_name="rare")
     for n in range(3):
         add(f"{n}")
@@ -418,7 +417,7 @@ def test_what_is_not_there_is_said(staff: Client) -> None:
 def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> None:
     jobs = one_of_each()
     page = act(staff, "cancel", *jobs.values())
-    assert told(page) == ["3 jobs cancelled.", "3 jobs had ended already."]
+    assert told(page) == ["3 jobs cancelled.", "3 jobs had already finished."]
     assert [statuses_by_title()[word] for word in ("enqueued", "scheduled", "ongoing")] == [
         CANCELLED
     ] * 3
@@ -437,7 +436,7 @@ def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> No
     page = act(staff, "delete", *jobs.values(), post="yes")
     assert told(page) == [
         "5 jobs deleted.",
-        "1 job was not deleted: it is running, or gone. Cancel it first.",
+        "1 job was not deleted: it is running or no longer exists. Cancel a running job first.",
     ]
     assert list(statuses_by_title()) == ["ongoing"], "it names a runner, which is stopping it"
     assert {entry.object_repr for entry in LogEntry.objects.all()} == {
@@ -453,12 +452,12 @@ def test_a_job_that_has_left_the_list_is_still_meant(staff: Client) -> None:
 def test_all_of_a_list_can_be_meant_up_to_a_limit(
     staff: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actions, "MOST", 60)
+    monkeypatch.setattr(actions, "MAX_SELECTED", 60)
     for n in range(60):
         add(f"{n}", FAILED)
     first, other = add("first", FAILED), add("other")
     page = act(staff, "retry", first, query="?status=failed", select_across=1)
-    assert told(page) == ["Select 60 jobs at the most."]
+    assert told(page) == ["Select at most 60 jobs."]
     first.delete()
     page = act(staff, "retry", other, query="?status=failed", select_across=1)
     assert told(page) == ["60 jobs enqueued again."]
@@ -503,7 +502,9 @@ def test_the_delete_page_never_deletes_a_running_job(staff: Client) -> None:
     assert (told(page), page.request["PATH_INFO"]) == (["1 job deleted."], JOBS)
     assert LogEntry.objects.get().object_repr == str(jobs["failed"])
     page = staff.post(f"{JOBS}{jobs['ongoing'].pk}/delete/", {"post": "yes"}, follow=True)
-    assert told(page) == ["1 job was not deleted: it is running, or gone. Cancel it first."]
+    assert told(page) == [
+        "1 job was not deleted: it is running or no longer exists. Cancel a running job first."
+    ]
     assert set(statuses_by_title()) == {*jobs} - {"failed"} and LogEntry.objects.count() == 1
 
 

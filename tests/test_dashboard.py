@@ -23,7 +23,8 @@ from peasy_jobs import conf, payloads, statuses
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute, PeasyRunner
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
-from peasy_jobs.web import filters, formatting, permissions, presenters
+from peasy_jobs.web import actions, formatting, listing, snapshot
+from peasy_jobs.web.filters import Filters
 from tests.conftest import user
 from tests.manual import ROOT
 
@@ -125,12 +126,12 @@ def test_each_action_needs_its_permission_and_shows_its_button_only_then(
     }
     waiting, failed = add(), add(status=FAILED)
     page = client.get("/peasy/").content.decode()
-    assert {action: f'value="{action}"' in page for action in permissions.ACTIONS} == allowed
+    assert {action: f'value="{action}"' in page for action in actions.ACTIONS} == allowed
     assert ('type="checkbox" name="pk"' in page) == any(allowed.values())
     detail = "".join(
         client.get(f"/peasy/jobs/{job.pk}/").content.decode() for job in (waiting, failed)
     )
-    assert {action: f'value="{action}"' in detail for action in permissions.ACTIONS} == allowed
+    assert {action: f'value="{action}"' in detail for action in actions.ACTIONS} == allowed
     for action, job in (("cancel", waiting), ("retry", failed), ("delete", failed)):
         response = client.post(
             "/peasy/jobs/actions/", {"action": action, "pk": job.pk, "confirmed": "1"}
@@ -210,7 +211,7 @@ def test_actions_go_through_the_verbs_and_say_what_happened(staff: Client) -> No
     page = staff.post("/peasy/jobs/actions/", {"action": "cancel", "pk": pks}, follow=True)
     assert [str(message) for message in page.context["messages"]] == [
         "2 jobs cancelled.",
-        "1 job had ended already.",
+        "1 job had already finished.",
     ]
     assert dict(PeasyJobQueue.objects.values_list("pk", "status")) == {
         waiting.pk: CANCELLED,
@@ -278,7 +279,7 @@ def test_odd_selections_are_refused_plainly(staff: Client, settings: Any) -> Non
         in post(action="cancel", pk=["x", "-1", "²", str(2**64), ""]).content.decode()
     )
     assert (
-        "Select 1000 jobs at the most."
+        "Select at most 1,000 jobs."
         in post(action="cancel", pk=list(range(1, 1002))).content.decode()
     )
     job.refresh_from_db()
@@ -296,7 +297,7 @@ def test_the_list_is_newest_first_and_pages_by_key(staff: Client) -> None:
     while url:
         page = staff.get(url)
         seen.append(titles(page))
-        assert len(page.context["rows"]) <= filters.PAGE
+        assert len(page.context["rows"]) <= listing.PAGE_SIZE
         url = page.context["older"] and "/peasy/" + page.context["older"]
     assert [title for some in seen for title in some] == [f"{n}" for n in reversed(range(120))]
     assert [len(some) for some in seen] == [50, 50, 20]
@@ -338,8 +339,7 @@ def test_every_status_has_a_tab_with_its_count_and_its_jobs(staff: Client) -> No
 
 
 def test_counts_stop_at_ten_thousand(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filters, "CAP", 3)
-    monkeypatch.setattr(presenters, "CAP", 3)
+    monkeypatch.setattr(listing, "COUNT_LIMIT", 2)
     for _ in range(4):
         add(status=FAILED)
     add(), add()
@@ -367,7 +367,7 @@ def test_search_and_queue_narrow_the_list_and_its_counts(staff: Client) -> None:
 
 def test_a_search_covers_the_newest_jobs(staff: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     old, *new = [add("wanted") for _ in range(4)]
-    monkeypatch.setattr(filters, "WINDOW", 3)
+    monkeypatch.setattr(listing, "WINDOW", 3)
     assert [row.job for row in staff.get("/peasy/?q=wanted").context["rows"]] == new[::-1]
     assert titles(staff.get(f"/peasy/?q={old.pk}")) == ["wanted"], "a number is found however old"
     add(f"parcel {10**20}")
@@ -388,7 +388,7 @@ def test_a_search_reads_the_newest_alone(
     PeasyJobQueue.objects.bulk_create(
         [PeasyJobQueue(title="old", job_name="shop.jobs.old") for _ in range(3000)]
     )
-    monkeypatch.setattr(filters, "WINDOW", 100)
+    monkeypatch.setattr(listing, "WINDOW", 100)
 
     def rows_read() -> int:
         with connection.cursor() as cursor:
@@ -396,7 +396,7 @@ def test_a_search_reads_the_newest_alone(
             return sum(int(count) for _, count in cursor.fetchall())
 
     before = rows_read()
-    filters.look(filters.Filters(**query))
+    snapshot.take(Filters(**query))
     assert 100 < rows_read() - before < 2000
 
 
@@ -501,16 +501,14 @@ def test_the_runners_and_what_they_are_doing_are_shown(staff: Client) -> None:
     add("resize", ONGOING, runner_id=runner.pk, started=started)
     add("claimed ahead", ONGOING, runner_id=runner.pk)
     page = staff.get("/peasy/")
-    alive, gone = page.context["hosts"]
-    assert (alive.runner, alive.alive, alive.ahead) == (runner, True, 1)
-    assert [(doing.title, doing.duration) for doing in alive.doing] == [("resize", "1 min 5 s")]
+    alive, gone = page.context["runners"]
+    assert (alive.runner, alive.alive, alive.not_started) == (runner, True, 1)
+    assert [(doing.title, doing.duration) for doing in alive.running_jobs] == [
+        ("resize", "1 min 5 s")
+    ]
     assert (gone.runner, gone.alive) == (dead, False)
     text = page.content.decode()
-    assert (
-        "dead: no sign of life since" in text
-        and "1 of 2 process workers busy" in text
-        and "4242" in text
-    )
+    assert "dead" in text and "1 of 2 process workers busy" in text and "4242" in text
 
 
 def test_waiting_jobs_that_nobody_runs_are_said_plainly(staff: Client) -> None:
@@ -711,7 +709,7 @@ def test_positional_arguments_are_masked_by_the_names_of_the_function(
 
 
 def test_large_and_deep_values_are_cut() -> None:
-    assert len(formatting.text("x" * 10**6)) < formatting.LIMIT + 100
+    assert len(formatting.text("x" * 10**6)) < formatting.VALUE_LENGTH + 100
     deep = json.loads("[" * 900 + "]" * 900)
     assert formatting.text([deep] * 2)
     for _ in range(2000):

@@ -24,7 +24,7 @@ from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.querysets import Claim, JobUpdate
-from peasy_jobs.web import filters
+from peasy_jobs.web import listing
 from peasy_jobs.web.filters import Filters
 from tests.concurrent_processes import TABLE, locked, second_connection
 
@@ -455,10 +455,10 @@ def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say()
         for word, letter in (("enqueued", ENQUEUED), ("completed", COMPLETED)):
             pages = [Filters(status=word, **key) for key in ({}, {"before": 9000}, {"after": 9000})]
             first, *others = (
-                accesses(lambda page=page: list(filters._page(page))) for page in pages
+                accesses(lambda page=page: list(listing.page(page))) for page in pages
             )
             counted = accesses(
-                lambda letter=letter: filters.listed(letter).values("status")[:1000].count()
+                lambda letter=letter: listing.in_status(letter).values("status")[:1000].count()
             )
             assert first == counted == [("peasy_listed", False)], (statistics, word)
             assert {*sum(others, [])} <= {("peasy_listed", False), ("primary key", False)}, (

@@ -998,10 +998,10 @@ def test_seconds_are_shown_while_a_scheduled_job_is_near(minutes):
 
 def test_a_scheduled_job_that_comes_near_is_drawn_once_more(monkeypatch):
     job = make(status="S", run_after=timezone.now() + timedelta(minutes=30))
-    monkeypatch.setattr(widget, "NEAR", timedelta(minutes=20))
+    monkeypatch.setattr(widget, "TIME_ALONE", timedelta(minutes=20))
     url = poll_url(Client().get(job.progress_url))
     assert Client().get(url).status_code == 204
-    monkeypatch.setattr(widget, "NEAR", timedelta(minutes=40))
+    monkeypatch.setattr(widget, "TIME_ALONE", timedelta(minutes=40))
     url = poll(url)
     assert Client().get(url).status_code == 204
 

@@ -1,4 +1,4 @@
-"""`{% load peasy_jobs %}`: the progress widget, and the script and stylesheet it needs."""
+"""Template tags: the progress widget, and the script and stylesheet that it needs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from peasy_jobs.web import widget
 
 register = template.Library()
 
+# HTMX 2 would insert a style element, which a strict content security policy refuses.
 HTMX_CONFIG = {"includeIndicatorStyles": False, "allowEval": False}
 
 
@@ -27,63 +28,65 @@ HTMX_CONFIG = {"includeIndicatorStyles": False, "allowEval": False}
 def peasy_progress(
     context: Context, job: PeasyJobQueue | None, label: str = "", prefix: str = ""
 ) -> dict[str, Any]:
-    """The progress widget of a job; of None, which a query for a job that is gone may give, it says that it is gone.
+    """Show the progress widget of a job. For None, it says that the job is no longer available.
 
-    label: what it is called, instead of the job's title. prefix: for a second widget of the same job on a page.
+    `label` replaces the job's title. `prefix` makes the ids of a second widget for the same job
+    unique.
     """
     return {"job": job, "label": label, "prefix": prefix, "request": _request(context)}
 
 
 @register.simple_tag(takes_context=True)
 def peasy_progress_id(context: Context) -> str:
-    """The `id` of the widget that is being drawn."""
+    """Return the `id` of the widget that is being rendered."""
     job = context.get("job")
     return widget.element_id(job.pk if job else None, _prefix(context))
 
 
 @register.inclusion_tag("peasy_jobs/_progress_body.html", takes_context=True)
 def peasy_progress_body(context: Context, job: PeasyJobQueue | None) -> dict[str, Any]:
-    """The changing part of the widget, as it is first drawn."""
-    asked = {"p": _prefix(context)}
+    """Show the part of the widget that polls replace."""
+    poll = widget.Poll(prefix=_prefix(context))
     if not job or job.pk is None:
-        return widget.gone(None, asked)
-    return widget.shown(job, asked, token=links.token(job), request=_request(context))
+        return widget.unavailable_context(None, poll)
+    return widget.job_context(job, poll, token=links.token(job), request=_request(context))
 
 
 @register.simple_tag(takes_context=True)
 def peasy_assets(context: Context, htmx: bool = False, dashboard: bool = False) -> SafeString:
-    """The widget's stylesheet and script, with the nonce of the site's content security policy.
+    """Return the widget's stylesheet and script, with the nonce of the content security policy.
 
-    htmx: HTMX too, for a page that does not load it itself. dashboard: the stylesheets of our own pages too.
+    `htmx` adds HTMX, for pages that do not load it themselves. `dashboard` adds the stylesheets of
+    the dashboard.
     """
-    attributes = _nonce(context)
-    sheet, script = static("peasy_jobs/peasy.css"), static("peasy_jobs/peasy.js")
-    tags = [format_html('<link rel="stylesheet" href="{}"{}>', sheet, attributes)]
-    if dashboard:
-        for name in ("dashboard", "charts"):
-            ours = static(f"peasy_jobs/{name}.css")
-            tags.append(format_html('<link rel="stylesheet" href="{}"{}>', ours, attributes))
+    nonce = _nonce_attribute(context)
+    sheets = ["peasy", "dashboard", "charts"] if dashboard else ["peasy"]
+    tags = [
+        format_html('<link rel="stylesheet" href="{}"{}>', static(f"peasy_jobs/{name}.css"), nonce)
+        for name in sheets
+    ]
     if htmx:
-        # HTMX 2 would write a style element, which a strict policy refuses.
         tags.append(format_html('<meta name="htmx-config" content="{}">', json.dumps(HTMX_CONFIG)))
-        tags.append(format_html('<script src="{}" defer{}></script>', _htmx(), attributes))
-    tags.append(format_html('<script src="{}" defer{}></script>', script, attributes))
+        tags.append(format_html('<script src="{}" defer{}></script>', _htmx_address(), nonce))
+    script = static("peasy_jobs/peasy.js")
+    tags.append(format_html('<script src="{}" defer{}></script>', script, nonce))
     return format_html_join("\n", "{}", ((tag,) for tag in tags))
 
 
 @register.simple_tag(takes_context=True)
 def peasy_url(context: Context, view: str, *args: int) -> str:
-    """What `{% url %}` is to others: the path of one of our views, wherever it is mounted."""
+    """Return the path of a view of peasy_jobs, wherever it is mounted."""
     return address(view, *args, request=_request(context))
 
 
-def _htmx() -> str:
-    from django_htmx.jinja import (
-        htmx_script,
-    )  # late: a site without the pages does not need the package
+def _htmx_address() -> str:
+    # Imported late: a site that loads HTMX itself does not need the package.
+    from django_htmx.jinja import htmx_script
 
-    # Not the tag itself: in DEBUG it comes with a script that puts Django's error page in the place of the whole page.
-    return unescape(str(htmx_script(version=2)).partition('src="')[2].partition('"')[0])
+    # Not the tag itself: with DEBUG it adds a script that replaces the whole page with Django's
+    # error page.
+    tag = str(htmx_script(version=2))
+    return unescape(tag.partition('src="')[2].partition('"')[0])
 
 
 def _request(context: Context) -> HttpRequest | None:
@@ -99,17 +102,20 @@ def _prefix(context: Context) -> str:
     return prefix
 
 
-def _nonce(context: Context) -> SafeString:
+def _nonce_attribute(context: Context) -> SafeString:
     request = _request(context)
     nonce = context.get("csp_nonce")
     if nonce is None:
         nonce = getattr(request, "csp_nonce", None)
     if nonce is None and request is not None:
-        try:
-            from django.middleware.csp import get_nonce  # Django 6.0
-        except ImportError:
-            pass
-        else:
-            nonce = get_nonce(request)
-    # Not whether it is true: Django's own is not until it was used.
+        nonce = _django_nonce(request)
+    # Not `if nonce`: Django's own is false until it has been used.
     return format_html(' nonce="{}"', nonce) if nonce is not None else SafeString("")
+
+
+def _django_nonce(request: HttpRequest) -> Any:
+    try:
+        from django.middleware.csp import get_nonce  # Django 6.0
+    except ImportError:
+        return None
+    return get_nonce(request)

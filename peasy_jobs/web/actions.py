@@ -1,69 +1,88 @@
-"""What is done to the jobs that somebody has chosen, and what is said of it. The verbs are those of the queryset."""
+"""Cancel, retry and delete selected jobs, in the dashboard and in the admin."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import ngettext_lazy
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.web.filters import key
+from peasy_jobs.web import keys
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, QueryDict
 
-MOST = 1000  # jobs of one action
-VERBS = {"cancel": "cancel", "retry": "retry", "delete": "remove"}
+MAX_SELECTED = 1000  # jobs of one action
 
 
-def chosen(sent: QueryDict, name: str) -> list[int]:
-    """The primary keys that a form has sent under this name, each once; what is none is left out."""
-    return list(dict.fromkeys(pk for text in sent.getlist(name) if (pk := key(text))))
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """Something that can be done to jobs, and the messages about it. `n`: the number of jobs."""
+
+    verb: str  # of the queryset
+    done: Any
+    not_done: Any
 
 
-def are_some(request: HttpRequest, pks: list[int]) -> bool:
-    """Whether these are jobs for one action: neither none nor too many, which is said."""
-    if 0 < len(pks) <= MOST:
-        return True
-    text = (
-        _("No job is selected.")
-        if not pks
-        else _("Select %(most)d jobs at the most.") % {"most": MOST}
-    )
+ACTIONS = {
+    "cancel": Action(
+        verb="cancel",
+        done=ngettext_lazy("%(n)d job cancelled.", "%(n)d jobs cancelled.", "n"),
+        not_done=ngettext_lazy(
+            "%(n)d job had already finished.", "%(n)d jobs had already finished.", "n"
+        ),
+    ),
+    "retry": Action(
+        verb="retry",
+        done=ngettext_lazy("%(n)d job enqueued again.", "%(n)d jobs enqueued again.", "n"),
+        not_done=ngettext_lazy(
+            "%(n)d job was not retried. Only failed and cancelled jobs that have stopped can be.",
+            "%(n)d jobs were not retried. Only failed and cancelled jobs that have stopped can be.",
+            "n",
+        ),
+    ),
+    "delete": Action(
+        verb="remove",
+        done=ngettext_lazy("%(n)d job deleted.", "%(n)d jobs deleted.", "n"),
+        not_done=ngettext_lazy(
+            "%(n)d job was not deleted: it is running or no longer exists. "
+            "Cancel a running job first.",
+            "%(n)d jobs were not deleted: they are running or no longer exist. "
+            "Cancel running jobs first.",
+            "n",
+        ),
+    ),
+}
+
+
+def selected_keys(form: QueryDict, field: str) -> list[int]:
+    """Return the primary keys in a form field, each once. Other values are left out."""
+    found = (keys.parse(text) for text in form.getlist(field))
+    return list(dict.fromkeys(pk for pk in found if pk))
+
+
+def selection_error(pks: list[int]) -> str:
+    """Return why an action cannot be performed on these jobs, or an empty string."""
+    if not pks:
+        return _("No job is selected.")
+    if len(pks) > MAX_SELECTED:
+        return _("Select at most %(limit)s jobs.") % {"limit": f"{MAX_SELECTED:,}"}
+    return ""
+
+
+def warn(request: HttpRequest, text: str) -> None:
+    """Show a warning on the next page."""
     messages.warning(request, text, fail_silently=True)
-    return False
 
 
-def perform(request: HttpRequest, action: str, pks: list[int]) -> None:
-    """Cancel, retry or delete these jobs, and say how many were and why others were not."""
-    done: int = getattr(PeasyJobQueue.objects.all(), VERBS[action])(*pks)
-    _tell(request, action, done, len(pks) - done)
-
-
-def _tell(request: HttpRequest, action: str, done: int, left: int) -> None:
+def perform(request: HttpRequest, name: str, pks: list[int]) -> None:
+    """Perform an action, and tell the user how many jobs it changed and why not the others."""
+    action = ACTIONS[name]
+    done: int = getattr(PeasyJobQueue.objects.all(), action.verb)(*pks)
     if done:
-        text = {
-            "cancel": ngettext("%(n)d job cancelled.", "%(n)d jobs cancelled.", done),
-            "retry": ngettext("%(n)d job enqueued again.", "%(n)d jobs enqueued again.", done),
-            "delete": ngettext("%(n)d job deleted.", "%(n)d jobs deleted.", done),
-        }[action]
-        messages.success(request, text % {"n": done}, fail_silently=True)
-    if left:
-        text = {
-            "cancel": ngettext(
-                "%(n)d job had ended already.", "%(n)d jobs had ended already.", left
-            ),
-            "retry": ngettext(
-                "%(n)d job was not retried: only those that failed or were cancelled, and have stopped, are.",
-                "%(n)d jobs were not retried: only those that failed or were cancelled, and have stopped, are.",
-                left,
-            ),
-            "delete": ngettext(
-                "%(n)d job was not deleted: it is running, or gone. Cancel it first.",
-                "%(n)d jobs were not deleted: they are running, or gone. Cancel them first.",
-                left,
-            ),
-        }[action]
-        messages.warning(request, text % {"n": left}, fail_silently=True)
+        messages.success(request, action.done % {"n": done}, fail_silently=True)
+    if not_done := len(pks) - done:
+        warn(request, action.not_done % {"n": not_done})

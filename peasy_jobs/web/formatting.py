@@ -1,4 +1,7 @@
-"""Stored values for people: arguments, results, times. Masks what is secret, and never loads a pickle."""
+"""Stored values as text for people: arguments, results, durations, times.
+
+Masks secrets, and never loads a pickle.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,14 @@ if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
 
 MASK = "••••••"
-LIMIT = 20_000  # characters of one value
-# Parts of names, without what is no letter or digit: API_KEY, apiKey and X-Api-Key are one.
-SECRETS = re.compile(
-    "passw|passphrase|passcode|pwd|secret|token|apikey|accesskey|privatekey|secretkey|signingkey|encryptionkey|sshkey"
-    "|authorization|bearer|credential|cookie|csrf|xsrf|sessionid|sessionkey|jwt|otp$|^pin$|pass$|auth$|^pw$|cvc|cvv"
-    "|cardnumber|creditcard|^ssn$"
+VALUE_LENGTH = 20_000  # characters
+NAME_LENGTH = 200
+
+# Looked for in lower-case names without punctuation: API_KEY, apiKey and X-Api-Key are the same.
+SECRET_NAMES = re.compile(
+    "passw|passphrase|passcode|pwd|secret|token|apikey|accesskey|privatekey|secretkey|signingkey"
+    "|encryptionkey|sshkey|authorization|bearer|credential|cookie|csrf|xsrf|sessionid|sessionkey"
+    "|jwt|otp$|^pin$|pass$|auth$|^pw$|cvc|cvv|cardnumber|creditcard|^ssn$"
 )
 
 
@@ -36,74 +41,144 @@ class Argument(NamedTuple):
     text: str
 
 
+class Unit(NamedTuple):
+    """A unit of a duration, and the next smaller one. Sizes are in seconds."""
+
+    name: str
+    size: int
+    smaller_name: str
+    smaller_size: int
+
+
+UNITS = (
+    Unit("d", 86400, "h", 3600),
+    Unit("h", 3600, "min", 60),
+    Unit("min", 60, "s", 1),
+)
+
+
+class Failure(NamedTuple):
+    """One failed attempt of a job."""
+
+    number: int  # among those that the job keeps, the oldest first
+    id: str  # of the HTML element
+    at: datetime | None
+    where: str
+    exception: str
+    message: str
+    traceback: str
+
+
 def is_secret(name: str) -> bool:
-    """Whether a value under this name is masked: by its name, or because `PEASY_MASK_ARGUMENT` says so."""
-    if SECRETS.search(re.sub(r"[^a-z0-9]", "", name.lower())):
+    """Return whether values with this name are masked. `PEASY_MASK_ARGUMENT` may add names."""
+    if SECRET_NAMES.search(re.sub(r"[^a-z0-9]", "", name.lower())):
         return True
     decide = conf.hook("mask_argument")
     return bool(decide and decide(name))
 
 
 def arguments(job: PeasyJobQueue) -> list[Argument]:
-    """The arguments of a job, the positional ones under their names where its function is known here."""
-    shown: list[Argument] = []
-    if job.args_data is not None:
-        plain, values = payloads.plain(job.args_data)
-        if plain and isinstance(values, list):
-            shown += [
-                _positional(name, n, value)
-                for n, (name, value) in enumerate(_named(job.job_name, values), 1)
-            ]
-        else:
-            shown.append(Argument(_("Positional arguments"), unreadable(job.args_data)))
-    if job.kwargs_data is not None:
-        plain, values = payloads.plain(job.kwargs_data)
-        if plain and isinstance(values, dict):
-            shown += [
-                Argument(payloads.text(name, 200), text(value, name))
-                for name, value in values.items()
-            ]
-        else:
-            shown.append(Argument(_("Keyword arguments"), unreadable(job.kwargs_data)))
-    return shown
+    """Return the arguments of a job.
+
+    Positional arguments have their names if this process has imported the job function.
+    """
+    return [*_positional_arguments(job), *_keyword_arguments(job)]
+
+
+def _positional_arguments(job: PeasyJobQueue) -> list[Argument]:
+    if job.args_data is None:
+        return []
+    is_plain, values = payloads.plain(job.args_data)
+    if not is_plain or not isinstance(values, list):
+        return [Argument(_("Positional arguments"), unreadable(job.args_data))]
+    return [
+        _positional(name, number, value)
+        for number, (name, value) in enumerate(_named(job.job_name, values), 1)
+    ]
+
+
+def _keyword_arguments(job: PeasyJobQueue) -> list[Argument]:
+    if job.kwargs_data is None:
+        return []
+    is_plain, values = payloads.plain(job.kwargs_data)
+    if not is_plain or not isinstance(values, dict):
+        return [Argument(_("Keyword arguments"), unreadable(job.kwargs_data))]
+    return [
+        Argument(payloads.text(name, NAME_LENGTH), text(value, name))
+        for name, value in values.items()
+    ]
+
+
+def _positional(name: str, number: int, value: Any) -> Argument:
+    if name or not isinstance(value, str | list):
+        return Argument(name or str(number), text(value, name))
+    # It might be a password. Numbers are shown: most of them are primary keys.
+    hidden = _("%(mask)s (its function is not loaded here, so its name is not known)")
+    return Argument(str(number), hidden % {"mask": MASK})
+
+
+def _named(job_name: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Pair values with parameter names. The last name is repeated, for `*args`."""
+    names = _parameters(job_name)
+    padding = repeat(names[-1] if names else "")
+    return zip(chain(names, padding), values, strict=False)
+
+
+def _parameters(job_name: str) -> list[str]:
+    """Return the names of the positional parameters of a job function. Imports nothing.
+
+    Empty if this process has not imported the function.
+    """
+    module, _, name = job_name.rpartition(".")
+    # Not `getattr`: a module may import something when it is asked for an attribute.
+    namespace = getattr(sys.modules.get(module), "__dict__", {})
+    signature = getattr(namespace.get(name), "signature", None)
+    parameters = getattr(signature, "parameters", {})
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
+    return [
+        parameter.name
+        for parameter in parameters.values()
+        if isinstance(parameter, Parameter) and parameter.kind in kinds
+    ]
 
 
 def result(job: PeasyJobQueue) -> str:
-    """What a job returned; empty when there is nothing."""
+    """Return the result of a job as text; empty if there is none."""
     if job.result_data is None:
         return ""
-    plain, value = payloads.plain(job.result_data)
-    return text(value) if plain else unreadable(job.result_data)
+    is_plain, value = payloads.plain(job.result_data)
+    return text(value) if is_plain else unreadable(job.result_data)
 
 
 def text(value: Any, name: str = "") -> str:
-    """A JSON value as text, masked by its name and by the names inside it."""
+    """Return a JSON value as text. Masks it if `name` is secret, and what is secret inside it."""
     if name and is_secret(name):
         return MASK
     try:
         written = json.dumps(masked(value), indent=2, ensure_ascii=False)
     except (RecursionError, ValueError):
         return _("nested too deeply to be shown")
-    more = len(written) - LIMIT
-    cut = payloads.text(written, LIMIT)
-    return cut if more <= 0 else cut + "\n… " + _("%(count)d more characters") % {"count": more}
+    cut = payloads.text(written, VALUE_LENGTH)
+    more = len(written) - VALUE_LENGTH
+    if more <= 0:
+        return cut
+    return cut + "\n… " + _("%(count)d more characters") % {"count": more}
 
 
 def masked(value: Any) -> Any:
-    """A JSON value with `MASK` in the place of everything under a secret name."""
+    """Return a JSON value with `MASK` in place of every value that has a secret name."""
     if isinstance(value, dict):
         return {key: MASK if is_secret(str(key)) else masked(item) for key, item in value.items()}
     if not isinstance(value, list):
         return value
-    if (
-        len(value) == 2 and isinstance(value[0], str) and is_secret(value[0])
-    ):  # of a list of pairs, such as headers
+    is_pair = len(value) == 2 and isinstance(value[0], str)  # such as a header
+    if is_pair and is_secret(value[0]):
         return [value[0], MASK]
     return [masked(item) for item in value]
 
 
 def unreadable(data: bytes | memoryview) -> str:
-    """What is said of bytes that are not shown."""
+    """Return a description of stored bytes that are not shown."""
     data = bytes(data)
     size = ngettext("%(count)s byte", "%(count)s bytes", len(data)) % {"count": f"{len(data):,}"}
     if data[:1] == payloads.PICKLE:
@@ -112,90 +187,66 @@ def unreadable(data: bytes | memoryview) -> str:
 
 
 def duration(seconds: float) -> str:
-    """How long something took: < 0.01 s, 0.25 s, 12 s, 4 min 10 s, 2 h 5 min, 3 d 4 h."""
+    """Return a duration: < 0.01 s, 0.25 s, 12 s, 4 min 10 s, 2 h 5 min, 3 d 4 h."""
     if seconds < 0.01:
         return "< 0.01 s"
+    if seconds < 1:
+        return f"{seconds:.2f} s"
     if seconds < 10:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+        return f"{seconds:.1f} s"
     whole = int(seconds)
-    for unit, smaller, size, step in (
-        ("d", "h", 86400, 3600),
-        ("h", "min", 3600, 60),
-        ("min", "s", 60, 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // step} {smaller}"
+    for unit in UNITS:
+        if whole >= unit.size:
+            smaller = whole % unit.size // unit.smaller_size
+            return f"{whole // unit.size} {unit.name} {smaller} {unit.smaller_name}"
     return f"{whole} s"
 
 
 def moment(value: datetime | None) -> datetime | None:
-    """A time that templates can show: the last hours of the year 9999, "never", cannot be told east of Greenwich."""
+    """Return a time in the current time zone, or None if that is out of range.
+
+    The last hours of the year 9999 have no date east of Greenwich.
+    """
+    if value is None or timezone.is_naive(value):
+        return value
     try:
-        return (
-            timezone.localtime(value) if value is not None and timezone.is_aware(value) else value
-        )
+        return timezone.localtime(value)
     except OverflowError:
         return None
 
 
 def clock(value: datetime) -> str:
-    """A time of day to the second, in the way of the language: Django's own format for it ends with the minutes."""
+    """Return a time of day with seconds, which Django's own formats for languages lack."""
     pattern = str(get_format("TIME_FORMAT")).replace("P", "g:i:s a")
     return date_format(value, pattern if "s" in pattern else re.sub(r"(\W)i", r"\1i\1s", pattern))
 
 
-def failures(job: PeasyJobQueue) -> list[dict[str, Any]]:
-    """The failed attempts that a job keeps, the newest first, whatever somebody else has written there."""
-    entries = (
-        [entry for entry in job.errors if isinstance(entry, dict)]
-        if isinstance(job.errors, list)
-        else []
+def failures(job: PeasyJobQueue) -> list[Failure]:
+    """Return the failed attempts that a job keeps, the newest first. Ignores malformed entries."""
+    errors = job.errors if isinstance(job.errors, list) else []
+    entries = [entry for entry in errors if isinstance(entry, dict)]
+    found = [_failure(job, number, entry) for number, entry in enumerate(entries, 1)]
+    return found[::-1]
+
+
+def _failure(job: PeasyJobQueue, number: int, entry: dict[str, Any]) -> Failure:
+    def part(key: str) -> str:
+        return payloads.text(entry.get(key) or "", VALUE_LENGTH)
+
+    digits = re.sub("[^0-9]", "", str(entry.get("at")))[:20]
+    return Failure(
+        number=number,
+        id=f"failure-{job.pk}-{digits}-{number}",
+        at=_parsed(entry.get("at")),
+        where=part("where"),
+        exception=part("exception"),
+        message=part("message"),
+        traceback=part("traceback"),
     )
-    return [
-        {
-            **{
-                key: payloads.text(entry.get(key) or "", LIMIT)
-                for key in ("where", "exception", "message", "traceback")
-            },
-            "at": _moment(entry.get("at")),
-            "number": number,
-            "id": f"failure-{job.pk}-{re.sub('[^0-9]', '', str(entry.get('at')))[:20]}-{number}",
-        }
-        for number, entry in reversed(list(enumerate(entries, 1)))
-    ]
 
 
-def _moment(written: Any) -> datetime | None:
+def _parsed(written: Any) -> datetime | None:
     try:
         return moment(datetime.fromisoformat(written))
     except (ValueError, TypeError):
         return None
-
-
-def _named(job_name: str, values: list[Any]) -> Iterator[tuple[str, Any]]:
-    names = _parameters(job_name)
-    return zip(chain(names or (), repeat(names[-1] if names else "")), values, strict=False)
-
-
-def _parameters(job_name: str) -> list[str]:
-    """The names of the positional parameters of a job function; none when it is not known here. Imports nothing."""
-    module, _, name = job_name.rpartition(".")
-    # Not an attribute of the module, which it may import when it is asked for.
-    known = getattr(sys.modules.get(module), "__dict__", {})
-    signature = getattr(known.get(name), "signature", None)
-    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
-    found = getattr(signature, "parameters", {})
-    return [
-        each.name for each in found.values() if isinstance(each, Parameter) and each.kind in kinds
-    ]
-
-
-def _positional(name: str, number: int, value: Any) -> Argument:
-    if not name and isinstance(value, str | list):
-        # It might be a password. Numbers are shown: most of them are primary keys.
-        return Argument(
-            str(number),
-            _("%(mask)s (its function is not loaded here, so its name is not known)")
-            % {"mask": MASK},
-        )
-    return Argument(name or str(number), text(value, name))

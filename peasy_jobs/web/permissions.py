@@ -1,4 +1,4 @@
-"""Who may open the dashboard and do what there, and the headers of its answers. Draws nothing."""
+"""Who may open the dashboard and act there, and the headers of its answers."""
 
 from __future__ import annotations
 
@@ -18,60 +18,68 @@ if TYPE_CHECKING:
 
 View = Callable[..., HttpResponse]
 
-ACTIONS = ("cancel", "retry", "delete")
-PERMISSIONS = {"view": "view", "cancel": "change", "retry": "change", "delete": "delete"}
+# The permission of the model `PeasyJobQueue` that each action needs.
+MODEL_PERMISSIONS = {"view": "view", "cancel": "change", "retry": "change", "delete": "delete"}
 
 
 def may(request: HttpRequest, action: str) -> bool:
-    """Whether this request may `view` the dashboard, or `cancel`, `retry` or `delete` jobs there.
+    """Return whether this request may `view` the dashboard, or `cancel`, `retry` or `delete` jobs.
 
-    Staff with the model's permissions may, unless `PEASY_DASHBOARD_PERMISSION` decides instead.
+    Staff with the model's permission may, unless `PEASY_DASHBOARD_PERMISSION` decides instead.
     """
     if decide := conf.hook("dashboard_permission"):
-        return says_yes(decide, request, action)
+        return is_allowed_by(decide, request, action)
     user = getattr(request, "user", None)
-    # A user model of the site's own may know no staff.
+    # A custom user model may have no `is_staff`.
     if user is None or not user.is_active or not getattr(user, "is_staff", False):
         return False
-    return bool(user.has_perm(f"peasy_jobs.{PERMISSIONS[action]}_peasyjobqueue"))
+    return has_model_permission(user, action)
 
 
-def says_yes(decide: Callable[..., object], request: HttpRequest, what: object) -> bool:
-    """What a callable of the site decides. It may say no as a view would: nobody is to tell that from a missing job."""
+def has_model_permission(user: Any, action: str) -> bool:
+    """Return whether the user has the permission of the model that the action needs."""
+    return bool(user.has_perm(f"peasy_jobs.{MODEL_PERMISSIONS[action]}_peasyjobqueue"))
+
+
+def is_allowed_by(decide: Callable[..., object], request: HttpRequest, subject: object) -> bool:
+    """Return the decision of a callable of the site. `PermissionDenied` and `Http404` mean no."""
     try:
-        answer = decide(request, what)
+        answer = decide(request, subject)
     except (PermissionDenied, Http404):
         return False
-    return bool(answer) and not isawaitable(
-        answer
-    )  # a coroutine, which is true, would let everybody in
+    # A coroutine is true, and would let everybody in.
+    return bool(answer) and not isawaitable(answer)
 
 
 def page(view: View) -> View:
-    """A page of the dashboard: strangers are sent to log in, those who may not see it are told so."""
+    """Redirect strangers to the login, and answer 403 to users without permission."""
 
-    @login_not_required  # asked below: LoginRequiredMiddleware would answer HTMX with the login page
+    # `LoginRequiredMiddleware` would ignore `PEASY_DASHBOARD_PERMISSION`.
+    @login_not_required
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if may(request, "view"):
             return private(view(request, *args, **kwargs))
         if is_logged_in(request):
             raise PermissionDenied
-        from django.contrib.auth.views import (
-            redirect_to_login,
-        )  # late: it needs the user model, and we are models' too
-
-        # A form that was sent leads nowhere by GET: not back to it.
-        return private(
-            redirect_to_login(request.get_full_path() if request.method in ("GET", "HEAD") else "")
-        )
+        return private(_login(request))
 
     return guarded
 
 
-def fragment(view: View) -> View:
-    """A part of a page that HTMX asks for: without permission the whole page is loaded anew, which explains itself."""
+def _login(request: HttpRequest) -> HttpResponse:
+    # Imported late: it needs the user model, which does not exist while `models` is imported.
+    from django.contrib.auth.views import redirect_to_login
 
+    # A form cannot be submitted again by GET, so there is no way back to it.
+    can_return = request.method in ("GET", "HEAD")
+    return redirect_to_login(request.get_full_path() if can_return else "")
+
+
+def fragment(view: View) -> View:
+    """Without permission, let HTMX reload the whole page, which then explains what is wrong."""
+
+    # `LoginRequiredMiddleware` would make HTMX insert the login page.
     @login_not_required
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -89,7 +97,8 @@ def is_logged_in(request: HttpRequest) -> bool:
 
 
 def private(response: HttpResponse) -> HttpResponse:
-    # Not no-store: with that, a browser never asks whether something has changed.
+    """Keep a response out of shared caches and search engines."""
+    # Not no-store: with it, a browser could never send a conditional request.
     response["Cache-Control"] = "private, no-cache"
     response["X-Robots-Tag"] = "noindex"
     return response

@@ -1,4 +1,7 @@
-"""What may be shown of one job, and to whom: signed links, progress, the JSON document. Unpickles nothing."""
+"""What a visitor may know about one job: access, progress, and the JSON document.
+
+Never loads a pickle.
+"""
 
 from __future__ import annotations
 
@@ -25,52 +28,59 @@ if TYPE_CHECKING:
 
     from peasy_jobs.models import PeasyJobQueue
 
-LARGEST_KEY = 2**63 - 1  # that a database can be asked for
-
 
 def may_see(request: HttpRequest, job: PeasyJobQueue) -> bool:
-    """Whether this request may see the job: it bears its token, its user makes it, or one who may see all jobs.
+    """Return whether this request may see the job.
 
-    `PEASY_CAN_VIEW_JOB`, a callable that is given both, decides instead of the last two.
+    It may if it has a valid token for the job, or comes from the job's user or from someone who
+    may see all jobs. `PEASY_CAN_VIEW_JOB` decides instead of the last two.
     """
-    try:
-        # First: where it is valid nothing else is asked, not even who the visitor is.
-        signer(job).unsign(
-            f"{job.pk}:{request.GET.get('t', '')}",
-            max_age=timedelta(seconds=conf.get().token_max_age),
-        )
+    # First, so that a request with a token needs no session and no user.
+    if _has_valid_token(request, job):
         return True
-    except (
-        BadSignature,
-        UnicodeEncodeError,
-    ):  # a charset that the request names may give half a surrogate pair
-        pass
     if decide := conf.hook("can_view_job"):
-        return permissions.says_yes(decide, request, job)
+        return permissions.is_allowed_by(decide, request, job)
+    return _is_users_job(request, job) or permissions.may(request, "view")
+
+
+def _has_valid_token(request: HttpRequest, job: PeasyJobQueue) -> bool:
+    signed = f"{job.pk}:{request.GET.get('t', '')}"
+    try:
+        signer(job).unsign(signed, max_age=timedelta(seconds=conf.get().token_max_age))
+    except BadSignature:
+        return False
+    except UnicodeEncodeError:  # the charset of the request may decode to half a surrogate pair
+        return False
+    return True
+
+
+def _is_users_job(request: HttpRequest, job: PeasyJobQueue) -> bool:
     user = getattr(request, "user", None)
-    owns = user is not None and user.is_active and user.pk is not None and job.user_id == user.pk
-    return bool(owns or permissions.may(request, "view"))
+    if user is None or not user.is_active or user.pk is None:
+        return False
+    return bool(job.user_id == user.pk)
 
 
 def word(job: PeasyJobQueue) -> str:
-    """The status of a job, as pages and the JSON document call it."""
+    """Return the status of a job as pages and the JSON document call it."""
     return BY_LETTER.get(job.status, BY_LETTER[ENQUEUED]).word
 
 
 def percent(job: PeasyJobQueue) -> float | None:
-    """How far a job is, 0 to 100; None when it does not say so."""
+    """Return the progress of a job, 0 to 100, or None if it is unknown."""
     return 100.0 if job.status == COMPLETED else progress(job.extra)
 
 
 def progress(extra: Any) -> float | None:
-    """How far a job is, 0 to 100, from its `extra`; None when it does not say so.
+    """Return the progress that `extra` reports, 0 to 100, or None if it reports none.
 
-    Takes a number, a text that is one, or [done, total], under the key `progress`.
+    Reads the key `progress`: a number, a text with a number, or `[done, total]`.
     """
     value = extra.get("progress") if isinstance(extra, dict) else None
     try:
         if isinstance(value, list | tuple) and len(value) == 2:
-            number = 100 * _number(value[0]) / _number(value[1])
+            done, total = value
+            number = 100 * _number(done) / _number(total)
         else:
             number = _number(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
@@ -79,19 +89,20 @@ def progress(extra: Any) -> float | None:
 
 
 def _number(value: Any) -> float:
-    number = (
-        float(value)
-        if isinstance(value, int | float | str) and not isinstance(value, bool)
-        else math.nan
-    )
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    number = float(value)
     return number if math.isfinite(number) else math.nan
 
 
 def document(request: HttpRequest, job: PeasyJobQueue) -> dict[str, Any]:
-    """The JSON document of a job. More keys may come; `PEASY_JOB_JSON`, a callable, may change it."""
-    # A bearer of a token is not asked who he is, so that the answer depends on nothing but the link.
+    """Return the JSON document of a job. Later versions may add keys.
+
+    `PEASY_JOB_JSON`, a callable, may change it.
+    """
+    # With a token the answer depends on the link alone, never on who uses it.
     sees_all = "t" not in request.GET and permissions.may(request, "view")
-    shown: dict[str, Any] = {
+    content: dict[str, Any] = {
         "id": str(job.pk),
         "title": job.title,
         "status": word(job),
@@ -105,38 +116,37 @@ def document(request: HttpRequest, job: PeasyJobQueue) -> dict[str, Any]:
         "started": _iso(job.started),
         "completed": _iso(job.completed),
     }
-    plain, result = payloads.plain(job.result_data)
-    if plain and job.status == COMPLETED:
-        shown["result"] = result
+    is_plain, result = payloads.plain(job.result_data)
+    if is_plain and job.status == COMPLETED:
+        content["result"] = result
     if sees_all:
         with suppress(NoReverseMatch):  # only the status URLs are mounted
-            shown["url"] = address("job_detail", job.pk, request=request)
+            content["url"] = address("job_detail", job.pk, request=request)
     if change := conf.hook("job_json"):
-        shown = change(request, job, shown)
-    return shown
+        content = change(request, job, content)
+    return content
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """As JSON, without what JSON does not know: NaN and the infinities become null."""
+    """Return a document as JSON. NaN and the infinities, which JSON lacks, become null."""
     text = json.dumps(document, cls=DjangoJSONEncoder)
-    # ASCII: half of a surrogate pair could not be written otherwise.
-    return json.dumps(json.loads(text, parse_constant=lambda _: None)).encode()
+    strict = json.loads(text, parse_constant=lambda _: None)
+    # ASCII, because half of a surrogate pair cannot be encoded as UTF-8.
+    return json.dumps(strict).encode()
 
 
 def _error(job: PeasyJobQueue, sees_all: bool) -> dict[str, str]:
     if not sees_all:
         return {"message": _("The job failed.")}
     last = job.errors[-1] if isinstance(job.errors, list) and job.errors else {}
-    kind = last.get("exception", "") if isinstance(last, dict) else ""
-    return {"message": job.error, "type": str(kind or "")}
+    exception = last.get("exception", "") if isinstance(last, dict) else ""
+    return {"message": job.error, "type": str(exception or "")}
 
 
 def _iso(moment: datetime | None) -> str | None:
     if moment is None:
         return None
-    aware = (
-        moment
-        if timezone.is_aware(moment)
-        else timezone.make_aware(moment, timezone.get_default_timezone())
-    )
-    return aware.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if timezone.is_naive(moment):
+        moment = timezone.make_aware(moment, timezone.get_default_timezone())
+    utc = moment.astimezone(UTC)
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
