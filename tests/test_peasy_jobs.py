@@ -191,7 +191,7 @@ def test_enqueueing_takes_one_query_in_a_transaction(call: Callable[[], Any]) ->
 def test_enqueueing_takes_one_query_outside_of_a_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wakeup, "_announced", float("-inf"))
+    monkeypatch.setattr(wakeup, "_notified_at", float("-inf"))
     jobs_made = [queries(jobs.nothing) for _ in range(3)]
     assert [made[0].partition(" ")[0] for made in jobs_made] == ["INSERT"] * 3
     # The wake-up of idle runners comes after the commit, and not for every job.

@@ -321,23 +321,6 @@ def test_a_burst_of_jobs_by_one_process_is_all_found_at_once(run_peasy):
         assert job.started - job.created < SOON
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL notifies")
-def test_a_notification_that_arrives_during_a_query_is_not_missed(transactional_db):
-    listening = connection.copy()
-    try:
-        listening.ensure_connection()
-        hints = wakeup.watch(listening, lambda: (False, None), 1)
-        assert not hints.has_signal()
-        with connection.cursor() as cursor:
-            cursor.execute(f"NOTIFY {wakeup.CHANNEL}")
-        # It comes with the answer to the query, and a wait for the socket would not see it.
-        with listening.cursor() as cursor:
-            wait_until(lambda: [cursor.execute("SELECT 1"), hints.has_signal()][1])
-        assert not hints.has_signal()
-    finally:
-        listening.close()
-
-
 def test_polling_alone_finds_jobs_that_nobody_announced(run_peasy):
     # By SQL, which sends no NOTIFY.
     run_peasy(settings={"PEASY_POLLING_INTERVAL": 0.5, "PEASY_LEASE": 2})
