@@ -1241,7 +1241,7 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
     assert runners.filter(pk=dead.pk).exists(), "it has only just come"
     mine.clock.stepped_at = float("-inf")
     mine.steady_since -= 31
-    mine.renewed_at -= 13  # something held it up
+    mine.last_renewal -= 13  # something held it up
     mine.renew_at = mine.rescue_at = 0
     mine.renew()
     mine.rescue()

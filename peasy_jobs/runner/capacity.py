@@ -29,7 +29,7 @@ class Capacity:
         self.recovered_jobs = 0
         # When the workers' events were last collected (`time.monotonic()`). Nothing is known of what
         # workers have done since, so they are judged as of this moment.
-        self.observed_at = 0.0
+        self.as_of = 0.0
 
     def record_duration(self, seconds: float) -> None:
         """A job has ended after so many seconds."""
@@ -70,7 +70,7 @@ class Capacity:
 
     def is_held_up(self, worker: Worker) -> bool:
         """Whether a worker has taken longer for its current job than it was meant to for all of them."""
-        return self.observed_at - worker.busy_since > LOOK_AHEAD
+        return self.as_of - worker.busy_since > LOOK_AHEAD
 
     def next_due(self, workers: Iterable[Worker]) -> float:
         """Return when a worker will be held up with jobs that it has not started."""

@@ -33,7 +33,7 @@ class Lease:
         self.runners = PeasyRunner.objects.using(jobs.db)
         self.id = 0
         self.renew_at = self.rescue_at = float("-inf")
-        self.renewed_at = self.leased_until = self.steady_since = float("-inf")
+        self.last_renewal = self.leased_until = self.steady_since = float("-inf")
         self.looked_for_orphans = (
             False  # the ongoing jobs of a published version, which name no runner
         )
@@ -70,7 +70,7 @@ class Lease:
         if not self.runners.filter(pk=self.id).update(heartbeat=heartbeat, lease_until=until):
             return False
         if (
-            monotonic() > self.renewed_at + 2 / 5 * self.conf.lease
+            monotonic() > self.last_renewal + 2 / 5 * self.conf.lease
         ):  # something held us up, and maybe everybody
             self.steady_since = monotonic()
         self._renewed(before)
@@ -136,7 +136,7 @@ class Lease:
 
     def _renewed(self, at: float) -> None:
         """The lease was renewed by what the clocks said at this moment: what came later does not prolong it."""
-        self.renewed_at = at
+        self.last_renewal = at
         self.renew_at = at + self.conf.lease / 5 * random.uniform(0.8, 1)
         self.leased_until = at + self.conf.lease
 

@@ -140,7 +140,7 @@ class Runner:
     # Steps that do not use the database
 
     def _process_events(self) -> None:
-        self.capacity.observed_at = monotonic()
+        self.capacity.as_of = monotonic()
         for event in self.workers.collect():
             if isinstance(event, Outcome):
                 if self.held.record_outcome(event):
@@ -241,7 +241,7 @@ class Runner:
 
     def _mark_started(self) -> None:
         """Mark the jobs that were claimed ahead and have started. Only those are charged if this runner dies."""
-        started = self.held.to_mark_started(self.workers.workers, self.capacity.observed_at)
+        started = self.held.to_mark_started(self.workers.workers, self.capacity.as_of)
         if started:
             self.jobs.begin(self.lease.id, started, self.clock.at(monotonic()))
             self.held.mark_started(started)

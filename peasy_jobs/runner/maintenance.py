@@ -1,4 +1,7 @@
-"""What every runner does now and then for the queue as a whole, in small batches, off the way of the jobs."""
+"""Periodic maintenance of the queue as a whole, in small batches so that jobs are not delayed.
+
+Every runner does it. What two of them do at the same time is harmless.
+"""
 
 from __future__ import annotations
 
@@ -19,42 +22,57 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("peasy_jobs")
 
-PROMOTE_EVERY, PRUNE_EVERY, TALLY_EVERY = 1.0, 10.0, 10.0  # seconds
+PROMOTE_EVERY = 1.0  # seconds
+PRUNE_EVERY = 10.0  # seconds
+TALLY_EVERY = 10.0  # seconds
+JITTER = (0.8, 1.2)  # times an interval, so that runners do not all work at once
 
 
 class Maintenance:
-    """Promotes scheduled jobs that are due, prunes finished ones, writes the statistics."""
+    """Promote scheduled jobs that are due, prune finished jobs and write the statistics.
+
+    Each of these has a timer, a moment on `time.monotonic()`.
+    """
 
     def __init__(self, jobs: querysets.JobQuerySet, clock: Clock, conf: Conf) -> None:
-        self.jobs, self.clock, self.conf = jobs, clock, conf
+        self.jobs = jobs
+        self.clock = clock
+        self.conf = conf
         self.tally = Tally(jobs.db, clock)
-        self.promote_at = self.prune_at = 0.0
+        self.promote_at = 0.0
+        self.prune_at = 0.0
         self.tally_at = monotonic() + TALLY_EVERY
 
     def run_due(self, *, backlog: bool) -> None:
         """Do what is due.
 
-        backlog: there is more than was claimed, so that nobody looks for jobs that are due.
+        backlog: more jobs wait than were claimed. The runner does not look at the queue then, and a
+            look is what usually promotes the scheduled jobs that are due.
         """
         now = monotonic()
         if backlog and now >= self.promote_at:
             self.promote_at = now + PROMOTE_EVERY
             self.jobs.promote(self.clock.at(now))
         if now >= self.prune_at:
-            self.prune_at = now + PRUNE_EVERY * random.uniform(0.8, 1.2)
+            self.prune_at = now + PRUNE_EVERY * random.uniform(*JITTER)
             if self.prune(self.conf.prune_grace):
-                self.prune_at = now
+                self.prune_at = now  # there may be another batch
         if now >= self.tally_at:
-            self.tally_at = now + TALLY_EVERY * random.uniform(0.8, 1.2)
+            self.tally_at = now + TALLY_EVERY * random.uniform(*JITTER)
             self.tally.write()
 
     def next_due(self, *, backlog: bool) -> float:
-        return self.prune_at
+        """Return when `run_due` has something to do (`time.monotonic()`)."""
+        first = min(self.prune_at, self.tally_at)
+        return min(first, self.promote_at) if backlog else first
 
     def prune(self, grace: float) -> int:
-        """Delete finished jobs beyond the maxima, none that finished less than `grace` seconds ago.
+        """Delete a batch of the finished jobs beyond the maxima. Return how many rows were changed.
 
-        Returns how many jobs it has deleted, or finished for a site. In batches: call it again until there are none.
+        Call it again until it returns 0. It also completes what a site has done to rows by itself,
+        which counts as a change.
+
+        grace: keep jobs that finished less than so many seconds ago.
         """
         maxima = (self.conf.max_completed, self.conf.max_failed, self.conf.max_cancelled)
         before = self.clock.at(monotonic() - grace)
@@ -62,6 +80,6 @@ class Maintenance:
         try:
             for status, maximum in zip(statuses.FINISHED, maxima, strict=True):
                 changed += self.jobs.prune(status, maximum, before)
-        except IntegrityError as error:  # a table of the site refers to a job
+        except IntegrityError as error:  # a foreign key of the site refers to one of the jobs
             logger.warning("Finished jobs cannot be pruned: %s", error.args[0])
         return changed
