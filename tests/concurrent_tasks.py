@@ -171,7 +171,7 @@ def rescue_jobs(dead: list[int]) -> list[int]:
 
 
 def write_outcomes(dead: list[int]) -> list[int]:
-    """Ends the jobs of each of these runners, which do not know yet that they were taken for dead. Says which."""
+    """Ends the jobs of each of these runners, which do not know yet that they were presumed dead. Says which."""
     written: list[int] = []
     for runner in dead:
         pks = jobs.filter(title=f"of runner {runner}").order_by("pk").values_list("pk", flat=True)

@@ -473,10 +473,10 @@ def test_a_suspended_runner_writes_nothing_over_the_new_life_of_its_job(
     new_life = running(job)
     assert (new_life.claims, new_life.crashes) == (2, 1)
 
-    # The first run ends, successfully, and the runner that hears of it has been taken for dead.
+    # The first run ends, successfully, and the runner that hears of it was presumed dead.
     Path(tmp_path, "1").touch()
     straggler.signal(signal.SIGCONT)
-    straggler.wait_for_output("This runner was taken for dead.")
+    straggler.wait_for_output("This runner's lease was revoked.")
     wait_until(lambda: PeasyRunner.objects.filter(pid=straggler.pid).exclude(pk=old.pk).exists())
     (mine,) = PeasyRunner.objects.filter(pid=straggler.pid)
     wait_until(lambda: PeasyRunner.objects.get(pk=mine.pk).heartbeat > mine.heartbeat)
@@ -509,7 +509,7 @@ def test_a_runner_that_was_taken_for_dead_ends_what_it_still_runs(run_peasy, tmp
     other = run_peasy(settings={"PEASY_LEASE": 2})
     wait_until(lambda: len(started(record)) == 2, message=other.describe)
     straggler.signal(signal.SIGCONT)
-    straggler.wait_for_output("This runner was taken for dead.")
+    straggler.wait_for_output("This runner's lease was revoked.")
     wait_until(lambda: is_gone(started(record)[0]))
     assert not is_gone(started(record)[1])
     Path(tmp_path, "2").touch()
@@ -520,7 +520,7 @@ def test_a_runner_that_was_taken_for_dead_ends_what_it_still_runs(run_peasy, tmp
 
 @pytest.mark.parametrize("status", [ONGOING, CANCELLED])
 def test_a_job_that_names_a_runner_which_is_not_there_any_more_is_rescued(run_peasy, status):
-    """Suspended in the middle of a claim, and taken for dead, a runner claims when it goes on."""
+    """Suspended in the middle of a claim, and presumed dead, a runner claims when it goes on."""
     job = jobs.echo("back")
     PeasyJobQueue.objects.filter(pk=job.pk).update(
         status=status, runner=10**6, claims=1, attempts=1, started=timezone.now()

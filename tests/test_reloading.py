@@ -86,13 +86,10 @@ def enqueue() -> PeasyJobQueue:
 
 
 def reloaded(command: Command, times: int = 1) -> list[str]:
-    """Wait until it has begun anew so many times. Returns what it has said of itself each time."""
-    wait_until(
-        lambda: command.output().count("Ctrl-C stops it.") == 1 + times, message=command.describe
-    )
-    return [
-        line for line in command.output().splitlines() if " workers, " in line or "worker, " in line
-    ]
+    """Wait until the runner has restarted so often. Return what it said of its workers each time."""
+    last_line = "Ctrl-C stops it."
+    wait_until(lambda: command.output().count(last_line) == 1 + times, message=command.describe)
+    return [line for line in command.output().splitlines() if line.endswith(last_line)]
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)

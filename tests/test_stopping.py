@@ -94,7 +94,7 @@ def test_a_busy_runner_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_pat
     job = jobs.last_words(str(go), str(record))
     wait_until(lambda: notes(record))
     command.signal(signum, group=group)
-    command.wait_for_output("Stopping: no more jobs are claimed, 1 still run.")
+    command.wait_for_output("Stopping: claiming no more jobs, 1 still running.")
     late = jobs.write_note(str(record), "too late")
     heartbeats(2)  # its lease is renewed all the time
     assert command.process.poll() is None
@@ -122,7 +122,7 @@ def test_a_busy_runner_of_threads_claims_no_more_and_lets_its_job_finish(run_pea
     job = jobs.last_words(str(go), str(record))
     wait_until(lambda: notes(record))
     command.signal(signal.SIGTERM, group=True)
-    command.wait_for_output("Stopping: no more jobs are claimed, 1 still run.")
+    command.wait_for_output("Stopping: claiming no more jobs, 1 still running.")
     late = jobs.write_note(str(record), "too late")
     heartbeats(2)
     go.touch()
@@ -172,7 +172,7 @@ def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_
     assert_gone(command)
     wait_until(lambda: is_gone(worker) and is_gone(program), 2)
     assert_given_back(job)
-    assert command.output().count("Jobs ended before they have finished: 1.") == 1
+    assert command.output().count("Stopping 1 unfinished job; it will run again.") == 1
 
     go.touch()
     assert run_peasy("--exit-on-empty").wait() == 0

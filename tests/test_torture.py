@@ -49,7 +49,7 @@ def test_a_short_torture_run_loses_nothing() -> None:
 @pytest.mark.parametrize(
     ("faults", "control", "removed", "seen"),
     [
-        # Late: the straggler learns a second later that it was taken for dead. Then only the fence is left.
+        # Late: the straggler learns a second later that it was presumed dead. Then only the fence is left.
         pytest.param(
             SUSPEND,
             "late",

@@ -1,4 +1,9 @@
-"""This runner's row and those of the others: register, renew the lease, and rescue the jobs of a runner that died."""
+"""The lease of this runner, and the jobs of runners whose lease has run out.
+
+Each runner has a row in `PeasyRunner` with the moment until which its lease is valid by the database's
+clock. While it is valid nobody else touches the runner's jobs. A runner that does not renew it in time
+is presumed dead: another runner deletes its row and puts its jobs back into the queue.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +26,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("peasy_jobs")
 
-LEAVE_WITHIN = 3.0  # seconds that a lock on the runners may keep this process from ending
-RESCUE_EVERY = 2.0  # seconds; also how soon a runner of the same host is found dead
+NEVER = float("-inf")
+UNREGISTER_TIMEOUT = 3.0  # seconds that a lock may keep this process from ending
+RESCUE_EVERY = 2.0  # seconds; also how soon a dead runner of the same host is found
+JITTER = (0.8, 1.2)  # times an interval, so that runners do not all work at once
 
 
 class Lease:
-    """What the other runners know of this one."""
+    """Register this runner, renew its lease, and rescue the jobs of runners that are dead.
+
+    All moments are `time.monotonic()`; the row has seconds since 1970 by the database's clock.
+    """
 
     def __init__(self, jobs: querysets.JobQuerySet, clock: Clock, conf: Conf) -> None:
-        self.jobs, self.clock, self.conf = jobs, clock, conf
+        self.jobs = jobs
+        self.clock = clock
+        self.conf = conf
         self.runners = PeasyRunner.objects.using(jobs.db)
-        self.id = 0
-        self.renew_at = self.rescue_at = float("-inf")
-        self.last_renewal = self.leased_until = self.steady_since = float("-inf")
-        self.looked_for_orphans = (
-            False  # the ongoing jobs of a published version, which name no runner
-        )
+        self.id = 0  # of this runner's row; 0 before it is registered
+        self.renew_at = NEVER
+        self.rescue_at = NEVER
+        self.last_renewal = NEVER
+        self.leased_until = NEVER
+        self.steady_since = NEVER  # renewed in time without a break since then
+        self.looked_for_orphans = False  # jobs that run and name no runner, as of version 0.4
 
     def register(self, queues: list[str]) -> None:
-        """Appear under a new id."""
+        """Register this runner under a new id, with a new lease."""
         before = monotonic()
         now = self.clock.sync()
         moment = self.clock.at(monotonic())
@@ -57,11 +70,14 @@ class Lease:
             lease_until=now + self.conf.lease,
         )
         self.id = runner.pk
-        self._renewed(before)
+        self._record_renewal(before)
         self.steady_since = monotonic()
 
     def renew(self) -> bool:
-        """Renew the lease when a fifth of it is over. False when other runners have taken this one for dead."""
+        """Renew the lease when a fifth of it is over.
+
+        Return False if the lease was revoked: other runners presumed this one dead.
+        """
         if monotonic() < self.renew_at:
             return True
         before = monotonic()
@@ -69,63 +85,40 @@ class Lease:
         heartbeat = self.clock.at(monotonic())
         if not self.runners.filter(pk=self.id).update(heartbeat=heartbeat, lease_until=until):
             return False
-        if (
-            monotonic() > self.last_renewal + 2 / 5 * self.conf.lease
-        ):  # something held us up, and maybe everybody
-            self.steady_since = monotonic()
-        self._renewed(before)
+        if monotonic() > self.last_renewal + 2 / 5 * self.conf.lease:
+            self.steady_since = monotonic()  # this runner was held up, and maybe all of them were
+        self._record_renewal(before)
         return True
 
     def is_held(self) -> bool:
+        """Whether the lease is still valid, so that jobs may be claimed."""
         return monotonic() < self.leased_until
 
     def next_due(self) -> float:
+        """Return when `renew` or `rescue` has something to do."""
         return min(self.renew_at, self.rescue_at)
 
     def rescue(self) -> int:
-        """Give back the jobs of runners that are gone. Returns how many jobs that were.
+        """Put the jobs of dead runners back into the queue. Return how many jobs that were.
 
-        A lease that ran out counts only when we renewed ours all through one whole lease: after an outage that
-        stopped everybody, nobody is dead.
+        A lease that has run out counts only after this runner has renewed its own for the length of
+        a whole lease: after an outage that stopped every runner, none of them is dead.
         """
         if monotonic() < self.rescue_at:
             return 0
-        self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(0.8, 1.2)
-        rescued = 0
-        if not self.looked_for_orphans:
-            rescued = self.jobs.rescue(
-                None, "The runner of this job is gone.", self.conf.crash_retries
-            )
-            self.looked_for_orphans = True
-        named = (
-            self.jobs.runners_named()
-        )  # before the runners are read: whoever is named then has been there
+        self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(*JITTER)
+        rescued = self._rescue_orphans()
+        # Read before the runners are: each runner that is named now has registered before.
+        named = self.jobs.runners_named()
         others = list(self.runners.exclude(pk=self.id))
-        now = (
-            self.clock.sync() if others else 0.0
-        )  # nobody, as a rule, and this is asked every two seconds
-        steady = monotonic() - max(self.steady_since, self.clock.stepped_at) > self.conf.lease
-        for runner in others:
-            if (steady and runner.lease_until < now) or _is_gone(runner):
-                where = f"{runner.host}, pid {runner.pid}"
-                reason = f"The runner of this job ({where}) died before it had finished."
-                # First, and only if it has not come back since: what then names no runner is rescued as a stray.
-                if not self.runners.filter(pk=runner.pk, lease_until=runner.lease_until).delete()[
-                    0
-                ]:
-                    continue
-                count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries, where)
-                logger.warning("%s is gone. Jobs rescued: %d.", runner, count)
-                rescued += count
-        for stray in named - {self.id, *(runner.pk for runner in others)}:
-            # A runner that was suspended in the middle of a claim, and taken for dead, claims when it goes on.
-            reason = "The runner of this job had been taken for dead before it claimed it."
-            rescued += self.jobs.rescue(stray, reason, self.conf.crash_retries)
-        return rescued
+        for runner in self._dead(others):
+            rescued += self._rescue_jobs_of(runner)
+        strays = named - {self.id, *(runner.pk for runner in others)}
+        return rescued + sum(map(self._rescue_stray, strays))
 
     def unregister(self) -> None:
-        """Disappear, unless jobs still name this runner: those are then rescued under its name."""
-        until = monotonic() + LEAVE_WITHIN
+        """Delete this runner's row, unless jobs still name it: the row says whose jobs to rescue."""
+        until = monotonic() + UNREGISTER_TIMEOUT
         while not self.jobs.filter(runner=self.id).exists():
             try:
                 self.runners.filter(pk=self.id).delete()
@@ -134,22 +127,57 @@ class Lease:
                 if not vendors.is_locked(error) or monotonic() > until:
                     raise
 
-    def _renewed(self, at: float) -> None:
-        """The lease was renewed by what the clocks said at this moment: what came later does not prolong it."""
+    def _record_renewal(self, at: float) -> None:
+        # `at` is before the clocks were read: the time that the query took does not prolong the lease.
         self.last_renewal = at
         self.renew_at = at + self.conf.lease / 5 * random.uniform(0.8, 1)
         self.leased_until = at + self.conf.lease
 
+    def _dead(self, others: list[PeasyRunner]) -> list[PeasyRunner]:
+        if not others:
+            return []  # without reading the clock: this is asked every two seconds
+        now = self.clock.sync()
+        steady = monotonic() - max(self.steady_since, self.clock.stepped_at) > self.conf.lease
+        return [
+            runner for runner in others if (steady and runner.lease_until < now) or _is_gone(runner)
+        ]
+
+    def _rescue_jobs_of(self, runner: PeasyRunner) -> int:
+        # Delete the row first, and only if the lease was not renewed since it was read. If this
+        # process is killed in between, the jobs name no runner that exists and are rescued as strays.
+        row = self.runners.filter(pk=runner.pk, lease_until=runner.lease_until)
+        deleted, _ = row.delete()
+        if not deleted:
+            return 0
+        where = f"{runner.host}, pid {runner.pid}"
+        reason = f"The runner of this job ({where}) died before it had finished."
+        count = self.jobs.rescue(runner.pk, reason, self.conf.crash_retries, where)
+        logger.warning("%s is gone. Jobs rescued: %d.", runner, count)
+        return count
+
+    def _rescue_stray(self, runner_id: int) -> int:
+        # A runner that was suspended in the middle of a claim, and presumed dead, still completes
+        # that claim when it is resumed.
+        reason = "The runner of this job was presumed dead before it claimed the job."
+        return self.jobs.rescue(runner_id, reason, self.conf.crash_retries)
+
+    def _rescue_orphans(self) -> int:
+        if self.looked_for_orphans:
+            return 0
+        rescued = self.jobs.rescue(None, "The runner of this job is gone.", self.conf.crash_retries)
+        self.looked_for_orphans = True
+        return rescued
+
 
 def _is_gone(runner: PeasyRunner) -> bool:
-    """Whether this host can see that the runner's process is gone. False where it cannot tell."""
+    """Whether the runner's process has ended. False if it runs on another host or cannot be seen."""
     if not runner.host_id or runner.host_id != _host_id():
         return False
     try:
         return _started(runner.pid) != runner.pid_started
     except OSError:
         pass
-    try:  # /proc may show nothing of another user's process
+    try:  # /proc may hide the processes of other users
         os.kill(runner.pid, 0)
     except ProcessLookupError:
         return True
@@ -159,14 +187,23 @@ def _is_gone(runner: PeasyRunner) -> bool:
 
 
 def _host_id() -> str:
-    # A host name is reused and containers share it; the same pid means something else in another PID namespace.
+    """Identify the boot of this host and the PID namespace. Empty where that is unknown.
+
+    A host name is not enough: names are reused, and containers share them. A pid means another
+    process in another namespace.
+    """
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since boot; empty for a zombie. Raises `OSError` where that is not shown."""
-    state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return "" if state in "ZX" else rest[18]
+    """Return when a process started, in ticks since boot; empty for a zombie.
+
+    Raises `OSError` if there is no such process, or if it cannot be seen.
+    """
+    # See proc(5): the command in parentheses may contain spaces; state and start time come after it.
+    state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]

@@ -160,16 +160,16 @@ class Runner:
                 self.held.stop_controller.end_grace()
 
     def _drain(self) -> None:
-        logger.info("Stopping: no more jobs are claimed, %d still run.", len(self.held))
+        logger.info("Stopping: claiming no more jobs, %d still running.", len(self.held))
         for worker in self.workers.workers:
             for claim in worker.recall():
                 self.held.give_back(claim)
 
     def _stop_jobs(self) -> None:
         if self.held:
-            logger.warning(
-                "Jobs ended before they have finished: %d. They run again later.", len(self.held)
-            )
+            count = len(self.held)
+            jobs = "1 unfinished job; it" if count == 1 else f"{count} unfinished jobs; they"
+            logger.warning("Stopping %s will run again.", jobs)
         why = "at once" if self.shutdown.signals.count > 1 else "and waits no longer"
         self.held.stop_controller.stop_all(self.workers.workers, f"The runner stops {why}.")
 
@@ -202,7 +202,8 @@ class Runner:
             self.session.check_file()
         if not self.lease.renew():
             logger.error(
-                "This runner was taken for dead. It ends what it runs and goes on under a new id."
+                "This runner's lease was revoked. "
+                "Stopping its jobs and registering again under a new id."
             )
             self._drop_jobs()
             self.lease.register(self.queues)

@@ -54,4 +54,4 @@ class Session:
         """Raise `OperationalError` if the SQLite file was replaced by another, such as a backup."""
         if vendors.file_of(self.connection) != self.file:
             name = self.connection.settings_dict["NAME"]
-            raise OperationalError(f"{name} is not the file it was")
+            raise OperationalError(f"{name} was replaced by another file")

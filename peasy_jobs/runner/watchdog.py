@@ -1,4 +1,4 @@
-"""A database server that says nothing any more: whoever waits for it is woken, so that the runner can try again."""
+"""Detect an unresponsive database server."""
 
 from __future__ import annotations
 
@@ -10,32 +10,41 @@ from time import monotonic, sleep
 
 
 class Watchdog:
-    """Closes the runner's connection when one round with the database takes longer than `limit` seconds.
+    """Shut down the runner's socket when one iteration with the database takes longer than `limit` seconds.
 
-    A server that is stopped, or a network that drops packets, leaves a query waiting for good: the kernel still
-    acknowledges, so keep-alives do not help, and the drivers know no time limit of their own for an answer.
+    The query that waits then fails, and the runner connects again. Needed because a suspended
+    server, or a network that drops packets, leaves a query waiting for ever: the kernel still
+    acknowledges, so keep-alives do not help, and libpq has no time limit for an answer.
     """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self.waiting: tuple[int, float] | None = None  # the connection's descriptor, and since when
-        threading.Thread(target=self._watch, name="peasy silence alarm", daemon=True).start()
+        # The socket's descriptor, and since when it is in use. One tuple, so that the thread never
+        # sees half of a change.
+        self.waiting: tuple[int, float] | None = None
+        threading.Thread(target=self._watch, name="peasy watchdog", daemon=True).start()
 
     def set(self, fd: int) -> None:
-        """From now on the server is talked to over this descriptor; below 0 there is none."""
+        """Start the time limit for the socket with this descriptor; below 0 there is none."""
         self.waiting = (fd, monotonic()) if fd >= 0 else None
 
     def clear(self) -> None:
+        """Stop the time limit."""
         self.waiting = None
 
     def _watch(self) -> None:
         while True:
             sleep(self.limit / 10)
             waiting = self.waiting
-            if waiting and monotonic() - waiting[1] > self.limit:
-                with (
-                    contextlib.suppress(OSError),
-                    socket.socket(fileno=os.dup(waiting[0])) as connection,
-                ):
-                    connection.shutdown(socket.SHUT_RDWR)
+            if waiting is None:
+                continue
+            fd, since = waiting
+            if monotonic() - since > self.limit:
+                _shut_down(fd)
                 self.waiting = None
+
+
+def _shut_down(fd: int) -> None:
+    # On a duplicate: closing the socket object must not close the driver's descriptor.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+        connection.shutdown(socket.SHUT_RDWR)

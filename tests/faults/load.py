@@ -70,4 +70,4 @@ class Load:
             command.signal(signal.SIGTERM)
             assert command.wait() == 0
             assert "Traceback" not in command.output()
-            assert "taken for dead" not in command.output()
+            assert "lease was revoked" not in command.output()

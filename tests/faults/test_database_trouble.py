@@ -179,7 +179,7 @@ def test_a_server_that_is_away_for_two_leases_costs_no_job_its_claim(
         assert command.process.poll() is None
         if fault != "resets":
             assert_one_episode(command)
-        assert "taken for dead" not in command.output()
+        assert "lease was revoked" not in command.output()
 
 
 def _now() -> float:
@@ -496,7 +496,7 @@ def test_a_backup_that_is_moved_over_the_file_is_gone_on_with(django, tmp_path, 
     assert [line.split()[0] for line in notes(record)] == ["started", "ended"] * 2
     assert django("shell", "--no-imports", "-c", enqueue).wait(LATE) == 0
     wait_until(lambda: ask(tmp_path, done) == [("C", 1, 0)] * 2)
-    assert f"Cannot use the database ({site} is not the file it was)" in command.output()
+    assert f"Cannot use the database ({site} was replaced by another file)" in command.output()
     assert_one_episode(command)
     command.signal(signal.SIGTERM)
     assert command.wait() == 0

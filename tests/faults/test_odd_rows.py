@@ -150,7 +150,7 @@ def test_a_job_of_a_dead_runner_that_can_count_no_more_crashes_has_failed(run_pe
     command = run_peasy(settings=ALL)
     (plain,) = finished(plain, timeout=LATE)
     assert (plain.result, plain.crashes) == ("plain", 1)
-    gone = "The runner of this job had been taken for dead before it claimed it."
+    gone = "The runner of this job was presumed dead before it claimed the job."
     wait_until(lambda: outcome(odd) == (FAILED, gone), message=command.describe)
     assert_lives(command)
 

@@ -26,7 +26,7 @@ class ChangeRunner(AppConfig):
 
 
 def _late() -> None:
-    """No guard: a runner that was taken for dead learns of it a second later, and claims nothing meanwhile.
+    """No guard: a runner that was presumed dead learns of it a second later, and claims nothing meanwhile.
 
     Without this the straggler notices before it writes, almost always, and the fence has nothing to hold off.
     """
@@ -62,7 +62,7 @@ def _fence() -> None:
 
 
 def _lease() -> None:
-    """Every other runner is taken for dead at once."""
+    """Every other runner is presumed dead at once."""
     from peasy_jobs.runner import lease
 
     lease._is_gone = lambda runner: True

@@ -161,7 +161,7 @@ class Verification:
         )
 
     def _gone(self, name: str, at: float) -> bool:
-        """Whether this runner was dead at that time, or had been silent for so long that it could be taken for dead."""
+        """Whether this runner was dead at that time, or had been silent for so long that it could be presumed dead."""
         return any(
             fault.runner == name
             and fault.began <= at
