@@ -15,6 +15,7 @@ from peasy_jobs.runner.loop import Runner
 from peasy_jobs.runner.outage import Outage
 from peasy_jobs.runner.shutdown import Phase, Shutdown
 from peasy_jobs.store.values import Claim
+from peasy_jobs.workers.processes import START_RETRY_AFTER, ProcessWorkers
 
 NEVER = float("inf")
 SOON = 1_000.0  # a moment on the monotonic clock
@@ -38,7 +39,7 @@ def worker(*pending, busy_since=0.0, room=NEVER, ready=True):
 def runner():
     """A runner that is not connected and has no workers."""
     made = Runner(SETTINGS, lambda text: None)
-    made.workers = SimpleNamespace(workers=[])
+    made.workers = SimpleNamespace(workers=[], next_due=lambda: NEVER)
     yield made
     made.selector.close()
 
@@ -114,6 +115,29 @@ def test_during_an_outage_the_loop_waits_for_nothing_that_needs_the_database(run
     runner.outage.since, runner.outage.retry_at = 0.0, SOON
     runner.lease.renew_at = runner.lease.rescue_at = 0.0
     assert runner._next_due(can_claim=False) == SOON
+
+
+@pytest.fixture
+def processes():
+    """One worker process that is to be started, without the fork server that would do it."""
+    made = ProcessWorkers.__new__(ProcessWorkers)
+    made.concurrency, made.workers, made.server = 1, [], None
+    made.server_started = made.start_at = SOON
+    return made
+
+
+def test_a_fork_server_that_ended_is_started_again_when_that_is_due(processes):
+    assert processes.next_due() == SOON + START_RETRY_AFTER
+
+
+def test_a_worker_process_that_ended_is_started_again_when_that_is_due(processes):
+    processes.server = SimpleNamespace()
+    assert processes.next_due() == SOON
+
+
+def test_nothing_is_due_while_all_worker_processes_run(processes):
+    processes.server, processes.workers = SimpleNamespace(), [worker()]
+    assert processes.next_due() == NEVER
 
 
 # Shutdown

@@ -357,7 +357,11 @@ class Runner:
     def _next_due(self, can_claim: bool) -> float:
         """Return when the first of all parts has something to do (`time.monotonic()`)."""
         workers = self.workers.workers
-        moments = [self.shutdown.next_due(), self.held.stop_controller.next_deadline(workers)]
+        moments = [
+            self.shutdown.next_due(),
+            self.workers.next_due(),
+            self.held.stop_controller.next_deadline(workers),
+        ]
         if self.outage.is_on:  # nothing that needs the database
             return min(*moments, self.outage.next_due())
         moments.append(self.lease.next_due())

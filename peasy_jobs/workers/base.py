@@ -63,6 +63,9 @@ class Workers(Protocol):
     def collect(self) -> list[Event]:
         """Return what has happened since the last call. Replace workers that are gone."""
 
+    def next_due(self) -> float:
+        """Return when `collect` has a worker to replace, if nothing happens (`time.monotonic()`)."""
+
     def stop(self) -> None:
         """Stop all workers: kill processes, and let threads end after the jobs they are running."""
 

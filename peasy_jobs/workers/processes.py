@@ -212,6 +212,12 @@ class ProcessWorkers:
         events, self.events = self.events, []
         return events
 
+    def next_due(self) -> float:
+        if self.server is None:
+            return self.server_started + START_RETRY_AFTER
+        is_complete = len(self.workers) >= self.concurrency
+        return float("inf") if is_complete else self.start_at
+
     def stop(self) -> None:
         """Stop the fork server, which kills every worker."""
         for worker in self.workers:

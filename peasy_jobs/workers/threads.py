@@ -104,6 +104,9 @@ class ThreadWorkers:
                 events.append(event)
         return events
 
+    def next_due(self) -> float:
+        return float("inf")  # threads are never replaced
+
     def stop(self) -> None:
         """End idle threads. One that is running a job ends after it, or with the process."""
         for worker in self.workers:
