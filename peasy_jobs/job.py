@@ -1,105 +1,109 @@
-"""A job function: what `@peasy.job` makes of a function."""
+"""A job function: what `@peasy.job` makes of a function. Calling it enqueues the call."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from types import FunctionType, GeneratorType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from django.apps import apps
-from django.contrib.auth import get_user_model
-from django.db import connections, router
-from django.utils import timezone
 
 from peasy_jobs import conf, payloads
-from peasy_jobs.policy import Policy
-from peasy_jobs.store.clock import as_field, database_now
+from peasy_jobs.options import JobOptions
+from peasy_jobs.payloads import PayloadError
+from peasy_jobs.policy import RetryPolicy
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
 
 P = ParamSpec("P")
 R = TypeVar("R")
-TITLE_LIMIT, NAME_LIMIT, QUEUE_NAME_LIMIT = 255, 255, 64  # characters, as the columns are wide
-ADVICE = {
-    "generator": "Pass a list of plain values.",
-    "function": "Pass the name of what to do, and look it up in the job.",
-    "a queryset": "Pass the primary keys and load them in the job, which then sees the rows as they are by then.",
-    "a model instance": "Pass its primary key and load it in the job, which then sees it as it is by then.",
+
+TITLE_LIMIT = 255  # characters, the width of the column
+NAME_LIMIT = 255  # characters, the width of the column
+
+# What to pass instead of a value of this type.
+ADVICE: dict[type, str] = {
+    GeneratorType: "Pass a list of plain values.",
+    FunctionType: "Pass the name of what to do, and look it up in the job.",
 }
 
 
-def jobs_model() -> type[PeasyJobQueue]:
-    """Return the model. Looked up late, because decorating must not need the app registry."""
-    return apps.get_model("peasy_jobs", "PeasyJobQueue")
+class StoredArguments(NamedTuple):
+    """The arguments of a call as their columns store them; None if there are none."""
+
+    args_data: bytes | None
+    kwargs_data: bytes | None
 
 
 class Job(Generic[P, R]):
-    """A job function: calling it enqueues.
+    """A job function. Calling it enqueues the call.
 
-    `job_pk` is filled in with the job's primary key if the function has that parameter and the caller gave none.
+    If the function has a parameter `job_pk` and the caller passes none, it receives the primary key
+    of its job.
     """
 
     __wrapped__: Callable[P, R]
 
     def __init__(
-        self, function: Callable[P, R], title: str, policy: Policy, **options: Any
+        self,
+        function: Callable[P, R],
+        title: str,
+        policy: RetryPolicy,
+        options: JobOptions,
     ) -> None:
-        update_wrapper(
-            self, function
-        )  # first: an attribute of the function must not replace one of ours
-        self.function, self.title, self.policy = function, title, policy
-        self.module_spec = _module_spec(function)
+        # First, so that an attribute of the function cannot replace one of these.
+        update_wrapper(self, function)
+        self.function = function
+        self.title = title
+        self.policy = policy
+        self.options = options
         self.job_name = f"{function.__module__}.{function.__qualname__}"
+        self.module_spec = module_spec(function)
         self.signature = inspect.signature(function)
         self.takes_pk = "job_pk" in self.signature.parameters
-        self.fitting: set[int] = (
-            set()
-        )  # numbers of positional arguments that are known to bind without keywords
-        self.options: dict[str, Any] = {}
-        self._set(**options)
+        # Numbers of positional arguments that are known to fit the signature: binding is slow.
+        self.known_counts: set[int] = set()
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> PeasyJobQueue:
-        """Enqueue a call with these arguments, in the caller's own transaction. Returns the job.
+        """Enqueue a call with these arguments in the current transaction. Return the job.
 
-        Raises `TypeError` when the function does not take these arguments, and `PayloadError` (a `ValueError`) when
-        one of them cannot be stored.
+        The job is created only if the transaction commits.
+        Raise `TypeError` if the function does not accept these arguments, and `PayloadError` (a
+        `ValueError`) if one of them cannot be stored.
         """
-        takes_none = not (args or kwargs or self.signature.parameters)
-        args_data, kwargs_data = (None, None) if takes_none else self._encoded(args, kwargs)
+        stored = self._store(args, kwargs)
         return jobs_model().objects.enqueue(
             title=self.title,
             job_name=self.job_name,
-            args_data=args_data,
-            kwargs_data=kwargs_data,
-            **(self.options if "run_after" not in self.options else self._options_now()),
+            args_data=stored.args_data,
+            kwargs_data=stored.kwargs_data,
+            **self.options.columns(),
         )
 
     def map(self, items: Iterable[Any]) -> list[PeasyJobQueue]:
-        """Enqueue a call for each item, all of them or none. Returns the jobs, in the order of the items.
+        """Enqueue one call for each item in one transaction. Return the jobs in the same order.
 
-        items: the arguments of each call: a tuple of positional ones, a dictionary of keyword ones, or a single value.
-        Raises what a call raises, before anything is enqueued.
+        items: the arguments of each call: a tuple of positional arguments, a dictionary of keyword
+        arguments, or any other value as the only argument.
+        Raise what a call raises. In that case no job is enqueued.
         """
-        calls = [self._encoded(*_arguments(item)) for item in items]
-        columns = {"title": self.title, "job_name": self.job_name, **self._options_now()}
-        return jobs_model().objects.enqueue_many(calls, **columns)
+        calls = [self._store(*call_arguments(item)) for item in items]
+        return jobs_model().objects.enqueue_many(
+            calls, title=self.title, job_name=self.job_name, **self.options.columns()
+        )
 
     def call(self, /, *args: Any, **kwargs: Any) -> R:
-        """Run the function here and now, without the queue. A `job_pk` that is not given is None."""
-        return self.function(*args, **self.with_pk(None, args, kwargs))
+        """Run the function here and now, without the queue. Return what it returns.
 
-    def with_pk(
-        self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The keyword arguments of a call that runs as the job with this primary key."""
-        if self.takes_pk and "job_pk" not in self.signature.bind_partial(*args, **kwargs).arguments:
-            return {**kwargs, "job_pk": pk}
-        return kwargs
+        `job_pk` is None unless it is passed.
+        """
+        return self.function(*args, **self.with_pk(None, args, kwargs))
 
     def using(
         self,
@@ -109,155 +113,121 @@ class Job(Generic[P, R]):
         queue_name: str | None = None,
         run_after: datetime | timedelta | None = None,
     ) -> Job[P, R]:
-        """The same job function with other options for its calls; `None` leaves an option as it is.
+        """Return the same job function with other options for its calls. None changes nothing.
 
-        user: who asks for the job; an anonymous user counts as none.
-        priority: −100 to 100, higher first.
-        queue_name: the queue whose runners run it.
-        run_after: not before this time, or this long from now.
-        Raises `TypeError` or `ValueError` for a value that is none of these.
+        user: the user who asks for the job, such as `request.user`. An anonymous user means none.
+        priority: from -100 to 100. Jobs with a higher priority run first.
+        queue_name: the queue whose runners run the job, up to 64 characters.
+        run_after: when the job may run at the earliest: a datetime, aware if `USE_TZ` is set, or a
+        timedelta from the call on.
+        Raise `TypeError` or `ValueError` for an invalid value.
         """
         job = copy.copy(self)
-        job.options = dict(self.options)
-        job._set(user=user, priority=priority, queue_name=queue_name, run_after=run_after)
+        job.options = self.options.changed(
+            user=user, priority=priority, queue_name=queue_name, run_after=run_after
+        )
         return job
 
-    def _set(
-        self,
-        *,
-        priority: int | None,
-        queue_name: str | None,
-        user: Any = None,
-        run_after: datetime | timedelta | None = None,
-        timeout: float | None = None,
-        crash_retries: int | None = None,
-    ) -> None:
-        if priority is not None:
-            if type(priority) is not int or not -100 <= priority <= 100:
-                raise ValueError(f"priority is {priority!r}. Give a whole number from -100 to 100.")
-            self.options["priority"] = priority
-        if queue_name is not None:
-            if not _is_name(queue_name, QUEUE_NAME_LIMIT):
-                raise ValueError(
-                    f"queue_name is {queue_name!r}. Give a name of 1 to {QUEUE_NAME_LIMIT} characters."
-                )
-            self.options["queue_name"] = queue_name
-        if user is not None:
-            if not isinstance(user, get_user_model()) and not getattr(user, "is_anonymous", False):
-                raise TypeError(f"user is {user!r}. Give a user, such as request.user.")
-            if user.pk is None and not user.is_anonymous:
-                raise ValueError(f"user is {user!r}, which is not saved yet. Save the user first.")
-            self.options["user_id"] = user.pk
-        if run_after is not None:
-            self.options["run_after"] = (
-                run_after if isinstance(run_after, timedelta) else _moment(run_after)
-            )
-        if timeout is not None:
-            if type(timeout) not in (int, float) or not 0 < timeout <= 10**9:
-                raise ValueError(f"timeout is {timeout!r}. Give a number of seconds above 0.")
-            self.options["timeout"] = timeout
-        if crash_retries is not None:
-            if type(crash_retries) is not int or not 0 <= crash_retries < 2**31:
-                raise ValueError(
-                    f"crash_retries is {crash_retries!r}. Give a whole number, 0 or more."
-                )
-            self.options["crash_retries"] = crash_retries
+    def with_pk(
+        self, pk: int | None, args: Iterable[Any], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the keyword arguments of a call that runs as the job with this primary key."""
+        if not self.takes_pk:
+            return kwargs
+        if "job_pk" in self.signature.bind_partial(*args, **kwargs).arguments:
+            return kwargs
+        return {**kwargs, "job_pk": pk}
 
-    def _options_now(self) -> dict[str, Any]:
-        """The options of a call that is made now: a timedelta counts from here."""
-        run_after = self.options.get("run_after")
-        if isinstance(run_after, timedelta):
-            now = database_now(connections[router.db_for_write(jobs_model())])
-            try:
-                run_after = as_field(now + run_after)
-            except OverflowError:
-                raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
-        return self.options if run_after is None else {**self.options, "run_after": run_after}
-
-    def _encoded(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[bytes | None, bytes | None]:
-        """The arguments of a call as they are stored. Raises `TypeError` or `PayloadError`."""
-        if kwargs or len(args) not in self.fitting:
-            try:
-                self.signature.bind(*args, **self.with_pk(None, args, kwargs))
-            except TypeError as error:
-                raise TypeError(f'Cannot enqueue "{self.title}": {error}.') from None
-            if not kwargs:
-                self.fitting.add(len(args))
+    def _store(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StoredArguments:
+        self._check_signature(args, kwargs)
         try:
-            args_data = self._dumps(list(args), payloads.ARGS) if args else None
-            return args_data, self._dumps(kwargs, payloads.KWARGS) if kwargs else None
-        except payloads.PayloadError as error:
-            raise self._cannot_enqueue(error, args, kwargs) from error
+            return StoredArguments(
+                self._dumps(list(args), payloads.ARGS) if args else None,
+                self._dumps(kwargs, payloads.KWARGS) if kwargs else None,
+            )
+        except PayloadError as error:
+            raise self._explain(error, args, kwargs) from error
+
+    def _check_signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `TypeError` if the function does not accept these arguments."""
+        if not kwargs and len(args) in self.known_counts:
+            return
+        try:
+            self.signature.bind(*args, **self.with_pk(None, args, kwargs))
+        except TypeError as error:
+            raise TypeError(f'Cannot enqueue "{self.title}": {error}.') from None
+        if not kwargs:
+            self.known_counts.add(len(args))
 
     def _dumps(self, value: Any, column: str) -> bytes:
-        settings = conf.get()
-        how = {"job_name": self.job_name, "serializer": settings.serializer}
-        return payloads.dumps(value, column=column, max_bytes=settings.max_payload, **how)
-
-    def _cannot_enqueue(
-        self, error: payloads.PayloadError, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> payloads.PayloadError:
-        """The same error, naming the argument that is to blame."""
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        names = [
-            name
-            for name, parameter in self.signature.parameters.items()
-            if parameter.kind in positional
-        ]
-        named = [
-            (names[n] if n < len(names) else f"number {n + 1}", value)
-            for n, value in enumerate(args)
-        ]
-        for name, value in [*named, *kwargs.items()]:
-            try:
-                self._dumps(value, payloads.ARGS)
-            except payloads.PayloadError as blamed:
-                reason, kind = str(blamed), type(value).__name__
-                advice = (
-                    ADVICE.get(reason)
-                    or ADVICE.get(kind)
-                    or "Pass plain values, such as a primary key."
-                )
-                if "PEASY_MAX_PAYLOAD" in reason:
-                    advice = "Store the data first, in a file or a row, and pass its path or primary key."
-                return payloads.PayloadError(
-                    f"Cannot enqueue \"{self.title}\": argument '{name}' ({kind}) cannot be stored: {reason}. {advice}"
-                )
-        return payloads.PayloadError(
-            f'Cannot enqueue "{self.title}": its arguments cannot be stored: {error}.'
+        site = conf.get()
+        return payloads.dumps(
+            value,
+            job_name=self.job_name,
+            column=column,
+            max_bytes=site.max_payload,
+            serializer=site.serializer,
         )
 
+    def _explain(
+        self, error: PayloadError, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> PayloadError:
+        """Return an error that names the argument that cannot be stored, and what to pass."""
+        for name, value in self._named_arguments(args, kwargs):
+            try:
+                self._dumps(value, payloads.ARGS)
+            except PayloadError as reason:
+                kind = type(value)
+                return PayloadError(
+                    f'Cannot enqueue "{self.title}": argument {name} ({kind.__name__}) '
+                    f"cannot be stored: {reason}. {ADVICE.get(kind, reason.advice)}"
+                )
+        return PayloadError(
+            f'Cannot enqueue "{self.title}": its arguments cannot be stored together: {error}. '
+            f"{error.advice}"
+        )
 
-def _arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _named_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield the arguments with their names, or with a number if they are one of `*args`."""
+        names = [
+            parameter.name
+            for parameter in self.signature.parameters.values()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        for index, value in enumerate(args):
+            yield f"'{names[index]}'" if index < len(names) else f"number {index + 1}", value
+        for name, value in kwargs.items():
+            yield f"'{name}'", value
+
+
+def jobs_model() -> type[PeasyJobQueue]:
+    """Return the model. Not imported: a site may decorate functions before models are loaded."""
+    return apps.get_model("peasy_jobs", "PeasyJobQueue")
+
+
+def call_arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments that an item of `map` means."""
     if isinstance(item, dict):
         return (), item
     return item if isinstance(item, tuple) else (item,), {}
 
 
-def _is_name(value: object, limit: int) -> bool:
-    return (
-        isinstance(value, str) and 0 < len(value) <= limit and payloads.text(value, limit) == value
-    )
-
-
-def _moment(run_after: datetime) -> datetime:
-    if not isinstance(run_after, datetime):
-        raise TypeError(f"run_after is {run_after!r}. Give a datetime, or a timedelta from now.")
-    if timezone.is_aware(run_after):
-        try:
-            return as_field(run_after.astimezone(UTC))
-        except OverflowError:
-            raise ValueError(f"run_after is {run_after!r}, which no date can hold.") from None
-    if conf.uses_time_zones():
-        raise ValueError(
-            f"run_after is {run_after!r}, which has no time zone. Give an aware datetime, or a timedelta."
+def check_title(title: object) -> None:
+    """Raise `TypeError` if this cannot be the title of a job."""
+    if callable(title):
+        raise TypeError(
+            '@peasy.job needs a title: write @peasy.job("export data"), not @peasy.job.'
         )
-    return run_after
+    if not payloads.is_storable_text(title, TITLE_LIMIT):
+        raise TypeError(
+            f"@peasy.job needs a title of 1 to {TITLE_LIMIT} characters, not {title!r}."
+        )
 
 
-def _check_findable(function: Callable[..., Any]) -> None:
+def check_importable(function: Callable[..., Any]) -> None:
+    """Raise `TypeError` or `ValueError` if a runner could not import this function by its name."""
     if not inspect.isfunction(function):
         raise TypeError(f"@peasy.job cannot decorate {function!r}: it is not a function.")
     name = function.__qualname__
@@ -274,15 +244,19 @@ def _check_findable(function: Callable[..., Any]) -> None:
     job_name = f"{function.__module__}.{name}"
     if len(job_name) > NAME_LIMIT:
         raise ValueError(
-            f"@peasy.job cannot decorate {job_name}: a name may have {NAME_LIMIT} characters."
+            f"@peasy.job cannot decorate {job_name}: its dotted name has {len(job_name)} "
+            f"characters. Shorten it to {NAME_LIMIT} or fewer."
         )
     earlier = getattr(sys.modules.get(function.__module__), name, None)
-    if isinstance(earlier, Job) and earlier.module_spec is _module_spec(function):
+    if isinstance(earlier, Job) and earlier.module_spec is module_spec(function):
         raise ValueError(
-            f"There are two jobs named {job_name}: rename one, or the runner could run the wrong one."
+            f"Two jobs are named {job_name}, so the runner could run the wrong one. Rename one."
         )
 
 
-def _module_spec(function: Callable[..., Any]) -> object:
-    """What tells one load of the function's module from the next: each may define the job."""
+def module_spec(function: Callable[..., Any]) -> object:
+    """Return the spec of the function's module. It is a new object each time the module is loaded.
+
+    A module that is loaded again may define the same job again.
+    """
     return getattr(sys.modules.get(function.__module__), "__spec__", None)

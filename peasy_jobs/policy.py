@@ -1,15 +1,21 @@
-"""How often a job function runs again after it failed, after which exceptions, and when. The engine asks, no more."""
+"""The retry policy of a job function: how often, after which exceptions, and when it runs again."""
 
 import random
 from collections.abc import Callable, Sequence
 
 Backoff = Sequence[float] | Callable[[int], float] | None
 
-FIRST_DELAY, LONGEST_DELAY = 10.0, 3600.0  # seconds
+FIRST_DELAY = 10.0  # seconds
+LONGEST_DELAY = 3600.0  # seconds
+MOST_DOUBLINGS = 20  # more would not change the delay, and could overflow a float
+JITTER = (0.75, 1.25)  # factors, so that jobs which failed together are not retried together
 
 
-class Policy:
-    """How often a job function runs again after it failed, after what, and when."""
+class RetryPolicy:
+    """How often, after which exceptions, and when a failed job runs again.
+
+    The parameters are those of `@peasy.job`. Raise `TypeError` or `ValueError` for an invalid one.
+    """
 
     def __init__(
         self,
@@ -17,40 +23,53 @@ class Policy:
         backoff: Backoff,
         retry_on: type[BaseException] | tuple[type[BaseException], ...],
     ) -> None:
-        if type(retries) is not int or retries < 0:
-            raise ValueError(f"retries is {retries!r}. Give a whole number, 0 or more.")
-        if not (
-            backoff is None or callable(backoff) or (isinstance(backoff, list | tuple) and backoff)
-        ):
-            raise TypeError(
-                f"backoff is {backoff!r}. Give a list of seconds, or a callable that returns them."
-            )
-        if isinstance(backoff, list | tuple):
-            for seconds in backoff:
-                _checked(seconds)
-        self.retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
-        if not all(
-            isinstance(kind, type) and issubclass(kind, BaseException) for kind in self.retry_on
-        ):
-            raise TypeError(
-                f"retry_on is {retry_on!r}. Give an exception class, or a tuple of them."
-            )
-        self.retries, self.backoff = retries, backoff
+        check_retries(retries)
+        check_backoff(backoff)
+        check_retry_on(retry_on)
+        self.retries = retries
+        self.backoff = backoff
+        self.retry_on = retry_on
 
     def delay(self, failures: int) -> float:
-        """Seconds until the next attempt after so many failed ones. Raises what a callable `backoff` raises."""
+        """Return the seconds until the next attempt.
+
+        failures: failed attempts so far.
+        Raise `ValueError` if a callable `backoff` returns anything but a number of seconds, and
+        whatever that callable raises.
+        """
         if callable(self.backoff):
-            seconds = self.backoff(failures)
-            return _checked(seconds)
+            return valid_delay(self.backoff(failures))
+        attempt = max(failures, 1)
         if self.backoff:
-            return float(self.backoff[min(max(failures, 1), len(self.backoff)) - 1])
-        # Jitter, so that a thousand jobs which failed together do not come back together.
-        return min(
-            FIRST_DELAY * 2.0 ** min(max(failures, 1) - 1, 20), LONGEST_DELAY
-        ) * random.uniform(0.75, 1.25)
+            return float(self.backoff[min(attempt, len(self.backoff)) - 1])
+        exponential = FIRST_DELAY * 2.0 ** min(attempt - 1, MOST_DOUBLINGS)
+        return min(exponential, LONGEST_DELAY) * random.uniform(*JITTER)
 
 
-def _checked(seconds: object) -> float:
+def check_retries(retries: object) -> None:
+    if type(retries) is not int or retries < 0:
+        raise ValueError(f"retries is {retries!r}. Give a whole number, 0 or more.")
+
+
+def check_backoff(backoff: object) -> None:
+    if backoff is None or callable(backoff):
+        return
+    if not isinstance(backoff, list | tuple) or not backoff:
+        raise TypeError(
+            f"backoff is {backoff!r}. Give a list of seconds, or a callable that returns them."
+        )
+    for seconds in backoff:
+        valid_delay(seconds)
+
+
+def check_retry_on(retry_on: object) -> None:
+    kinds = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        raise TypeError(f"retry_on is {retry_on!r}. Give an exception class, or a tuple of them.")
+
+
+def valid_delay(seconds: object) -> float:
+    """Return `seconds` as a float. Raise `ValueError` if it is not a number of seconds."""
     if not isinstance(seconds, int | float) or not 0 <= seconds < 10**9:
         raise ValueError(f"backoff gives {seconds!r}. Give a number of seconds, 0 or more.")
     return float(seconds)

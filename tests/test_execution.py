@@ -537,8 +537,9 @@ def test_a_forged_payload_fails_the_job_and_is_not_loaded(column: str) -> None:
     forged = payloads.PICKLE + b"x" * 43 + b":" + pickle.dumps(Bomb())
     error = failure(run_named("tests.jobs.give_back", **{column: forged}))
     assert error["exception"] == "peasy_jobs.payloads.PayloadRefused"
-    assert error["message"].endswith(
+    assert (
         "were not signed by this site for tests.jobs.give_back, so they were not loaded."
+        in error["message"]
     )
     assert error["traceback"] == ""
 

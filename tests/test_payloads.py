@@ -307,7 +307,8 @@ def test_a_pickle_moved_to_another_job_function_is_refused_and_not_loaded() -> N
     with pytest.raises(PayloadRefused) as refused:
         loads(dumps(Bomb()), name="shop.jobs.delete")
     assert str(refused.value) == (
-        "The stored results of this job were not signed by this site for shop.jobs.delete, so they were not loaded."
+        "The stored results of this job were not signed by this site for shop.jobs.delete, "
+        "so they were not loaded. If SECRET_KEY was changed, add the old key to SECRET_KEY_FALLBACKS."
     )
 
 
@@ -410,9 +411,11 @@ def test_plain_json_that_cannot_be_arguments_is_refused(
 def test_a_payload_may_have_exactly_the_largest_size() -> None:
     size = len(dumps(["x" * 50]))
     assert dumps(["x" * 50], max_bytes=size)
-    with pytest.raises(PayloadError, match=f"^{size} bytes and PEASY_MAX_PAYLOAD is {size - 1}$"):
+    with pytest.raises(
+        PayloadError, match=f"^{size} bytes are more than PEASY_MAX_PAYLOAD, which is {size - 1}$"
+    ):
         dumps(["x" * 50], max_bytes=size - 1)
-    with pytest.raises(PayloadError, match="bytes and PEASY_MAX_PAYLOAD is 50$"):
+    with pytest.raises(PayloadError, match="bytes are more than PEASY_MAX_PAYLOAD, which is 50$"):
         dumps((b"x" * 50,), max_bytes=50)
 
 
@@ -426,8 +429,9 @@ def refusal(*args: Any, **kwargs: Any) -> str:
 
 def test_an_argument_of_50_mb_is_refused_with_the_setting_and_what_to_do() -> None:
     assert refusal("x" * 50_000_000) == (
-        "Cannot enqueue \"export data\": argument 'data' (str) cannot be stored: 50,000,003 bytes and "
-        "PEASY_MAX_PAYLOAD is 10,485,760. Store the data first, in a file or a row, and pass its path or primary key."
+        "Cannot enqueue \"export data\": argument 'data' (str) cannot be stored: 50,000,003 bytes are more "
+        "than PEASY_MAX_PAYLOAD, which is 10,485,760. "
+        "Store the data first, in a file or a row, and pass its path or primary key."
     )
 
 
@@ -439,7 +443,9 @@ def test_peasy_max_payload_is_for_keyword_arguments_too(settings: Any) -> None:
 def test_arguments_that_are_too_much_together_are_refused(settings: Any) -> None:
     settings.PEASY_MAX_PAYLOAD = 100
     assert refusal("x" * 60, "y" * 60) == (
-        'Cannot enqueue "export data": its arguments cannot be stored: 128 bytes and PEASY_MAX_PAYLOAD is 100.'
+        'Cannot enqueue "export data": its arguments cannot be stored together: '
+        "128 bytes are more than PEASY_MAX_PAYLOAD, which is 100. "
+        "Store the data first, in a file or a row, and pass its path or primary key."
     )
 
 
@@ -455,7 +461,8 @@ def result_error(what: str) -> str:
 def test_peasy_max_payload_is_for_results_too(settings: Any) -> None:
     settings.PEASY_MAX_PAYLOAD = 100
     assert result_error("text") == (
-        "The job finished, but its result (str) cannot be stored: 203 bytes and PEASY_MAX_PAYLOAD is 100. "
+        "The job finished, but its result (str) cannot be stored: 203 bytes are more than "
+        "PEASY_MAX_PAYLOAD, which is 100. "
         "Return plain values."
     )
 
@@ -524,11 +531,11 @@ def test_what_cannot_be_stored_is_named_with_what_to_pass_instead(
     try:
         start = f" ({kind}) cannot be stored: "
         for name, message in {
-            "data": refusal(value),
+            "'data'": refusal(value),
             "number 3": refusal(1, 2, value),
-            "options": refusal(1, two=2, options=value),
+            "'options'": refusal(1, two=2, options=value),
         }.items():
-            assert message.startswith(f"Cannot enqueue \"export data\": argument '{name}'{start}")
+            assert message.startswith(f'Cannot enqueue "export data": argument {name}{start}')
             assert message.endswith(f". {advice}")
     finally:
         if hasattr(value, "close"):

@@ -608,7 +608,7 @@ def test_a_runner_lives_on_whatever_its_jobs_and_rows_are(run_peasy, worker_type
         "ValueError: boom",
         "The job called sys.exit(3).",
         "its result (generator) cannot be stored",
-        "its result (str) cannot be stored: 1,004 bytes and PEASY_MAX_PAYLOAD is 1,000",
+        "its result (str) cannot be stored: 1,004 bytes are more than PEASY_MAX_PAYLOAD, which is 1,000",
     ]
     for job, error in zip(bad, errors, strict=True):
         assert error in job.error

@@ -96,7 +96,7 @@ def test_a_running_job_that_refuses_is_killed_with_its_program_and_only_that_one
     record = tmp_path / "record"
     command = run_peasy("--concurrency", "2", settings={"PEASY_JOB_TIMEOUT": 600})
     stubborn = jobs.stubborn.using()
-    stubborn.options["timeout"] = 600
+    stubborn.options = stubborn.options.changed(timeout=600)
     job = stubborn(str(tmp_path / "never"), str(record))
     other = jobs.wait_for(str(tmp_path / "go"), str(tmp_path / "other"))
     wait_until(lambda: notes(record) and notes(tmp_path / "other"))
@@ -133,7 +133,7 @@ def test_a_job_that_holds_the_interpreter_lock_is_killed_when_it_is_cancelled(ru
 def test_a_job_that_would_be_retried_is_not_when_it_was_cancelled(run_peasy, tmp_path):
     record = tmp_path / "record"
     retried = jobs.limited_with_retry.using()
-    retried.options["timeout"] = 600
+    retried.options = retried.options.changed(timeout=600)
     run_peasy()
     job = retried(str(record))
     wait_until(lambda: notes(record))

@@ -11,7 +11,7 @@ from peasy_jobs import exceptions
 from peasy_jobs.exceptions import Fail, JobFunctionNotFound, NotStorable, Retry, TimeLimit
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
-from peasy_jobs.policy import FIRST_DELAY, LONGEST_DELAY, Policy
+from peasy_jobs.policy import FIRST_DELAY, LONGEST_DELAY, RetryPolicy
 from peasy_jobs.runner import outcomes
 from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
@@ -290,7 +290,7 @@ def test_a_function_that_is_there_after_a_minute_runs(run_peasy):
 def with_policy(**options) -> SimpleNamespace:
     return SimpleNamespace(
         job_name="tests.job",
-        policy=Policy(**{"retries": 2, "backoff": [7], "retry_on": BaseException, **options}),
+        policy=RetryPolicy(**{"retries": 2, "backoff": [7], "retry_on": BaseException, **options}),
     )
 
 
@@ -331,7 +331,7 @@ def test_retry_on_takes_a_class_or_several(retry_on, exception, status):
 
 
 def test_by_default_the_wait_doubles_from_ten_seconds_to_an_hour_more_or_less_a_quarter():
-    policy = Policy(99, None, BaseException)
+    policy = RetryPolicy(99, None, BaseException)
     for failures in (1, 2, 3, 5, 9, 10, 50, 5000):
         expected = min(FIRST_DELAY * 2 ** (min(failures, 20) - 1), LONGEST_DELAY)
         delays = [policy.delay(failures) for _ in range(200)]
@@ -340,7 +340,7 @@ def test_by_default_the_wait_doubles_from_ten_seconds_to_an_hour_more_or_less_a_
 
 
 def test_the_last_of_a_list_counts_for_all_further_failures():
-    policy = Policy(9, [1, 2.5, 30], BaseException)
+    policy = RetryPolicy(9, [1, 2.5, 30], BaseException)
     assert [policy.delay(failures) for failures in (1, 2, 3, 4, 99)] == [1, 2.5, 30, 30, 30]
 
 
@@ -453,7 +453,7 @@ def test_a_wrong_time_to_come_back_is_refused(after):
 def test_a_right_option_is_taken(options):
     job = peasy.job("title", **options)(function)
     for name in ("timeout", "crash_retries"):
-        assert job.options.get(name) == options.get(name)
+        assert getattr(job.options, name) == options.get(name)
 
 
 def test_the_options_of_the_decorator_arrive_in_the_row(transactional_db):
