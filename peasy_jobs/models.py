@@ -1,4 +1,7 @@
-"""The tables: a row for each job, each runner and each minute. What may happen to a job's status is in `queue.py`."""
+"""The tables: one row for each job, each live runner, and each minute of the statistics.
+
+All job status changes are in the `store` package. No other module writes `status`.
+"""
 
 from contextlib import suppress
 from typing import Any
@@ -10,9 +13,10 @@ from peasy_jobs.store.querysets import JobQuerySet
 
 
 class LiveIndex(models.Index):
-    """An index over the rows where `where` holds, or over all rows on MariaDB and MySQL, which have no partial ones.
+    """A partial index: it has only the rows for which `where` is true.
 
-    Django's own `Index(condition=…)` is the same, but warns whoever uses such a database.
+    On MariaDB and MySQL, which have no partial indexes, it has all rows. Django's own
+    `Index(condition=…)` does the same, but its system check warns users of these databases.
     """
 
     def __init__(self, *, where: models.Q, **kwargs: Any) -> None:
@@ -32,20 +36,21 @@ class LiveIndex(models.Index):
 
 
 class PeasyRunner(models.Model):
-    """One `run_peasy`, for as long as it lives. Its id is new at every start, so a host name says nothing about it."""
+    """One running `run_peasy` process. It gets a new id at every start."""
 
     host = models.CharField(max_length=255)
-    # Where `pid` means something: boot id and PID namespace. Empty where that cannot be told.
+    # Boot id and PID namespace: `pid` identifies a process only within these. Empty if unknown.
     host_id = models.CharField(max_length=255)
     pid = models.PositiveBigIntegerField()
-    # When the process started, in the kernel's own unit: a pid alone may have been given to another process since.
+    # When the process started, in the kernel's unit. The pid alone may be reused by a new process.
     pid_started = models.CharField(max_length=32)
     queues = models.JSONField(default=list)
     worker_type = models.CharField(max_length=7)
     concurrency = models.PositiveIntegerField()
     started = models.DateTimeField()
     heartbeat = models.DateTimeField()
-    # Seconds since 1970 by the database's clock. Not a datetime: without USE_TZ those repeat an hour every autumn.
+    # Seconds since 1970 by the database's clock. A number, because without USE_TZ datetimes repeat
+    # an hour every autumn.
     lease_until = models.FloatField()
 
     class Meta:
@@ -56,7 +61,11 @@ class PeasyRunner(models.Model):
 
 
 class PeasyJobQueue(models.Model):
-    """One job: a call of a job function that was enqueued, with all that is known of it."""
+    """One job: an enqueued call of a job function, its progress and its outcome.
+
+    A site may change `title`, `status_msg`, `extra` and `user`. Use `cancel()` to cancel the job.
+    Everything else is changed by runners.
+    """
 
     ENQUEUED = statuses.ENQUEUED
     SCHEDULED = statuses.SCHEDULED
@@ -66,7 +75,7 @@ class PeasyJobQueue(models.Model):
     CANCELLED = statuses.CANCELLED
     STATUS_CHOICES = statuses.CHOICES
 
-    # What belongs to the people who enqueue and watch: the rest is changed by the verbs of `objects` alone.
+    # The fields that `save()` writes to an existing row.
     USER_FIELDS = ("title", "status_msg", "extra", "user")
 
     title = models.CharField(max_length=255)
@@ -80,18 +89,20 @@ class PeasyJobQueue(models.Model):
     queue_name = models.CharField(max_length=64, default="default")
     priority = models.SmallIntegerField(default=0)
     run_after = models.DateTimeField(null=True)
-    timeout = models.FloatField(null=True)  # seconds; None: PEASY_JOB_TIMEOUT
-    crash_retries = models.PositiveIntegerField(null=True)  # None: PEASY_CRASH_RETRIES
+    timeout = models.FloatField(null=True)  # seconds; None means PEASY_JOB_TIMEOUT
+    crash_retries = models.PositiveIntegerField(null=True)  # None means PEASY_CRASH_RETRIES
 
     status = models.CharField(max_length=1, choices=STATUS_CHOICES, default=ENQUEUED)
     status_msg = models.CharField(max_length=255, default="")
     extra = models.JSONField(null=True)
     result_data = models.BinaryField(null=True)
-    # One entry per failed attempt, the newest last: at, where, exception (its class path), message, traceback.
+    # One entry for each failed attempt, the newest last. Keys: at, where, exception (its dotted
+    # name), message, traceback.
     errors = models.JSONField(default=list)
 
-    # Set from claim to the end, whoever ends it: a row that names a runner is being run. No constraint: claiming
-    # would lock the runner's row against its own heartbeat.
+    # The runner that runs the job, from the claim until it has ended; a cancelled job still runs
+    # until then. Without a constraint: it would make claiming lock the runner's row, so that the
+    # runner could not write its heartbeat.
     runner = models.ForeignKey(
         PeasyRunner,
         on_delete=models.DO_NOTHING,
@@ -100,11 +111,11 @@ class PeasyJobQueue(models.Model):
         db_index=False,
         related_name="jobs",
     )
-    claims = models.PositiveIntegerField(
-        default=0
-    )  # fences every later write; never reset, never lowered
-    attempts = models.PositiveIntegerField(default=0)
-    crashes = models.PositiveIntegerField(default=0)
+    # The fencing token. Every write of an attempt checks it, in case the job was claimed again.
+    # It only grows.
+    claims = models.PositiveIntegerField(default=0)
+    attempts = models.PositiveIntegerField(default=0)  # including those that crashed
+    crashes = models.PositiveIntegerField(default=0)  # attempts whose worker or runner died
 
     created = models.DateTimeField(auto_now_add=True)
     started = models.DateTimeField(null=True)
@@ -116,8 +127,8 @@ class PeasyJobQueue(models.Model):
         verbose_name = "job"
         ordering = ("-id",)
         indexes = (
-            # `claims >= 0` is always true. A claim from named queues does not say it: PostgreSQL would look for a few
-            # jobs of a queue in this index, behind the backlog of the others.
+            # `claims >= 0` is always true. A claim from named queues omits it, so that PostgreSQL
+            # does not use this index, where it would scan the backlog of all other queues.
             LiveIndex(
                 fields=["status", "-priority", "id"],
                 name="peasy_waiting",
@@ -133,7 +144,8 @@ class PeasyJobQueue(models.Model):
                 fields=["runner"], name="peasy_running", where=models.Q(runner__isnull=False)
             ),
             LiveIndex(
-                # Not by status: SQLite does not see that one of three is meant by a status that it is asked for.
+                # The condition does not list statuses: SQLite would not use the index for a query
+                # of one of them.
                 fields=["status", "completed", "id"],
                 name="peasy_finished",
                 where=models.Q(completed__isnull=False),
@@ -143,8 +155,8 @@ class PeasyJobQueue(models.Model):
                 name="peasy_cancelled",
                 where=models.Q(status="X", completed__isnull=True),
             ),
-            # For the pages. `id >= 0` is always true. A claim does not say it: SQLite would read all jobs that wait
-            # out of this index and sort them by priority.
+            # For the pages. `id >= 0` is always true. A claim omits it, so that SQLite does not use
+            # this index, where it would read all waiting jobs and sort them by priority.
             LiveIndex(fields=["status", "id"], name="peasy_listed", where=models.Q(id__gte=0)),
         )
 
@@ -152,9 +164,10 @@ class PeasyJobQueue(models.Model):
         return f"{self.title} (job {self.pk})"
 
     def save(self, **kwargs: Any) -> None:
-        """Insert a new row; of an existing one write only `USER_FIELDS`, unless `update_fields` says otherwise.
+        """Insert a new row, or update only `USER_FIELDS` of an existing row.
 
-        An old copy of a row must not undo a cancel, a claim or a finish that happened since it was read.
+        Pass `update_fields` to update other fields. An outdated copy of a row must not undo what
+        has happened to the job since it was read.
         """
         if (
             not self._state.adding
@@ -165,7 +178,10 @@ class PeasyJobQueue(models.Model):
         super().save(**kwargs)
 
     def cancel(self) -> bool:
-        """Cancel this job: `peasy.cancel` with its primary key."""
+        """Cancel this job, as `peasy.cancel` does. Return False if it had already ended.
+
+        Update `status` and `completed` from the database.
+        """
         cancelled = type(self).objects.using(self._state.db).cancel(self.pk)
         with suppress(type(self).DoesNotExist):
             self.refresh_from_db(fields=["status", "completed"])
@@ -173,42 +189,53 @@ class PeasyJobQueue(models.Model):
 
     @property
     def status_url(self) -> str:
-        """The path of this job's JSON document, signed: whoever has it may see the job. See `peasy_jobs.status`."""
+        """The path of this job's JSON document, with a signature: whoever has it can see the job.
+
+        It is valid for `PEASY_TOKEN_MAX_AGE` seconds. Raise `NoReverseMatch` if the URLconf
+        includes neither `peasy_jobs.urls` nor `peasy_jobs.status_urls`.
+        """
         return links.signed_url(self, "job_json")
 
     @property
     def progress_url(self) -> str:
-        """The path of this job's progress widget, signed: whoever has it may see the job."""
+        """The path of this job's progress widget, signed like `status_url`."""
         return links.signed_url(self, "job_progress")
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended: a cancelled job may still be running."""
+        """Whether the job has ended. A cancelled job that is still being stopped has not."""
         return self.status in statuses.FINISHED and self.runner_id is None
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The positional arguments. Raises `peasy_jobs.payloads.PayloadRefused` if this site did not write them."""
+        """The positional arguments.
+
+        Raise `peasy_jobs.payloads.PayloadRefused` if this site did not store them, or if they are
+        damaged.
+        """
         return tuple(self._load(self.args_data, payloads.ARGS) or ())
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The keyword arguments. Raises `peasy_jobs.payloads.PayloadRefused` if this site did not write them."""
+        """The keyword arguments. Raise `PayloadRefused` as `args` does."""
         return self._load(self.kwargs_data, payloads.KWARGS) or {}
 
     @property
     def result(self) -> Any:
-        """What the job returned. Raises `peasy_jobs.payloads.PayloadRefused` if this site did not write it."""
+        """What the job returned; None until it has. Raise `PayloadRefused` as `args` does."""
         return self._load(self.result_data, payloads.RESULT)
 
     @property
     def error(self) -> str:
-        """What went wrong in the last failed attempt, in one line; empty when none failed."""
+        """The message of the last failed attempt, in one line. Empty if no attempt failed."""
         return self._last_error("message")
 
     @property
     def traceback(self) -> str:
-        """The traceback of the last failed attempt; empty when none failed or it failed outside the job's own code."""
+        """The traceback of the last failed attempt.
+
+        Empty if no attempt failed, or if it failed outside the job's own code.
+        """
         return self._last_error("traceback")
 
     def _last_error(self, key: str) -> str:
@@ -224,20 +251,25 @@ class PeasyJobQueue(models.Model):
 
 
 class PeasyMinute(models.Model):
-    """What ended within a minute, kept for two days: finished jobs are pruned. Read it with `peasy_jobs.statistics`."""
+    """Statistics of the jobs that ended within one minute, kept for two days.
 
-    minute = models.IntegerField(primary_key=True)  # since 1970 by the database's clock
+    They cannot be derived from the jobs, which are pruned.
+    """
+
+    minute = models.IntegerField(primary_key=True)  # minutes since 1970 by the database's clock
     completed = models.IntegerField(default=0)
     failed = models.IntegerField(default=0)
-    cancelled = models.IntegerField(default=0)  # while they ran, or by themselves
-    # How many jobs waited and ran for how long: `statistics.EDGES`. Columns, because only those can be added to.
+    cancelled = models.IntegerField(default=0)  # by a user or by the job, while it ran
+    # Histograms: how many jobs waited (w) and ran (r) between the times in `durations.BOUNDS`. They
+    # are columns, because SQL can increment a column but not an element of a JSON list.
     w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11 = (
         models.IntegerField(default=0) for _ in range(12)
     )
     r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11 = (
         models.IntegerField(default=0) for _ in range(12)
     )
-    # The longest time that any of them waited and ran, in seconds. None where none did, or where nobody kept it.
+    # The longest time that a job waited and ran, in seconds. None if no job did, and in rows that
+    # an earlier release wrote.
     waited_max, run_max = (models.FloatField(null=True) for _ in range(2))
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """As in the published package, so that its databases upgrade in place."""
+    """The same as in release 0.4.1, so that its databases are upgraded in place."""
 
     dependencies = [
         ("peasy_jobs", "0001_initial"),

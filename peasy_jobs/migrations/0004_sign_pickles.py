@@ -11,13 +11,17 @@ COLUMNS = {
 
 
 def sign_pickles(apps, schema_editor):
-    """Sign what the published package has pickled, without loading it. It is trusted this once: later nothing is."""
+    """Sign the pickles that release 0.4.1 stored, without loading them.
+
+    They are trusted here because that release ran this site's jobs; unsigned pickles that are
+    stored later are never loaded.
+    """
     jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(
         schema_editor.connection.alias
     )
     last = 0
     while chunk := list(jobs.filter(pk__gt=last).order_by("pk").only("job_name", *COLUMNS)[:CHUNK]):
-        # A row at a time: together they can be more than MariaDB takes in one statement.
+        # One statement per row: a chunk could exceed the size that MariaDB accepts.
         with transaction.atomic(using=jobs.db):
             for job in chunk:
                 signed = {
@@ -32,7 +36,7 @@ def sign_pickles(apps, schema_editor):
 
 
 def forget_messages(apps, schema_editor):
-    """The published package writes these into every row, and a message that a job shows is the job's own."""
+    """Remove the messages that release 0.4.1 stored in every row: only jobs set messages now."""
     jobs = apps.get_model("peasy_jobs", "PeasyJobQueue").objects.using(
         schema_editor.connection.alias
     )
@@ -40,7 +44,7 @@ def forget_messages(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
-    # A chunk at a time: one that was interrupted goes on where it stopped.
+    # Commit after every row, so that an interrupted migration continues where it stopped.
     atomic = False
 
     dependencies = [("peasy_jobs", "0003_engine")]
