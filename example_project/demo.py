@@ -1,4 +1,4 @@
-"""`make demo`: the example site and a runner, started and stopped together."""
+"""`make demo`: start and stop the example site and a runner together."""
 
 import ctypes
 import os
@@ -53,6 +53,7 @@ def main() -> int:
 
 
 def free_port(text: str) -> int:
+    """Return this port as a number. Exit with a message if it is invalid or in use."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
         sys.exit(f"PORT is {text!r}. Give a number from 1 to 65535: make demo PORT=8001")
     with socket.socket() as probe:
@@ -61,13 +62,14 @@ def free_port(text: str) -> int:
             probe.bind((HOST, int(text)))
         except OSError as error:
             sys.exit(
-                f"Port {text} cannot be used: {error.strerror}. Choose another one: make demo PORT=8001"
+                f"Port {text} cannot be used: {error.strerror}. "
+                "Choose another one: make demo PORT=8001"
             )
     return int(text)
 
 
 def prepare() -> str:
-    """Bring the database up to date; return the password of the demo login."""
+    """Migrate the database and create the demo user. Return the password."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "example.settings"
     os.environ["DJANGO_RUNSERVER_HIDE_WARNING"] = "true"
     import django
@@ -76,10 +78,10 @@ def prepare() -> str:
     from django.contrib.auth.models import User
     from django.core.management import call_command
     from django.db import connections
-    from example.settings import kept_secret
+    from example.settings import stored_secret
 
     call_command("migrate", verbosity=0)
-    password = kept_secret("demo_password", 8)
+    password = stored_secret("demo_password", 8)
     user, _ = User.objects.get_or_create(
         username=LOGIN, defaults={"is_staff": True, "is_superuser": True}
     )
@@ -91,24 +93,28 @@ def prepare() -> str:
 
 
 def start(*command: str) -> subprocess.Popen:
-    """In a session of its own, so that a Ctrl-C reaches the child once, through us."""
+    """Start a management command in a new session.
+
+    The terminal then sends Ctrl-C only to this script, which passes it on once.
+    """
     return subprocess.Popen([*MANAGE, *command], start_new_session=True, preexec_fn=die_with_parent)
 
 
 def die_with_parent() -> None:
-    """Where Linux can do it: if this script is killed outright, the children end too."""
+    """Let Linux stop this child if the script is killed. Other systems cannot do that."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def answers(port: int) -> bool:
+    """Return whether a server listens on this port."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
 
 def stop(children: list[subprocess.Popen], interrupts: list[int]) -> None:
-    """Ask nicely; a second Ctrl-C, or a minute of patience, ends it at once."""
+    """Stop the children with SIGINT, and pass on each further Ctrl-C. Kill them after a minute."""
     passed_on = 0
     deadline = time.monotonic() + 60
     if not interrupts:

@@ -1,4 +1,4 @@
-"""What may come in: a CSV file, and each of its rows."""
+"""Validation of an uploaded CSV file and of each of its rows."""
 
 import csv
 import io
@@ -14,14 +14,18 @@ NOT_TEXT = "This is not a UTF-8 text file. In a spreadsheet, choose “CSV UTF-8
 
 
 def read_rows(text: str) -> list[tuple[int, dict]]:
-    """The rows of a CSV file with their line numbers; ValueError says what is wrong."""
+    """Return the rows of a CSV file with their line numbers.
+
+    Raise `ValueError`, with a message for the visitor, if the file is invalid.
+    """
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="surplus")
     try:
         found = [name.strip().lower() for name in reader.fieldnames or []]
         missing = [name for name in COLUMNS if name not in found]
         if missing:
             raise ValueError(
-                f"The first line must name the columns, separated by commas. Missing: {', '.join(missing)}."
+                "The first line must name the columns, separated by commas. "
+                f"Missing: {', '.join(missing)}."
             )
         reader.fieldnames = found
         rows = [(reader.line_num, row) for row in reader]
@@ -65,7 +69,7 @@ class AirportRow(forms.ModelForm):
         fields = COLUMNS
 
     def validate_unique(self) -> None:
-        """An airport that is already there is no mistake: the import updates it."""
+        """Accept airports that already exist: the import updates them."""
 
     def clean(self) -> None:
         super().clean()

@@ -1,4 +1,4 @@
-"""An airport, and the CSV file a visitor hands in."""
+"""Airports, and the CSV files that visitors upload."""
 
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
@@ -35,7 +35,7 @@ class Airport(models.Model):
 
 
 class Upload(models.Model):
-    """Kept in the database: the runner is another process, maybe another machine."""
+    """An uploaded file, stored in the database: the runner may be on another machine."""
 
     name = models.CharField(max_length=255)
     content = models.TextField()

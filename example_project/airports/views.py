@@ -1,4 +1,7 @@
-"""Start a job, watch it, take what it has made. Whoever starts a job may see it: the session remembers which."""
+"""Start a job, watch it, and download its result.
+
+Visitors can see the jobs that they started. The session stores which jobs these are.
+"""
 
 from pathlib import Path
 
@@ -42,26 +45,27 @@ def import_sample(request: HttpRequest) -> HttpResponse:
 
 @transaction.atomic
 def start_import(request: HttpRequest, *, name: str, content: str) -> HttpResponse:
-    """The upload and its job are committed together, or not at all."""
+    """Store the upload and enqueue its job in one transaction: both are committed, or neither."""
     upload = Upload.objects.create(name=name, content=content)
-    return started(
-        request, import_airports.using(user=request.user)(upload.pk), f"Import of {name}"
-    )
+    job = import_airports.using(user=request.user)(upload.pk)
+    return redirect_to_job(request, job, f"Import of {name}")
 
 
 @require_POST
 def start_export(request: HttpRequest) -> HttpResponse:
-    return started(request, export_airports.using(user=request.user)(), "Export of all airports")
+    job = export_airports.using(user=request.user)()
+    return redirect_to_job(request, job, "Export of all airports")
 
 
 @require_POST
 def start_call(request: HttpRequest) -> HttpResponse:
-    return started(request, call_tower.using(user=request.user)(), "Call to the tower")
+    job = call_tower.using(user=request.user)()
+    return redirect_to_job(request, job, "Call to the tower")
 
 
 def job_page(request: HttpRequest, pk: int) -> HttpResponse:
     job, name = my_job(request, pk)
-    # What came of it is shown by the template that is called as the job function.
+    # The outcome has its own template, named after the job function.
     outcome = f"airports/outcomes/{job.job_name.rpartition('.')[2]}.html"
     return render(request, "airports/job.html", {"job": job, "name": name, "outcome": outcome})
 
@@ -76,7 +80,7 @@ def download(request: HttpRequest, pk: int) -> FileResponse:
 
 
 def distance(request: HttpRequest) -> HttpResponse:
-    """The page whose own script (distance.js) starts a job and follows it."""
+    """Show a page whose own script, distance.js, starts a job and follows it."""
     return render(request, "airports/distance.html", {"airports": Airport.objects.count()})
 
 
@@ -86,17 +90,19 @@ def start_distance(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"status": job.status_url}, status=202)
 
 
-def started(request: HttpRequest, job: PeasyJobQueue, name: str) -> HttpResponse:
+def redirect_to_job(request: HttpRequest, job: PeasyJobQueue, name: str) -> HttpResponse:
+    """Remember that this visitor started the job, and redirect to its page."""
     request.session["jobs"] = {**my_jobs(request), str(job.pk): name}
     return redirect("job", job.pk)
 
 
 def my_jobs(request: HttpRequest) -> dict[str, str]:
-    """What this visitor has started: names by job."""
+    """Return the names of the jobs that this visitor started, by primary key."""
     return request.session.get("jobs", {})
 
 
 def my_job(request: HttpRequest, pk: int) -> tuple[PeasyJobQueue, str]:
+    """Return a job of this visitor and its name. Raise `Http404` for any other job."""
     name = my_jobs(request).get(str(pk))
     job = PeasyJobQueue.objects.filter(pk=pk).first()
     if name is None or job is None:

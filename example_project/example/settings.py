@@ -1,6 +1,6 @@
-"""Settings of the example site: for a demo on your own machine, not for the internet.
+"""Settings of the example site, for a demo on your own machine. Not safe for the internet.
 
-Everything the site writes lies in one folder, `data/`; delete it to start afresh.
+The site stores everything in the directory `data/`. Delete it to start again.
 """
 
 import os
@@ -12,8 +12,8 @@ DATA_DIR = Path(os.environ.get("EXAMPLE_DATA") or BASE_DIR / "data")
 DATA_DIR.mkdir(parents=True, exist_ok=True)
 
 
-def kept_secret(name: str, size: int = 50) -> str:
-    """A random string, made once and kept in the data folder, never committed."""
+def stored_secret(name: str, size: int = 50) -> str:
+    """Return a random string of `size` bytes, created once and stored in the data directory."""
     path = DATA_DIR / name
     if not path.exists():
         path.touch(mode=0o600)
@@ -21,7 +21,7 @@ def kept_secret(name: str, size: int = 50) -> str:
     return path.read_text()
 
 
-SECRET_KEY = kept_secret("secret_key")
+SECRET_KEY = stored_secret("secret_key")
 DEBUG = True
 ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 
@@ -65,8 +65,8 @@ TEMPLATES = [
     },
 ]
 
-# The web server and the runner write to the same file. WAL lets them read while one of
-# them writes; IMMEDIATE makes a second writer wait its turn instead of failing halfway.
+# The web server and the runner write to the same file. WAL lets one of them read while the other
+# writes. IMMEDIATE makes a second writer wait instead of failing halfway.
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
@@ -88,5 +88,6 @@ LOGIN_URL = "admin:login"
 
 PEASY_CONCURRENCY = 2
 
-# Seconds that the import rests after every hundred rows. The sample would be in before you saw it move.
+# Seconds for which the import pauses after every hundred rows. Without a pause, the sample would be
+# imported before you saw any progress.
 IMPORT_PAUSE = float(os.environ.get("EXAMPLE_PAUSE") or 0.2)

@@ -82,7 +82,7 @@ def test_a_visitor_imports_exports_fails_and_follows(
     visitor.wait_for_function(
         "value => value < document.querySelector('progress').value", arg=value
     )
-    expect(visitor.get_by_text("Mend them and import the file again")).to_be_visible(
+    expect(visitor.get_by_text("Correct them and import the file again")).to_be_visible(
         timeout=PATIENCE
     )
     expect(visitor.get_by_text("3,445")).to_be_visible()

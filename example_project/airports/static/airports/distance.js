@@ -1,4 +1,4 @@
-// A page without HTMX: it starts a job and follows it with the JSON document that each job has.
+// A page without HTMX: it starts a job and follows it through the job's JSON document.
 
 const form = document.querySelector("#distance");
 const bar = document.querySelector("progress");
@@ -19,7 +19,8 @@ function show(job) {
   says.textContent = job.status_msg || job.status_display;
 }
 
-// started: what start_distance answered. Calls show(job) after every look; returns the job as it ended, or null.
+// started: the answer of start_distance. Calls show(job) after every request. Returns the job when it has ended, or
+// null if it no longer exists.
 async function watch(started, show) {
   for (;;) {
     const response = await fetch(started.status).catch(() => null); // null: no network
