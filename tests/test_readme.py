@@ -653,11 +653,11 @@ def test_every_check_is_documented():
 
 
 def test_the_check_of_every_setting_is_documented():
-    ranges = re.findall(r"`(?:peasy_jobs\.)?E(\d+)` … `E(\d+)`", REFERENCE)
-    documented = {
-        f"E{number:03}" for first, last in ranges for number in range(int(first), int(last) + 1)
-    }
-    assert documented == {setting.check_id for setting in conf.SETTINGS}
+    row = next(line for line in REFERENCE.splitlines() if "a setting has an invalid value" in line)
+    documented = []
+    for first, last in re.findall(r"`(?:peasy_jobs\.)?E(\d+)`(?: … `E(\d+)`)?", row):
+        documented += [f"E{number:03}" for number in range(int(first), int(last or first) + 1)]
+    assert documented == sorted(setting.check_id for setting in conf.SETTINGS)
 
 
 def test_every_option_of_the_runner_is_documented():
