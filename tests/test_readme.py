@@ -634,6 +634,15 @@ def test_the_svg_of_the_processes_names_the_same_processes():
         assert name in words
 
 
+def test_the_picture_of_the_statuses_shows_the_declared_transitions():
+    arrows = re.findall(
+        r"^ +([A-Z]+) --> ([A-Z]+): ", block("mermaid", "stateDiagram"), re.MULTILINE
+    )
+    shown = [(getattr(statuses, old), getattr(statuses, new)) for old, new in arrows]
+    declared = {(change.old, change.new) for change in statuses.TRANSITIONS}
+    assert sorted(shown) == sorted(declared)
+
+
 def test_the_svg_of_the_statuses_names_the_same_statuses_and_transitions():
     words = words_of_picture("states.svg")
     picture = block("mermaid", "stateDiagram")
