@@ -4,6 +4,7 @@ import ast
 import configparser
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -650,6 +651,26 @@ def test_the_svg_of_the_statuses_names_the_same_statuses_and_transitions():
         assert label.upper() in words
     for label in re.findall(r": (.+)$", picture, re.MULTILINE):
         assert label.removesuffix(" with run_after") in words
+
+
+LIFE_OF_ONE_JOB = (
+    PAGES[ROOT / "docs" / "architecture.md"]
+    .partition("## The life of one job")[2]
+    .partition("\n## ")[0]
+)
+STEPS = re.split(r"\n(?= ?\d+\. )", LIFE_OF_ONE_JOB)[1:]
+
+
+def test_the_life_of_one_job_has_ten_numbered_steps():
+    assert [int(step.partition(".")[0]) for step in STEPS] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.split("**")[1])
+def test_every_step_of_a_job_names_functions_that_exist(step):
+    names = re.findall(r"`(peasy_jobs\.[\w.]+)`", step)
+    assert names
+    for name in names:
+        assert callable(pkgutil.resolve_name(name)), name
 
 
 # Names of the package
