@@ -1,9 +1,7 @@
-"""Tests of the settings and the system checks, and the house rules of the package."""
+"""Tests of the settings and the system checks."""
 
-import ast
 import math
 import os
-import re
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from django.db import connections
 
 from peasy_jobs import checks, conf
 from peasy_jobs.models import PeasyRunner
-from tests import jobs, processes
+from tests import jobs
 from tests.rows import finished
 
 DEFAULTS = {
@@ -475,147 +473,3 @@ def test_run_peasy_continues_when_its_output_is_closed(run_peasy: Callable[..., 
     assert command.wait() == 0
     assert "completed" in command.output()  # the log goes to standard error
     assert "Traceback" not in command.output()
-
-
-# The house
-
-PACKAGE = processes.REPOSITORY / "peasy_jobs"
-FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(), name) for name, path in FILES.items()}
-ROOMS = [name for name in TREES if not name.startswith("migrations/")]
-
-Finder = Callable[[ast.AST], bool]
-
-
-def where(finds: Finder, names: list[str] = ROOMS) -> dict[str, list[int]]:
-    """The files, and the lines in them, in which `finds` finds something."""
-    found = {name: [node.lineno for node in ast.walk(TREES[name]) if finds(node)] for name in names}
-    return {name: lines for name, lines in found.items() if lines}
-
-
-def imported(node: ast.AST) -> list[str]:
-    """The dotted names of what a statement imports."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        assert not node.level, "the package imports by full names"
-        return [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return []
-
-
-def imports(*modules: str) -> Finder:
-    return lambda node: any(
-        (name + ".").startswith(f"{module}.") for name in imported(node) for module in modules
-    )
-
-
-WRITERS = {
-    "update",
-    "create",
-    "get_or_create",
-    "update_or_create",
-    "bulk_create",
-    "bulk_update",
-    "enqueue",
-}
-WRITERS |= {f"a{name}" for name in WRITERS} | {"save", "asave", "PeasyJobQueue", "setattr"}
-
-
-def writes_status(node: ast.AST) -> bool:
-    """An assignment to `….status`, a write call that names `status`, or SQL that sets it."""
-    if isinstance(node, ast.Attribute):
-        return node.attr == "status" and isinstance(node.ctx, ast.Store)
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return (
-            re.search(r"\bSET\b.*\bstatus\s*=", node.value, re.DOTALL) is not None
-            or "INSERT INTO" in node.value
-        )
-    if isinstance(node, ast.Call):
-        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        named = {keyword.arg for keyword in node.keywords}
-        texts = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
-        return called in WRITERS and ("status" in named or "status" in texts)
-    return False
-
-
-@pytest.mark.parametrize(
-    ("finds", "source"),
-    [
-        (imports("pickle"), "import pickle"),
-        (imports("pickle"), "from pickle import loads"),
-        (imports("django.conf"), "from django.conf import settings"),
-        (imports("django.conf"), "import django.conf as c"),
-        (imports("multiprocessing"), "from multiprocessing.connection import wait"),
-        (imports("multiprocessing"), "import os, multiprocessing"),
-        (writes_status, "job.status = 'C'"),
-        (writes_status, "job.status, x = 'C', 1"),
-        (writes_status, "jobs.filter(pk=1).update(status='C')"),
-        (writes_status, "PeasyJobQueue(title='x', status='C')"),
-        (writes_status, "PeasyJobQueue.objects.bulk_update(jobs, ['status'])"),
-        (writes_status, "job.save(update_fields=('status', 'title'))"),
-        (writes_status, "setattr(job, 'status', 'C')"),
-        (writes_status, "cursor.execute('UPDATE t SET status = %s')"),
-        (writes_status, "cursor.execute(f'UPDATE {t} SET status = %s')"),
-    ],
-)
-def test_the_finders_below_find(finds: Finder, source: str) -> None:
-    assert any(finds(node) for node in ast.walk(ast.parse(source)))
-
-
-def test_the_status_finder_leaves_reading_alone() -> None:
-    source = "jobs.filter(status='Q').update(title='x'); print(job.status); JobUpdate(status='C'); 'status set'"
-    assert not any(writes_status(node) for node in ast.walk(ast.parse(source)))
-
-
-def test_only_conf_reads_the_settings_of_the_site() -> None:
-    assert set(where(imports("django.conf"))) == {"conf.py"}
-
-
-def test_only_payloads_pickles() -> None:
-    assert set(where(imports("pickle", "cPickle", "_pickle", "shelve", "dill"), list(TREES))) == {
-        "payloads.py"
-    }
-
-
-def test_only_queue_writes_a_status() -> None:
-    assert set(where(writes_status)) == {"store/querysets.py"}
-
-
-def test_nothing_of_multiprocessing_is_used() -> None:
-    assert where(imports("multiprocessing", "concurrent"), list(TREES)) == {}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_no_file_is_longer_than_500_lines(name: str) -> None:
-    assert len(FILES[name].read_text().splitlines()) <= 500
-
-
-def functions() -> Iterator[tuple[str, int]]:
-    """Every function with the number of lines of its body, without the docstring."""
-    for name in ROOMS:
-        for node in ast.walk(TREES[name]):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
-                yield f"{name}:{node.lineno} {node.name}", lines
-
-
-def test_no_function_body_is_longer_than_40_lines() -> None:
-    lines = dict(functions())
-    assert len(lines) > 100, "they are counted at all"
-    assert {name: count for name, count in lines.items() if count > 40} == {}
-
-
-def test_nothing_is_called_a_utility() -> None:
-    assert not [
-        name for name in FILES if Path(name).stem in ("utils", "helpers", "core", "common", "misc")
-    ]
-
-
-def test_every_module_says_what_it_is_for() -> None:
-    silent = [
-        name
-        for name in ROOMS
-        if FILES[name].read_text().strip() and not ast.get_docstring(TREES[name])
-    ]
-    assert silent == []
