@@ -27,6 +27,24 @@ def pytest_report_header() -> str:
     return f"database: {database}, USE_TZ={settings.USE_TZ}, TIME_ZONE={settings.TIME_ZONE}"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the slow tests first, each in another xdist worker.
+
+    xdist gives each worker an equal part of the list in this order, and lets a worker that is done
+    take over tests from the end of another's part.
+    """
+    workers = getattr(config, "workerinput", {"workercount": 1})["workercount"]
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    part = len(others) // workers + 1
+    items[:] = [
+        item
+        for number in range(workers)
+        for item in (*slow[number::workers], *others[number * part : (number + 1) * part])
+    ]
+
+
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None) -> Iterator[None]:
     # For every process started from here on, a fork server included.

@@ -28,7 +28,8 @@ def measured(system: str, rates: list[float], setting: str = "1 process") -> Cel
     return cell
 
 
-@pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="it makes databases of its own")
+@pytest.mark.slow
+@pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="it creates its own databases")
 def test_a_quick_run_measures_ours_and_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     command = [
         sys.executable,

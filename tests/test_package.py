@@ -1,8 +1,9 @@
-"""The package as a newcomer gets it: what the wheel contains, and the quickstart of the README in an empty environment.
+"""Tests of the wheel, and of the README's quickstart in an empty environment.
 
-Needs a package registry, as the newcomer does.
+They need a package registry, as a new user does.
 """
 
+import fcntl
 import http.cookiejar
 import os
 import re
@@ -24,6 +25,7 @@ from tests.manual import FENCE, PAGES, README, ROOT
 from tests.waiting import wait_until
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(settings.TEST_DATABASE != "sqlite", reason="The quickstart runs on SQLite."),
     pytest.mark.timeout(600),
 ]
@@ -33,15 +35,25 @@ LOGIN = {"username": "anna", "password": "a long enough one"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps"]
-    subprocess.run([*pip, "--wheel-dir", folder, ROOT], check=True)
-    (built,) = folder.iterdir()
+def wheel(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Build the wheel once for all xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "wheel"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(folder.glob("*.whl")):
+            build_wheel(folder)
+    (built,) = folder.glob("*.whl")
     return built
 
 
-def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel):
+def build_wheel(folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-deps"]
+    subprocess.run([*pip, "--wheel-dir", folder, ROOT], check=True)
+
+
+def test_the_wheel_contains_the_whole_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     files = {path.relative_to(ROOT) for path in ROOT.glob("peasy_jobs/**/*") if path.is_file()}
@@ -53,24 +65,21 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel):
     assert {Path(name).name for name in about} == {"METADATA", "WHEEL", "RECORD", "LICENSE"}
 
 
-def test_the_wheel_says_what_it_is_for(wheel):
+def test_the_wheel_describes_itself(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
         metadata = message_from_bytes(archive.read(name))
     classifiers = metadata.get_all("Classifier")
     pythons = re.findall(r"Python (\d\.\d+) to \d\.(\d+)", README.read_text())
-    assert pythons == [("3.11", "14")] and metadata["Requires-Python"] == ">=3.11"
-    assert all(
-        f"Programming Language :: Python :: 3.{minor}" in classifiers for minor in range(11, 15)
-    )
-    assert all(
-        f"Framework :: Django :: {version}" in classifiers for version in ("5.2", "6.0", "6.1")
-    )
+    assert pythons == [("3.11", "14")]
+    assert metadata["Requires-Python"] == ">=3.11"
+    for minor in range(11, 15):
+        assert f"Programming Language :: Python :: 3.{minor}" in classifiers
+    for version in ("5.2", "6.0", "6.1"):
+        assert f"Framework :: Django :: {version}" in classifiers
     assert set(metadata.get_all("Provides-Extra")) == {"postgres", "mysql", "test"}
-    assert (
-        metadata["Description-Content-Type"] == "text/markdown"
-        and "## Quickstart" in metadata.get_payload()
-    )
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "## Quickstart" in metadata.get_payload()
 
 
 def free_port() -> int:
@@ -80,7 +89,7 @@ def free_port() -> int:
 
 
 class Newcomer:
-    """Somebody with an empty directory, who does what the README says."""
+    """A new user with an empty directory, who does what the README says."""
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         self.folder, self.wheel = folder, wheel
@@ -110,8 +119,8 @@ class Newcomer:
 
     def type(self, line: str) -> None:
         if line.startswith(". "):
-            return  # PATH says so
-        if line.startswith("("):  # several at the same time
+            return  # activates .venv; PATH has it already
+        if line.startswith("("):  # several commands at the same time
             for part in re.findall(r"python manage\.py \w+", line):
                 self.type(part)
             return
@@ -145,7 +154,7 @@ class Newcomer:
         except OSError:
             return False
 
-    def leave(self) -> None:
+    def stop_servers(self) -> None:
         for server in self.servers:
             server.terminate()
         for server in self.servers:
@@ -156,10 +165,10 @@ class Newcomer:
 def newcomer(tmp_path: Path, wheel: Path) -> Iterator[Newcomer]:
     someone = Newcomer(tmp_path, wheel)
     yield someone
-    someone.leave()
+    someone.stop_servers()
 
 
-def test_the_quickstart_ends_in_a_visible_success(newcomer):
+def test_the_quickstart_ends_with_a_completed_export(newcomer):
     newcomer.follow(PAGES[README].partition("\n## Quickstart\n")[2].partition("\n## ")[0])
     assert len(newcomer.servers) == len(SERVERS)
     wait_until(newcomer.answers)
