@@ -128,7 +128,7 @@ def constants_of(tree: ast.Module) -> set[str]:
     names = {
         node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)
     }
-    return {name for name in names if re.fullmatch(r"[A-Z][A-Z0-9_]*", name)}
+    return {name for name in names if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)}
 
 
 def defined_more_than_once(trees: dict[str, ast.Module]) -> dict[str, list[str]]:
