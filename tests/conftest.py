@@ -29,11 +29,14 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the slow tests first, each in another xdist worker.
+    """Mark the tests that start processes, and start the slow tests first, in different workers.
 
     xdist gives each worker an equal part of the list in this order, and lets a worker that is done
     take over tests from the end of another's part.
     """
+    for item in items:
+        if "run_peasy" in getattr(item, "fixturenames", ()):
+            item.add_marker("processes")
     workers = getattr(config, "workerinput", {"workercount": 1})["workercount"]
     slow = [item for item in items if item.get_closest_marker("slow")]
     others = [item for item in items if not item.get_closest_marker("slow")]
