@@ -1,4 +1,4 @@
-"""In DEBUG a runner begins anew when code changes: real processes, with a project that is written while they run."""
+"""With DEBUG a runner restarts when the code changes."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ PROGRAMS = {
 
 
 class Project:
-    """An app `sketch` in a directory of its own, whose only job returns the version of its code."""
+    """An app in a directory of its own. Its only job returns the version of its code."""
 
     def __init__(self, directory: Path) -> None:
         self.jobs = directory / "sketch" / "jobs.py"
@@ -62,7 +62,7 @@ class Project:
         self.touch(command, self.jobs)
 
     def touch(self, command: Command, file: Path) -> None:
-        """Until the runner has seen it, which it cannot before its first look."""
+        """Touch a file until the runner reports it, which it cannot before its watcher has started."""
         line = f"{file.relative_to(self.directory)} changed: reloading."
         seen, again_at = command.output().count(line), 0.0
 
@@ -93,7 +93,7 @@ def reloaded(command: Command, times: int = 1) -> list[str]:
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-def test_the_next_job_runs_the_code_that_was_changed(run_peasy, project, program):
+def test_after_a_change_the_next_job_runs_the_new_code(run_peasy, project, program):
     path = os.pathsep.join([str(REPOSITORY), str(project.directory)])
     command = run_peasy(
         "--concurrency", "2", settings=project.settings, program=program, env={"PYTHONPATH": path}
@@ -102,7 +102,8 @@ def test_the_next_job_runs_the_code_that_was_changed(run_peasy, project, program
     project.change(command, "number two")
     waiting = [enqueue() for _ in range(20)]
     said = reloaded(command)
-    assert said[0] == said[1] and said[0].startswith("2 process workers")
+    assert said[0].startswith("2 process workers")
+    assert said[1] == said[0]
     done = finished(*waiting, enqueue())
     assert {(job.status, job.result, job.attempts, job.crashes) for job in done} == {
         (COMPLETED, "number two", 1, 0)
@@ -115,15 +116,15 @@ def test_the_next_job_runs_the_code_that_was_changed(run_peasy, project, program
     assert_gone(command)
 
 
-def test_what_is_saved_before_the_first_look_is_seen(run_peasy, project):
+def test_a_change_before_the_watcher_has_started_is_found(run_peasy, project):
     command = run_peasy(settings=project.settings, cwd=project.directory).ready()
     project.write("two")  # once
     reloaded(command)
     assert finished(enqueue())[0].result == "two"
 
 
-def a_change_while_a_job_runs(run_peasy, project, worker_type, **settings):
-    """The job goes on until `project.hold` is gone."""
+def change_while_a_job_runs(run_peasy, project, worker_type, **settings):
+    """Change the code while a job runs, which ends when `project.hold` is deleted."""
     project.hold.touch()
     command = run_peasy("--worker-type", worker_type, settings={**project.settings, **settings})
     job = enqueue()
@@ -133,25 +134,29 @@ def a_change_while_a_job_runs(run_peasy, project, worker_type, **settings):
 
 
 @both_worker_types
-def test_a_job_that_runs_may_finish_with_the_code_it_has(run_peasy, project, worker_type):
-    command, job = a_change_while_a_job_runs(run_peasy, project, worker_type)
+def test_a_running_job_may_finish_with_the_old_code(run_peasy, project, worker_type):
+    command, job = change_while_a_job_runs(run_peasy, project, worker_type)
     project.hold.unlink()
     reloaded(command)
     (job,) = finished(job)
-    assert (job.result, job.attempts, job.crashes) == ("one", 1, 0)
+    assert job.result == "one"
+    assert job.attempts == 1
+    assert job.crashes == 0
 
 
 @both_worker_types
-def test_a_job_that_takes_longer_is_given_back_soon_and_runs_again_with_the_new_code(
+def test_a_job_that_runs_on_is_given_back_soon_and_runs_again_with_the_new_code(
     run_peasy, project, worker_type
 ):
-    command, job = a_change_while_a_job_runs(
+    command, job = change_while_a_job_runs(
         run_peasy, project, worker_type, PEASY_SHUTDOWN_TIMEOUT=600, PEASY_LEASE=600
     )
     wait_until(lambda: len(notes(project.record)) == 2, message=command.describe)
     project.hold.unlink()
     (job,) = finished(job)
-    assert (job.result, job.attempts, job.crashes) == ("number two", 1, 0)
+    assert job.result == "number two"
+    assert job.attempts == 1
+    assert job.crashes == 0
     assert notes(project.record) == ["one", "number two"]
     assert len(PeasyRunner.objects.all()) == 1
 
@@ -164,18 +169,23 @@ def test_a_job_that_takes_longer_is_given_back_soon_and_runs_again_with_the_new_
     ],
     ids=["syntax", "import"],
 )
-def test_code_that_cannot_be_loaded_is_waited_out(run_peasy, project, broken, reason):
+def test_the_runner_waits_for_the_next_change_if_the_code_cannot_be_loaded(
+    run_peasy, project, broken, reason
+):
     command = run_peasy(settings=project.settings)
     project.change(command, text=broken)
     command.wait_for_output("Waiting for the next change.")
-    assert reason in command.output() and "sketch/jobs.py" in command.output()
+    assert reason in command.output()
+    assert "sketch/jobs.py" in command.output()
     job = enqueue()
     project.change(command, "number two")
     assert finished(job)[0].result == "number two"
     assert len(reloaded(command)) == 2
 
 
-def test_settings_that_cannot_be_loaded_are_waited_out(run_peasy, project, tmp_path):
+def test_the_runner_waits_for_the_next_change_if_the_settings_are_invalid(
+    run_peasy, project, tmp_path
+):
     site = tmp_path / "site_settings.py"
     site.write_text("from tests.settings import *\n")
     command = run_peasy(settings=project.settings, env={"DJANGO_SETTINGS_MODULE": "site_settings"})
@@ -188,17 +198,20 @@ def test_settings_that_cannot_be_loaded_are_waited_out(run_peasy, project, tmp_p
 
 
 @both_worker_types
-def test_a_signal_while_it_waits_for_a_job_ends_it_at_once(run_peasy, project, worker_type):
-    command, job = a_change_while_a_job_runs(run_peasy, project, worker_type)
+def test_a_signal_ends_a_runner_at_once_that_waits_for_a_job_before_it_restarts(
+    run_peasy, project, worker_type
+):
+    command, job = change_while_a_job_runs(run_peasy, project, worker_type)
     command.signal(signal.SIGINT, group=True)
     assert command.wait() == 0
     assert command.output().count("run_peasy serves") == 1
-    assert (row(job).status, row(job).runner_id) == (ENQUEUED, None)
+    assert row(job).status == ENQUEUED
+    assert row(job).runner_id is None
     assert_gone(command)
 
 
-def test_ctrl_c_ends_it_while_it_waits_for_code_that_can_be_loaded(run_peasy, project):
-    # As a shell starts what it puts into the background.
+def test_ctrl_c_ends_a_runner_that_waits_for_code_that_can_be_loaded(run_peasy, project):
+    # Ignored and blocked, as a shell starts processes in the background.
     ignoring = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -214,7 +227,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
     assert_gone(command)
 
 
-def test_a_change_after_ctrl_c_changes_nothing(run_peasy, project):
+def test_a_change_after_ctrl_c_has_no_effect(run_peasy, project):
     project.hold.touch()
     command = run_peasy(settings=project.settings)
     enqueue()
@@ -231,7 +244,7 @@ def test_a_change_after_ctrl_c_changes_nothing(run_peasy, project):
 
 
 @both_worker_types
-def test_no_descriptor_is_left_over_by_a_reload(run_peasy, project, worker_type):
+def test_a_restart_leaks_no_descriptor(run_peasy, project, worker_type):
     command = run_peasy("--worker-type", worker_type, settings=project.settings)
 
     def descriptors() -> int:
@@ -247,8 +260,8 @@ def test_no_descriptor_is_left_over_by_a_reload(run_peasy, project, worker_type)
         assert len(psutil.Process(command.pid).children()) == 1
 
 
-def test_a_template_counts_as_code(run_peasy, project):
-    # Django keeps templates in memory, and jobs render them in processes of their own.
+def test_a_runner_restarts_when_a_template_changes(run_peasy, project):
+    # Jobs render templates too, and Django caches them in each process.
     template = project.jobs.parent / "templates" / "mail.txt"
     template.parent.mkdir()
     template.write_text("Hello")
@@ -266,7 +279,7 @@ def test_a_template_counts_as_code(run_peasy, project):
         (False, [], False),
     ],
 )
-def test_only_a_runner_for_development_watches_the_code(
+def test_the_code_is_watched_only_with_debug_and_without_options_that_exclude_it(
     db, settings, monkeypatch, debug, options, expected
 ):
     watching = []

@@ -1,4 +1,4 @@
-"""One `run_peasy` at work, as a user would start it: what it says, what it runs, when and in which order."""
+"""`run_peasy` as a user would start it: what it prints, and which jobs it runs when."""
 
 import itertools
 import signal
@@ -31,20 +31,20 @@ WOKEN = {
     "mysql": "by a look every 0.1 s",
 }
 LONG_POLL = {"PEASY_POLLING_INTERVAL": 60, "PEASY_LEASE": 2}
-SOON = timedelta(seconds=10)  # far below the interval, far above what a busy machine needs
+SOON = timedelta(seconds=10)  # far below LONG_POLL, far above what a busy machine needs
 
 
 def stop(command: Command) -> str:
-    """Let it end what it runs, and return all that it printed."""
+    """Stop a runner when its jobs have finished. Return all that it has printed."""
     command.signal(signal.SIGINT)
     assert command.wait() == 0
     return command.output()
 
 
-# What it says
+# What it prints
 
 
-def test_two_lines_say_what_is_served_by_which_workers_and_how_they_are_woken(run_peasy):
+def test_a_runner_that_starts_prints_its_queues_its_workers_and_its_wakeup(run_peasy):
     command = run_peasy("--queue", "mail", "--queue", "reports", "--concurrency", "2")
     lines = command.wait_for_output("Ctrl-C stops it.").splitlines()
     database = f"{connection.vendor} database {connection.settings_dict['NAME']}"
@@ -54,7 +54,7 @@ def test_two_lines_say_what_is_served_by_which_workers_and_how_they_are_woken(ru
     ]
 
 
-def test_each_finished_job_has_one_line_in_the_log_and_a_start_has_none(run_peasy):
+def test_each_job_has_one_log_line_which_is_written_when_it_has_finished(run_peasy):
     good, bad = jobs.echo(1), jobs.boom("no luck")
     command = run_peasy()
     finished(good, bad)
@@ -70,14 +70,14 @@ def test_each_finished_job_has_one_line_in_the_log_and_a_start_has_none(run_peas
     assert len(lines) == 2
 
 
-def test_verbosity_3_also_shows_starts(run_peasy):
+def test_verbosity_3_also_logs_the_start_of_jobs(run_peasy):
     job = jobs.nothing()
     command = run_peasy("-v", "3")
     finished(job)
     assert f"DEBUG do nothing (job {job.pk}) starts." in stop(command)
 
 
-def test_verbosity_0_shows_only_what_is_wrong(run_peasy):
+def test_verbosity_0_logs_only_failures(run_peasy):
     good, bad = jobs.nothing(), jobs.boom("no luck")
     command = run_peasy("-v", "0")
     finished(good, bad)
@@ -86,12 +86,10 @@ def test_verbosity_0_shows_only_what_is_wrong(run_peasy):
 
 
 @both_worker_types
-def test_a_project_that_configures_logging_itself_loses_no_line_and_gets_none_twice(
-    run_peasy, tmp_path, worker_type
-):
+def test_a_project_with_its_own_logging_gets_every_line_once(run_peasy, tmp_path, worker_type):
     log = tmp_path / "site.log"
     handlers = {"file": {"class": "logging.FileHandler", "filename": str(log)}}
-    # As most projects write it: what exists before is disabled unless `disable_existing_loggers` says otherwise.
+    # As most projects write it, without `disable_existing_loggers`: existing loggers are disabled.
     site = {
         "LOGGING": {
             "version": 1,
@@ -113,7 +111,9 @@ def test_a_project_that_configures_logging_itself_loses_no_line_and_gets_none_tw
 # --exit-on-empty
 
 
-def test_exit_on_empty_runs_what_may_run_and_says_how_many_wait_for_later(run_peasy, tmp_path):
+def test_exit_on_empty_runs_what_may_run_now_and_prints_how_many_jobs_wait_for_later(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     for number in range(3):
         jobs.write_note(str(record), number)
@@ -131,13 +131,13 @@ def test_exit_on_empty_runs_what_may_run_and_says_how_many_wait_for_later(run_pe
 
 
 @both_worker_types
-def test_exit_on_empty_also_runs_what_the_jobs_enqueue(run_peasy, tmp_path, worker_type):
+def test_exit_on_empty_also_runs_the_jobs_that_jobs_enqueue(run_peasy, tmp_path, worker_type):
     jobs.enqueue_notes(str(tmp_path / "record"), 3)
     assert run_peasy("--exit-on-empty", "--worker-type", worker_type).wait() == 0
     assert sorted(notes(tmp_path / "record")) == ["child 0", "child 1", "child 2"]
 
 
-def test_exit_on_empty_prunes_to_the_maxima_on_its_way_out_whatever_the_grace(run_peasy):
+def test_exit_on_empty_prunes_to_the_maxima_at_the_end_without_the_grace(run_peasy):
     kept = {
         "PEASY_MAX_COMPLETED": 2,
         "PEASY_MAX_FAILED": 1,
@@ -152,8 +152,8 @@ def test_exit_on_empty_prunes_to_the_maxima_on_its_way_out_whatever_the_grace(ru
     assert left == {good[-1].pk, good[-2].pk, bad[-1].pk}
 
 
-def test_exit_on_empty_prunes_a_batch_in_each_turn(transactional_db, monkeypatch):
-    # A turn that takes a third of the lease counts as a database that is silent, and is cut off.
+def test_exit_on_empty_prunes_one_batch_in_each_iteration(transactional_db, monkeypatch):
+    # The watchdog aborts an iteration that takes a third of the lease.
     monkeypatch.setattr("peasy_jobs.store.querysets.BATCH", 2)
     jobs.nothing.map([()] * 7)
     PeasyJobQueue.objects.update(status=COMPLETED, completed=as_field(database_now(connection)))
@@ -173,7 +173,7 @@ def test_exit_on_empty_prunes_a_batch_in_each_turn(transactional_db, monkeypatch
     assert max(before - after for before, after in itertools.pairwise(left)) == 2
 
 
-def test_exit_on_empty_does_not_wait_for_what_other_runners_run(run_peasy, tmp_path):
+def test_exit_on_empty_does_not_wait_for_jobs_of_other_runners(run_peasy, tmp_path):
     long = jobs.wait_for(str(tmp_path / "go"))
     other = run_peasy()
     running(long)
@@ -187,7 +187,7 @@ def test_exit_on_empty_does_not_wait_for_what_other_runners_run(run_peasy, tmp_p
 # Options and settings
 
 
-def test_only_the_queues_that_are_named_are_served(run_peasy, tmp_path):
+def test_a_runner_with_queue_options_runs_jobs_of_these_queues_only(run_peasy, tmp_path):
     record = str(tmp_path / "record")
     other = jobs.write_note.using(priority=100)(record, "default")
     for name in ("mail", "reports"):
@@ -201,7 +201,7 @@ def test_only_the_queues_that_are_named_are_served(run_peasy, tmp_path):
 
 
 @both_worker_types
-def test_as_many_jobs_run_at_once_as_concurrency_says(run_peasy, tmp_path, worker_type):
+def test_concurrency_is_the_number_of_jobs_that_run_at_once(run_peasy, tmp_path, worker_type):
     waiting = [jobs.wait_for(str(tmp_path / "go"), str(tmp_path / "record")) for _ in range(4)]
     command = run_peasy(
         "--concurrency", "3", "--worker-type", worker_type, settings={"PEASY_LEASE": 2}
@@ -210,16 +210,21 @@ def test_as_many_jobs_run_at_once_as_concurrency_says(run_peasy, tmp_path, worke
     heartbeats(2)
     started = notes(tmp_path / "record")
     assert len(started) == 3
-    assert len(set(started)) == (3 if worker_type == "process" else 1)
-    assert (f"started {command.pid}" in started) == (worker_type == "thread")
+    pids = {int(line.split()[1]) for line in started}
+    if worker_type == "process":
+        assert len(pids) == 3
+        assert command.pid not in pids
+    else:
+        assert pids == {command.pid}
     Path(tmp_path, "go").touch()
     finished(*waiting)
 
 
-def test_the_settings_say_how_many_workers_of_which_type_there_are(run_peasy):
+def test_number_and_type_of_workers_may_come_from_the_settings(run_peasy):
     command = run_peasy(settings={"PEASY_CONCURRENCY": 3, "PEASY_WORKER_TYPE": "thread"})
     assert "3 thread workers" in command.wait_for_output("Ctrl-C stops it.")
-    assert (runner().concurrency, runner().worker_type) == (3, "thread")
+    assert runner().concurrency == 3
+    assert runner().worker_type == "thread"
     assert [process.pid for process in command.processes()] == [command.pid]
 
 
@@ -238,7 +243,7 @@ def test_the_settings_say_how_many_workers_of_which_type_there_are(run_peasy):
         (["--queue"], "argument --queue: expected one argument"),
     ],
 )
-def test_a_wrong_option_is_a_usage_error(run_peasy, arguments, message):
+def test_an_invalid_option_is_a_usage_error(run_peasy, arguments, message):
     command = run_peasy(*arguments, ready=False)
     assert command.wait() == 2
     assert message in command.output()
@@ -259,7 +264,7 @@ def test_a_wrong_option_is_a_usage_error(run_peasy, arguments, message):
         ("PEASY_POLLING_INTERVAL", "2", "E005", "Set it to a number of seconds, 0.01 or more."),
     ],
 )
-def test_a_runner_refuses_to_start_on_a_wrong_setting(run_peasy, name, value, id, hint):
+def test_a_runner_refuses_to_start_with_an_invalid_setting(run_peasy, name, value, id, hint):
     job = jobs.nothing()
     command = run_peasy(settings={name: value}, ready=False)
     assert command.wait() == 1
@@ -270,14 +275,14 @@ def test_a_runner_refuses_to_start_on_a_wrong_setting(run_peasy, name, value, id
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="only SQLite has databases in memory")
-def test_a_runner_refuses_a_database_in_memory(run_peasy):
+def test_a_runner_refuses_an_in_memory_database(run_peasy):
     command = run_peasy(env={"PEASY_TEST_DB_NAME": ":memory:"}, ready=False)
     assert command.wait() == 1
     assert "CommandError: The jobs are in an in-memory database ('default')" in command.output()
     assert "Traceback" not in command.output()
 
 
-def test_a_runner_works_from_any_directory(run_peasy, tmp_path):
+def test_a_runner_may_be_started_in_any_directory(run_peasy, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     run_peasy(cwd=elsewhere)
@@ -285,14 +290,14 @@ def test_a_runner_works_from_any_directory(run_peasy, tmp_path):
     assert job.result == 1
 
 
-# How it learns of new work
+# How it learns of new jobs
 
 
-def test_an_idle_runner_wakes_at_once_for_a_new_job(run_peasy):
+def test_an_idle_runner_starts_a_new_job_at_once(run_peasy):
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
     for _ in range(2):
-        heartbeats(2)  # idle for longer than it looks around after work
+        heartbeats(2)  # idle for longer than all recheck delays
         (job,) = finished(jobs.nothing())
         assert job.started - job.created < SOON
 
@@ -301,19 +306,19 @@ def test_an_idle_runner_wakes_at_once_for_a_new_job(run_peasy):
     connection.vendor == "sqlite",
     reason="SQLite has one writer: the runner could not renew its lease",
 )
-def test_an_idle_runner_wakes_when_the_transaction_of_a_job_commits(run_peasy):
+def test_an_idle_runner_starts_a_job_when_its_transaction_commits(run_peasy):
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
     with transaction.atomic():
         job = jobs.nothing()
-        heartbeats(3)  # all that it does for a hint is over by the commit
+        heartbeats(3)  # all rechecks are over before the commit
     committed = as_field(database_now(connection))
     (done,) = finished(job)
     assert done.started - committed < SOON
 
 
-def test_a_burst_of_jobs_by_one_process_is_all_found_at_once(run_peasy):
-    # On PostgreSQL only the first of them is announced.
+def test_all_jobs_of_a_burst_start_at_once(run_peasy):
+    # On PostgreSQL NOTIFY is sent for the first of them only.
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
     heartbeats(2)
@@ -321,8 +326,8 @@ def test_a_burst_of_jobs_by_one_process_is_all_found_at_once(run_peasy):
         assert job.started - job.created < SOON
 
 
-def test_polling_alone_finds_jobs_that_nobody_announced(run_peasy):
-    # By SQL, which sends no NOTIFY.
+def test_polling_finds_jobs_that_plain_sql_has_inserted(run_peasy):
+    # No NOTIFY is sent for them.
     run_peasy(settings={"PEASY_POLLING_INTERVAL": 0.5, "PEASY_LEASE": 2})
     (pattern,) = finished(jobs.echo(1))
     heartbeats(2)
@@ -346,7 +351,7 @@ def test_polling_alone_finds_jobs_that_nobody_announced(run_peasy):
     assert job.result == 1
 
 
-def test_polling_alone_is_sufficient_when_no_hint_ever_comes(run_peasy):
+def test_polling_is_sufficient_without_any_wakeup(run_peasy):
     no_wakeups = with_app("tests.fault_apps.NoWakeups")
     command = run_peasy(settings={"PEASY_POLLING_INTERVAL": 0.5, "PEASY_LEASE": 2, **no_wakeups})
     command.wait_for_output("woken by nothing")
@@ -355,7 +360,7 @@ def test_polling_alone_is_sufficient_when_no_hint_ever_comes(run_peasy):
     finished(jobs.nothing())
 
 
-def test_a_scheduled_job_runs_when_it_is_due_without_waiting_for_the_poll(run_peasy):
+def test_a_scheduled_job_runs_when_it_is_due_and_not_at_the_next_poll(run_peasy):
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
     heartbeats(2)
@@ -364,15 +369,15 @@ def test_a_scheduled_job_runs_when_it_is_due_without_waiting_for_the_poll(run_pe
     assert timedelta(0) <= done.started - job.run_after < SOON
 
 
-def test_more_jobs_than_one_round_promotes_run_without_waiting_for_the_poll(run_peasy):
+def test_scheduled_jobs_of_several_batches_all_run_when_they_are_due(run_peasy):
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
     finished(*jobs.nothing.using(run_after=timedelta(seconds=1)).map([()] * (2 * BATCH + 1)))
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL notifies")
-def test_a_runner_that_is_told_of_jobs_all_the_time_runs_what_is_due(run_peasy):
-    # A hint leads to a claim without a look, and only a look finds what is due.
+def test_a_scheduled_job_runs_although_notifications_arrive_without_a_pause(run_peasy):
+    # A notification leads to a claim without a look, and only a look promotes scheduled jobs.
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
     job = jobs.nothing.using(run_after=timedelta(seconds=1))()
@@ -385,7 +390,7 @@ def test_a_runner_that_is_told_of_jobs_all_the_time_runs_what_is_due(run_peasy):
         )
 
 
-def test_due_is_what_the_clock_of_the_database_says(run_peasy):
+def test_a_scheduled_job_is_due_by_the_clock_of_the_database(run_peasy):
     # The runner's own clock is two hours ahead.
     run_peasy(
         settings={"PEASY_POLLING_INTERVAL": 0.2, **with_app("tests.fault_apps.ClockTwoHoursAhead")}
@@ -402,9 +407,7 @@ def test_due_is_what_the_clock_of_the_database_says(run_peasy):
 
 
 @both_worker_types
-def test_one_worker_runs_the_higher_priority_first_and_then_the_oldest(
-    run_peasy, tmp_path, worker_type
-):
+def test_jobs_run_by_priority_and_then_in_the_order_of_their_ids(run_peasy, tmp_path, worker_type):
     record = str(tmp_path / "record")
     for name, priority in [("a", 0), ("b", -5), ("c", 100), ("d", 0), ("e", 100), ("f", -100)]:
         jobs.in_order.using(priority=priority)(record, name)
@@ -412,7 +415,7 @@ def test_one_worker_runs_the_higher_priority_first_and_then_the_oldest(
     assert notes(record) == ["c", "e", "a", "d", "b", "f"]
 
 
-def test_three_runners_run_five_hundred_jobs_each_once(run_peasy, tmp_path):
+def test_three_runners_run_each_of_five_hundred_jobs_once(run_peasy, tmp_path):
     record = str(tmp_path / "record")
     runners = [run_peasy("--concurrency", "2") for _ in range(3)]
     with transaction.atomic():
@@ -426,11 +429,11 @@ def test_three_runners_run_five_hundred_jobs_each_once(run_peasy, tmp_path):
         stop(command)
 
 
-def test_short_jobs_behind_a_long_one_are_run_by_the_idle_worker(run_peasy, tmp_path):
+def test_an_idle_worker_runs_the_short_jobs_that_waited_behind_a_long_one(run_peasy, tmp_path):
     command = run_peasy("--concurrency", "2", settings={"PEASY_MAX_COMPLETED": None})
     finished(
         *[jobs.nothing() for _ in range(100)]
-    )  # seen to be short, so that many are given to a worker at once
+    )  # known to be short from now on: a worker gets many at once
     record = str(tmp_path / "record")
     with transaction.atomic():
         long = jobs.wait_for(str(tmp_path / "go"))
@@ -445,7 +448,7 @@ def test_short_jobs_behind_a_long_one_are_run_by_the_idle_worker(run_peasy, tmp_
     stop(command)
 
 
-def test_short_jobs_behind_a_long_one_wait_without_keeping_the_runner_busy_and_run_later(
+def test_short_jobs_behind_a_long_one_cost_no_time_and_another_runner_may_run_them(
     run_peasy, tmp_path
 ):
     command = run_peasy(settings={"PEASY_MAX_COMPLETED": None, "PEASY_LEASE": 5})
@@ -460,7 +463,7 @@ def test_short_jobs_behind_a_long_one_wait_without_keeping_the_runner_busy_and_r
     before = process.cpu_times().user + process.cpu_times().system
     heartbeats(1)
     assert process.cpu_times().user + process.cpu_times().system - before < 0.4  # in about a second
-    # Another runner may have them at once: they do not wait for the worker that cannot run them.
+    # They were given back, and do not wait for the worker that is busy.
     other = run_peasy()
     finished(*short[:200])
     assert row(long).status == ONGOING
@@ -471,7 +474,7 @@ def test_short_jobs_behind_a_long_one_wait_without_keeping_the_runner_busy_and_r
     stop(command)
 
 
-def test_a_runner_that_was_held_up_by_a_long_job_runs_what_it_had_given_back(run_peasy, tmp_path):
+def test_a_runner_claims_the_jobs_again_that_it_gave_back_behind_a_long_one(run_peasy, tmp_path):
     run_peasy(settings={"PEASY_MAX_COMPLETED": None})
     finished(*[jobs.nothing() for _ in range(100)])
     record = str(tmp_path / "record")
@@ -486,27 +489,29 @@ def test_a_runner_that_was_held_up_by_a_long_job_runs_what_it_had_given_back(run
     assert {(job.status, job.attempts) for job in done} == {(COMPLETED, 1)}
 
 
-# What a running job shows
+# Progress
 
 
 @both_worker_types
-def test_progress_is_seen_while_the_job_runs_and_stays_when_it_has_ended(
-    run_peasy, tmp_path, worker_type
-):
+def test_progress_is_visible_while_the_job_runs_and_afterwards(run_peasy, tmp_path, worker_type):
     run_peasy("--worker-type", worker_type)
     job = jobs.progress_then_wait(str(tmp_path / "go"))
     wait_until(lambda: row(job).status_msg)
     seen = row(job)
-    assert (seen.status, seen.status_msg, seen.extra) == (ONGOING, "half way", {"progress": 50})
+    assert seen.status == ONGOING
+    assert seen.status_msg == "half way"
+    assert seen.extra == {"progress": 50}
     Path(tmp_path, "go").touch()
     (done,) = finished(job)
-    assert (done.status, done.status_msg, done.extra) == (COMPLETED, "half way", {"progress": 50})
+    assert done.status == COMPLETED
+    assert done.status_msg == "half way"
+    assert done.extra == {"progress": 50}
 
 
 @pytest.mark.skipif(
     connection.vendor == "sqlite", reason="SQLite has one writer: it shows when the job commits"
 )
-def test_progress_inside_a_transaction_is_seen_before_it_commits(run_peasy, tmp_path):
+def test_progress_inside_a_transaction_is_visible_before_it_commits(run_peasy, tmp_path):
     run_peasy()
     job = jobs.progress_in_transaction(str(tmp_path / "go"))
     wait_until(lambda: row(job).status_msg == "inside")
@@ -515,7 +520,7 @@ def test_progress_inside_a_transaction_is_seen_before_it_commits(run_peasy, tmp_
     finished(job)
 
 
-def test_progress_arrives_from_a_thread_a_fork_and_another_job(run_peasy, tmp_path):
+def test_progress_may_be_reported_by_a_thread_a_fork_and_another_job(run_peasy, tmp_path):
     target = jobs.nothing.using(queue_name="nobody serves this")()
     thread, fork, afar = (
         jobs.progress_from_thread(),
@@ -524,32 +529,36 @@ def test_progress_arrives_from_a_thread_a_fork_and_another_job(run_peasy, tmp_pa
     )
     run_peasy()
     thread, fork, afar = finished(thread, fork, afar)
-    assert (thread.status_msg, thread.extra) == ("from a thread", {"progress": 30})
-    assert (fork.status_msg, fork.extra) == ("from a fork", {"progress": 40})
-    assert (row(target).status_msg, row(target).extra) == ("from afar", {"progress": 60})
+    assert thread.status_msg == "from a thread"
+    assert thread.extra == {"progress": 30}
+    assert fork.status_msg == "from a fork"
+    assert fork.extra == {"progress": 40}
+    assert row(target).status_msg == "from afar"
+    assert row(target).extra == {"progress": 60}
     assert afar.status_msg == ""
     assert {thread.status, fork.status, afar.status} == {COMPLETED}
 
 
-def test_the_last_progress_comes_with_the_end_of_the_job(run_peasy):
-    # Too short for any write in between.
+def test_the_last_progress_of_a_short_job_is_stored(run_peasy):
+    # It ends before the first write of its progress.
     run_peasy()
     (job,) = finished(jobs.track_rows(1234))
-    assert (job.status_msg, job.extra) == ("Importing rows: 1,234 of 1,234", {"progress": 100})
+    assert job.status_msg == "Importing rows: 1,234 of 1,234"
+    assert job.extra == {"progress": 100}
     assert job.result == sum(range(1234))
 
 
-def test_what_a_job_prints_is_seen_at_once(run_peasy):
+def test_the_output_of_a_job_is_not_buffered(run_peasy):
     command = run_peasy(env={"PYTHONUNBUFFERED": ""})
     jobs.print_line("hello from a job")
     command.wait_for_output("hello from a job")
 
 
-# Whatever a job does
+# What jobs may do
 
 
 @both_worker_types
-def test_arguments_results_and_the_own_key_arrive(run_peasy, worker_type):
+def test_arguments_results_and_job_pk_arrive_unchanged(run_peasy, worker_type):
     todo = [
         jobs.give_back(1, "zwei", three=(3, {"vier"})),
         jobs.own_pk(),
@@ -572,7 +581,7 @@ def test_arguments_results_and_the_own_key_arrive(run_peasy, worker_type):
 
 
 @both_worker_types
-def test_a_runner_lives_on_whatever_its_jobs_and_rows_are(run_peasy, worker_type):
+def test_a_runner_survives_invalid_rows_and_failing_jobs(run_peasy, worker_type):
     forged = jobs.nothing()
     PeasyJobQueue.objects.filter(pk=forged.pk).update(job_name="os.system", args_data=b"J[]")
     foreign = jobs.nothing()
@@ -612,15 +621,18 @@ def test_a_runner_lives_on_whatever_its_jobs_and_rows_are(run_peasy, worker_type
     ]
     for job, error in zip(bad, errors, strict=True):
         assert error in job.error
-        assert (job.status, job.attempts, job.crashes) == (FAILED, 1, 0)
+        assert job.status == FAILED
+        assert job.attempts == 1
+        assert job.crashes == 0
     assert good.result == "still here"
-    unknown.refresh_from_db()  # put back for a minute: it may be yesterday's runner that meets today's job
+    unknown.refresh_from_db()  # waits for a minute: this may be an old runner, and the job a new one
     assert unknown.error == str(JobFunctionNotFound("tests.jobs.renamed_since"))
-    assert (unknown.status, unknown.attempts) == (PeasyJobQueue.SCHEDULED, 0)
+    assert unknown.status == PeasyJobQueue.SCHEDULED
+    assert unknown.attempts == 0
     assert stop(command).count("Traceback") == 0
 
 
-def test_megabytes_go_in_and_come_out(run_peasy):
+def test_arguments_and_results_may_have_megabytes(run_peasy):
     text = "0123456789" * 500_000
     jobs_ = [jobs.echo(text) for _ in range(3)]
     run_peasy("--concurrency", "2")
@@ -636,28 +648,33 @@ def test_a_transaction_that_a_job_leaves_open_is_rolled_back_before_the_next_job
     left_open, after = jobs.leave_write_open(target.pk), jobs.progress_of(target.pk)
     command = run_peasy("--worker-type", worker_type)
     finished(left_open, after)
-    assert (row(target).title, row(target).status_msg) == ("do nothing", "from afar")
+    assert row(target).title == "do nothing"
+    assert row(target).status_msg == "from afar"
     command.wait_for_output(
         "A job left a transaction open on database 'default'. It was rolled back."
     )
 
 
-def test_a_fork_that_comes_back_from_the_job_runs_nothing_and_reports_nothing(run_peasy, tmp_path):
+def test_a_fork_that_returns_from_its_job_function_runs_no_job_and_reports_nothing(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
     run_peasy()
     twice, after = jobs.return_twice(str(record)), jobs.echo("after")
     twice, after = finished(twice, after)
-    assert (twice.status, twice.result, twice.error) == (COMPLETED, "the parent", "")
+    assert twice.status == COMPLETED
+    assert twice.result == "the parent"
+    assert twice.error == ""
     assert notes(record) == ["child", "parent"]
     assert after.result == "after"
 
 
-# How little there is to it
+# How much is claimed at once
 
 
 @pytest.fixture
 def claimed(monkeypatch):
-    """Of each claim its limit, and how many jobs are claimed and not written then."""
+    """Of each claim: its limit, and how many jobs are ONGOING after it."""
     claims, claim = [], JobQuerySet.claim
 
     def counted(self, runner_id, limit, *args):
@@ -678,13 +695,13 @@ def run_all(todo, **settings):
     assert {job.status for job in finished(*todo)} == {COMPLETED}
 
 
-def test_of_jobs_with_large_arguments_few_are_claimed_ahead(transactional_db, monkeypatch, claimed):
+def test_few_jobs_with_large_arguments_are_claimed_ahead(transactional_db, monkeypatch, claimed):
     monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD_BYTES", 10_000)
     run_all(jobs.echo.map(["x" * 3000] * 40))
     assert 1 < max(limit for limit, _ in claimed) <= 4
 
 
-def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_are_written(
+def test_jobs_are_claimed_in_portions_and_not_faster_than_outcomes_are_written(
     transactional_db, monkeypatch, claimed
 ):
     monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD_JOBS", 10)
@@ -696,7 +713,7 @@ def test_jobs_are_claimed_in_small_portions_and_not_faster_than_their_outcomes_a
     assert max(ongoing for _, ongoing in claimed) <= 10 * (workers + 2)
 
 
-def test_a_claim_that_takes_long_does_not_make_workers_look_held_up(transactional_db, monkeypatch):
+def test_workers_do_not_count_as_held_up_because_a_claim_takes_long(transactional_db, monkeypatch):
     monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD", 0.02)
     claim = JobQuerySet.claim
 

@@ -1,4 +1,4 @@
-"""A real server that ends and comes back while jobs run: made for these tests, and nothing else is on it."""
+"""A real database server restarts while jobs run. These tests start a server of their own."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def installed(program: str) -> str | None:
 
 
 def free_port() -> int:
-    """Below those that the kernel gives to clients: nobody may take it while the server is down."""
+    """Return a free port below those of clients, so that none is taken while the server is down."""
     while True:
         port = random.SystemRandom().randrange(20_000, 30_000)
         with socket.socket() as probe:
@@ -50,7 +50,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A server of the kind that the suite runs on, with its own data. What it says goes to a file there."""
+    """A server of the kind that the suite runs on, with a data directory and a log of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.kind, self.directory, self.port = settings.TEST_DATABASE, directory, free_port()
@@ -156,14 +156,14 @@ class Server:
 
 @pytest.fixture(scope="module")
 def migrated(django_db_setup: None, django_db_blocker: Any) -> Iterator[Server]:
-    """A server that has been stopped again: making one takes seconds."""
+    """A migrated server that is stopped. Shared by all tests, because making one takes seconds."""
     if missing := [
         program for program in PROGRAMS[settings.TEST_DATABASE] if not installed(program)
     ]:
         reason = f"{' and '.join(missing)} of {settings.TEST_DATABASE} cannot be found here"
         required = os.environ.get("PEASY_TEST_REQUIRE", "").replace(" ", "").split(",")
         (pytest.fail if settings.TEST_DATABASE in required else pytest.skip)(reason)
-    # Not below tmp_path, which the user that the server runs as cannot enter.
+    # Not below tmp_path: the server runs as a user who cannot enter it.
     with tempfile.TemporaryDirectory(prefix="peasy-") as directory, django_db_blocker.unblock():
         server = Server(Path(directory))
         server.make()
@@ -178,7 +178,7 @@ def migrated(django_db_setup: None, django_db_blocker: Any) -> Iterator[Server]:
 
 @pytest.fixture
 def server(migrated: Server, transactional_db: None) -> Iterator[Server]:
-    """A server that runs, and is the default database of the test."""
+    """A running server, which is the default database of the test."""
     with default_database(migrated.database):
         try:
             migrated.start()
@@ -189,7 +189,7 @@ def server(migrated: Server, transactional_db: None) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("how", ["crash", "shutdown"])
-def test_a_server_that_restarts_under_load_loses_no_job_and_runs_none_twice(
+def test_a_restart_of_the_server_under_load_loses_no_job_and_runs_none_twice(
     server: Server, run_peasy: Callable[..., Any], tmp_path: Path, how: str
 ) -> None:
     load = Load(run_peasy, tmp_path, server.database)
