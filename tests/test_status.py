@@ -1,4 +1,4 @@
-"""What is shown of one job, and to whom: the JSON document and the widget, as a client without a browser sees them."""
+"""The JSON document and the progress widget: access, content and cost, without a browser."""
 
 import json
 import math
@@ -64,16 +64,17 @@ def change(job: PeasyJobQueue, **columns: Any) -> PeasyJobQueue:
     return PeasyJobQueue.objects.get(pk=job.pk)
 
 
-def shown(
+def fetch_document(
     job: PeasyJobQueue, client: Client | None = None, url: str | None = None
 ) -> dict[str, Any]:
     response = (client or Client()).get(url or job.status_url)
-    assert (response.status_code, response["Content-Type"]) == (200, "application/json")
-    return strict(response.content)
+    assert response.status_code == 200
+    assert response["Content-Type"] == "application/json"
+    return parse_strictly(response.content)
 
 
-def strict(text: bytes) -> Any:
-    """Refuses NaN and the infinities, as a browser does."""
+def parse_strictly(text: bytes) -> Any:
+    """Parse JSON like a browser does, which refuses NaN and the infinities."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -81,13 +82,13 @@ def strict(text: bytes) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def person(name: str = "anna", *permissions: str, **columns: Any) -> User:
+def create_user(name: str = "anna", *permissions: str, **columns: Any) -> User:
     user = User.objects.create(username=name, **columns)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     return user
 
 
-def of(user: User | None) -> Client:
+def client_of(user: User | None) -> Client:
     client = Client()
     if user is not None:
         client.force_login(user)
@@ -98,8 +99,8 @@ def plain_urls(job: PeasyJobQueue) -> list[str]:
     return [f"/peasy/jobs/{job.pk}.json", f"/peasy/jobs/{job.pk}/progress/"]
 
 
-def sees(client: Client, job: PeasyJobQueue, query: str = "") -> bool:
-    """What both views say of whether a visitor may see the job."""
+def can_see(client: Client, job: PeasyJobQueue, query: str = "") -> bool:
+    """Return whether the visitor may see the job. Both views have to agree."""
     document, fragment = (client.get(url + query) for url in plain_urls(job))
     assert fragment.status_code == 200
     gone = b"This job is no longer available." in fragment.content
@@ -107,7 +108,7 @@ def sees(client: Client, job: PeasyJobQueue, query: str = "") -> bool:
     return not gone
 
 
-def signature(response: HttpResponse) -> tuple[int, bytes, list[tuple[str, str]], str]:
+def whole_response(response: HttpResponse) -> tuple[int, bytes, list[tuple[str, str]], str]:
     return (
         response.status_code,
         response.content,
@@ -116,8 +117,8 @@ def signature(response: HttpResponse) -> tuple[int, bytes, list[tuple[str, str]]
     )
 
 
-def table(**columns: Any) -> Any:
-    """What a document says when nothing else is said."""
+def expected_document(**columns: Any) -> Any:
+    """Return the document of a new job, with some changes."""
     return {
         "title": "export",
         "done": False,
@@ -194,61 +195,65 @@ def table(**columns: Any) -> Any:
         ),
     ],
 )
-def test_the_document_of_every_status(columns, expected):
+def test_the_json_document_describes_each_status(columns, expected):
     job = make(**{key: value for key, value in columns.items() if not isinstance(value, datetime)})
     job = change(job, created=MOMENT, **columns)
-    assert shown(job) == table(id=str(job.pk), **expected)
+    assert fetch_document(job) == expected_document(id=str(job.pk), **expected)
 
 
-def test_the_times_are_utc_for_a_site_that_has_no_time_zones(settings):
+def test_times_in_the_document_are_utc_without_use_tz(settings):
     settings.USE_TZ = False
     assert status_document._iso(datetime(2026, 6, 1, 6, 0)) == "2026-06-01T10:00:00.000Z"
 
 
-def test_the_path_of_the_document_is_short_and_the_links_are_signed():
+def test_document_and_widget_links_have_a_short_path_and_a_token():
     job = make()
     assert reverse("peasy_jobs:job_json", args=[42]) == "/peasy/jobs/42.json"
     assert re.fullmatch(rf"/peasy/jobs/{job.pk}\.json\?t=[\w:-]{{40,60}}", job.status_url)
     assert re.fullmatch(rf"/peasy/jobs/{job.pk}/progress/\?t=[\w:-]{{40,60}}", job.progress_url)
 
 
-def test_the_link_of_a_job_that_was_just_enqueued_works():
+def test_the_link_of_a_new_job_works():
     job = jobs.nothing()
-    assert shown(job)["status"] == "enqueued"
+    assert fetch_document(job)["status"] == "enqueued"
 
 
-# Who may see a job
+# Access
 
 
-def test_nobody_sees_a_job_but_its_user_and_staff_who_may_view_jobs():
-    owner, view = person("owner"), "view_peasyjobqueue"
+def test_only_the_jobs_user_and_staff_with_permission_can_see_a_job():
+    owner, view = create_user("owner"), "view_peasyjobqueue"
     job = make(user=owner)
     seers = {
-        "owner": of(owner),
-        "staff with the permission": of(person("staff", view, is_staff=True)),
-        "superuser": of(person("root", is_staff=True, is_superuser=True)),
+        "owner": client_of(owner),
+        "staff with the permission": client_of(create_user("staff", view, is_staff=True)),
+        "superuser": client_of(create_user("root", is_staff=True, is_superuser=True)),
     }
     others = {
-        "anonymous": of(None),
-        "another user": of(person("other")),
-        "staff without permission": of(person("clerk", is_staff=True)),
-        "staff who may change": of(person("changer", "change_peasyjobqueue", is_staff=True)),
-        "permission without staff": of(person("reader", view)),
-        "staff who left": of(left := person("left", view, is_staff=True)),
+        "anonymous": client_of(None),
+        "another user": client_of(create_user("other")),
+        "staff without permission": client_of(create_user("clerk", is_staff=True)),
+        "staff who may change": client_of(
+            create_user("changer", "change_peasyjobqueue", is_staff=True)
+        ),
+        "permission without staff": client_of(create_user("reader", view)),
+        "staff who left": client_of(left := create_user("left", view, is_staff=True)),
     }
     User.objects.filter(pk=left.pk).update(is_active=False)
-    assert {name: sees(client, job) for name, client in seers.items()} == dict.fromkeys(seers, True)
-    assert {name: sees(client, job) for name, client in others.items()} == dict.fromkeys(
+    assert {name: can_see(client, job) for name, client in seers.items()} == dict.fromkeys(
+        seers, True
+    )
+    assert {name: can_see(client, job) for name, client in others.items()} == dict.fromkeys(
         others, False
     )
 
 
-def test_an_owner_who_was_deactivated_sees_nothing():
-    owner = person()
-    job, client = make(user=owner), of(owner)
-    assert sees(client, job)
+def test_a_deactivated_user_cannot_see_their_job():
+    owner = create_user()
+    job, client = make(user=owner), client_of(owner)
+    assert can_see(client, job)
     User.objects.filter(pk=owner.pk).update(is_active=False)
-    assert not sees(client, job)
+    assert not can_see(client, job)
     # A backend that lets them in all the same does not change that.
     owner.is_active = False
     request = RequestFactory().get("/")
@@ -256,77 +261,77 @@ def test_an_owner_who_was_deactivated_sees_nothing():
     assert not status_document.may_see(request, job)
 
 
-def test_a_job_without_a_user_is_not_that_of_a_visitor_without_a_name():
-    assert not sees(Client(), make(user=None))
+def test_an_anonymous_visitor_cannot_see_a_job_without_a_user():
+    assert not can_see(Client(), make(user=None))
 
 
-def test_a_user_model_of_the_sites_own_may_know_no_staff():
+def test_a_custom_user_model_needs_no_is_staff():
     request = RequestFactory().get("/")
     request.user = SimpleNamespace(pk=1, is_active=True)
     assert status_document.may_see(request, SimpleNamespace(pk=1, user_id=1, created=MOMENT))
     assert not status_document.may_see(request, SimpleNamespace(pk=1, user_id=2, created=MOMENT))
 
 
-def test_a_site_without_logins_shows_a_job_to_the_bearer_of_its_link_only(settings):
+def test_without_auth_middleware_only_the_link_shows_a_job(settings):
     settings.MIDDLEWARE = []
     job = make()
-    assert sees(Client(), job, f"?t={links.token(job)}")
-    assert not sees(Client(), job)
+    assert can_see(Client(), job, f"?t={links.token(job)}")
+    assert not can_see(Client(), job)
 
 
-def test_a_link_is_good_for_one_job_and_for_a_time(monkeypatch):
+def test_a_link_is_valid_for_one_job_and_expires(monkeypatch):
     job, other = make(), make()
     token = links.token(job)
-    assert sees(Client(), job, f"?t={token}")
-    assert not sees(Client(), other, f"?t={token}")
-    assert not sees(Client(), job, f"?t={token[:-1]}")
+    assert can_see(Client(), job, f"?t={token}")
+    assert not can_see(Client(), other, f"?t={token}")
+    assert not can_see(Client(), job, f"?t={token[:-1]}")
     for passed, good in ((86390, True), (86410, False)):
         now = time.time() + passed
         monkeypatch.setattr("django.core.signing.time", SimpleNamespace(time=lambda now=now: now))
-        assert sees(Client(), job, f"?t={token}") is good
+        assert can_see(Client(), job, f"?t={token}") is good
 
 
-def test_a_link_lasts_as_long_as_the_setting_says(settings, monkeypatch):
+def test_a_link_expires_after_peasy_token_max_age(settings, monkeypatch):
     settings.PEASY_TOKEN_MAX_AGE = 5
     job = make()
     token, now = links.token(job), time.time() + 7
     monkeypatch.setattr("django.core.signing.time", SimpleNamespace(time=lambda: now))
-    assert not sees(Client(), job, f"?t={token}")
+    assert not can_see(Client(), job, f"?t={token}")
 
 
-def test_a_link_is_not_good_for_a_later_job_with_the_same_key():
+def test_a_link_is_not_valid_for_a_later_job_with_the_same_primary_key():
     job = make()
     pk, token = job.pk, links.token(job)
     job.delete()
     again = make(pk=pk)
-    assert not sees(Client(), again, f"?t={token}")
+    assert not can_see(Client(), again, f"?t={token}")
 
 
-def test_a_link_survives_a_change_of_the_secret_key(settings):
+def test_a_link_stays_valid_while_its_secret_key_is_a_fallback(settings):
     job = make()
     token, settings.SECRET_KEY_FALLBACKS = links.token(job), [settings.SECRET_KEY]
     settings.SECRET_KEY = (
         "another one that is as long as the first, which the deployment check asks for too"
     )
-    assert sees(Client(), job, f"?t={token}")
+    assert can_see(Client(), job, f"?t={token}")
     settings.SECRET_KEY_FALLBACKS = []
-    assert not sees(Client(), job, f"?t={token}")
+    assert not can_see(Client(), job, f"?t={token}")
 
 
 @pytest.mark.parametrize("visitor", ["anonymous", "logged in", "session over", "bad token"])
 @pytest.mark.parametrize("view", [0, 1])
 @pytest.mark.parametrize("method", ["get", "head"])
-def test_a_job_that_is_missing_and_one_that_is_forbidden_are_the_same(visitor, view, method):
-    job = make(user=person("owner"))
+def test_a_missing_and_a_forbidden_job_get_the_same_answer(visitor, view, method):
+    job = make(user=create_user("owner"))
     url = plain_urls(job)[view] + ("?t=bad" if visitor == "bad token" else "")
 
     def ask() -> Any:
-        client = of(other if visitor == "logged in" else None)
+        client = client_of(other if visitor == "logged in" else None)
         if visitor == "session over":
             client.cookies["sessionid"] = "a" * 32
-        return signature(getattr(client, method)(url))
+        return whole_response(getattr(client, method)(url))
 
-    other = person("other")
+    other = create_user("other")
     forbidden = ask()
     job.delete()
     assert forbidden == ask()
@@ -336,17 +341,17 @@ def test_a_job_that_is_missing_and_one_that_is_forbidden_are_the_same(visitor, v
         assert dict(forbidden[2])["Content-Type"] == "application/problem+json"
 
 
-def test_they_are_the_same_where_only_a_hook_looks_at_the_session(settings, monkeypatch):
+def test_the_answers_are_the_same_if_only_a_hook_reads_the_session(settings, monkeypatch):
     monkeypatch.setattr(
         jobs, "decide", lambda request, job: request.session.get("job") == job.pk, raising=False
     )
     settings.PEASY_CAN_VIEW_JOB = "tests.jobs.decide"
     settings.MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
     job = make()
-    forbidden = [signature(Client().get(url)) for url in plain_urls(job)]
+    forbidden = [whole_response(Client().get(url)) for url in plain_urls(job)]
     urls = plain_urls(job)
     job.delete()
-    assert forbidden == [signature(Client().get(url)) for url in urls]
+    assert forbidden == [whole_response(Client().get(url)) for url in urls]
 
 
 MANY = "?" + "&".join(["a=1"] * 1001)  # more than DATA_UPLOAD_MAX_NUMBER_FIELDS
@@ -362,19 +367,19 @@ MANY = "?" + "&".join(["a=1"] * 1001)  # more than DATA_UPLOAD_MAX_NUMBER_FIELDS
     ids=["too many fields", "half a surrogate pair", "another half"],
 )
 @pytest.mark.parametrize("view", [0, 1])
-def test_they_are_the_same_for_a_query_that_cannot_be_read(view, query, headers):
+def test_the_answers_are_the_same_for_an_unreadable_query_string(view, query, headers):
     job = make()
     url = plain_urls(job)[view] + query
     client = Client(raise_request_exception=False)
-    forbidden = signature(client.generic("GET", url, **headers))
+    forbidden = whole_response(client.generic("GET", url, **headers))
     job.delete()
-    assert forbidden == signature(client.generic("GET", url, **headers))
+    assert forbidden == whole_response(client.generic("GET", url, **headers))
     assert forbidden[0] == (400 if query == MANY else 200 if view else 404)
 
 
 @pytest.mark.parametrize("no", [PermissionDenied, Http404])
 @pytest.mark.parametrize("hook", ["PEASY_CAN_VIEW_JOB", "PEASY_DASHBOARD_PERMISSION"])
-def test_they_are_the_same_where_a_hook_says_no_as_a_view_does(settings, monkeypatch, hook, no):
+def test_the_answers_are_the_same_if_a_hook_raises(settings, monkeypatch, hook, no):
     def decide(request: HttpRequest, what: Any) -> bool:
         raise no("not for you")
 
@@ -382,42 +387,42 @@ def test_they_are_the_same_where_a_hook_says_no_as_a_view_does(settings, monkeyp
     setattr(settings, hook, "tests.jobs.decide")
     job = make()
     urls = plain_urls(job)
-    forbidden = [signature(Client().get(url)) for url in urls]
+    forbidden = [whole_response(Client().get(url)) for url in urls]
     job.delete()
-    assert forbidden == [signature(Client().get(url)) for url in urls]
-    assert shown(make())["status"] == "enqueued", "a link is good whatever a hook says"
+    assert forbidden == [whole_response(Client().get(url)) for url in urls]
+    assert fetch_document(make())["status"] == "enqueued", "a link is good whatever a hook says"
 
 
 @pytest.mark.filterwarnings(
     "ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-def test_a_hook_that_is_never_awaited_lets_nobody_in(settings, monkeypatch):
+def test_an_async_hook_lets_nobody_in(settings, monkeypatch):
     async def decide(request: HttpRequest, what: Any) -> bool:
         return True
 
     monkeypatch.setattr(jobs, "decide", decide, raising=False)
     settings.PEASY_CAN_VIEW_JOB = settings.PEASY_DASHBOARD_PERMISSION = "tests.jobs.decide"
-    assert not sees(Client(), make())
+    assert not can_see(Client(), make())
     assert Client().get("/peasy/live/").status_code == 401
 
 
-def test_a_link_works_where_the_site_is_for_those_who_are_logged_in(settings):
+def test_a_link_works_with_login_required_middleware(settings):
     settings.MIDDLEWARE = [
         *settings.MIDDLEWARE,
         "django.contrib.auth.middleware.LoginRequiredMiddleware",
     ]
     job = make()
-    assert sees(Client(), job, f"?t={links.token(job)}")
-    assert not sees(Client(), job)
+    assert can_see(Client(), job, f"?t={links.token(job)}")
+    assert not can_see(Client(), job)
 
 
 @pytest.mark.skipif(not conf.uses_time_zones(), reason="A database has no zone of its own then.")
-def test_a_link_is_good_whatever_the_zone_of_the_database(monkeypatch):
+def test_a_link_is_valid_in_any_time_zone_of_the_database(monkeypatch):
     try:
         monkeypatch.setitem(connection.settings_dict, "TIME_ZONE", "Asia/Tokyo")
         forget_the_zone()
         job = jobs.nothing()
-        assert shown(job)["status"] == "enqueued"
+        assert fetch_document(job)["status"] == "enqueued"
         assert links.token(PeasyJobQueue.objects.get(pk=job.pk)) == links.token(job)
     finally:
         monkeypatch.undo()
@@ -430,18 +435,18 @@ def forget_the_zone() -> None:
     connections["default"].ensure_timezone()
 
 
-def test_a_key_that_no_database_can_hold_is_missing():
+def test_a_primary_key_out_of_range_is_not_found():
     nothing = make()
     url = plain_urls(nothing)[0]
     nothing.delete()
     for pk in (2**63 - 1, 2**63, 2**64, 10**4000):
         response = Client().get(url.replace(f"{nothing.pk}.json", f"{pk}.json"))
-        assert signature(response) == signature(Client().get(url))
+        assert whole_response(response) == whole_response(Client().get(url))
         assert Client().get(f"/peasy/jobs/{pk}/progress/").status_code == 200
     assert Client().get(f"/peasy/jobs/{'9' * 5000}.json").status_code == 404
 
 
-def test_a_hook_may_say_who_sees_a_job(settings, monkeypatch):
+def test_peasy_can_view_job_decides_who_sees_a_job(settings, monkeypatch):
     asked = []
 
     def decide(request: HttpRequest, job: PeasyJobQueue) -> bool:
@@ -450,17 +455,17 @@ def test_a_hook_may_say_who_sees_a_job(settings, monkeypatch):
 
     monkeypatch.setattr(jobs, "decide", decide, raising=False)
     settings.PEASY_CAN_VIEW_JOB = "tests.jobs.decide"
-    owner = person()
+    owner = create_user()
     job = make(user=owner)
-    assert not sees(of(owner), job)
-    assert sees(Client(headers={"shop": "yes"}), job)
+    assert not can_see(client_of(owner), job)
+    assert can_see(Client(headers={"shop": "yes"}), job)
     assert asked[0] == (f"/peasy/jobs/{job.pk}.json", job.pk)
     asked.clear()
-    assert sees(Client(), job, f"?t={links.token(job)}")
+    assert can_see(Client(), job, f"?t={links.token(job)}")
     assert asked == []
 
 
-def test_whoever_may_open_the_dashboard_sees_every_job(settings, monkeypatch):
+def test_users_of_the_dashboard_can_see_every_job(settings, monkeypatch):
     actions = []
     monkeypatch.setattr(
         jobs,
@@ -470,56 +475,61 @@ def test_whoever_may_open_the_dashboard_sees_every_job(settings, monkeypatch):
     )
     settings.PEASY_DASHBOARD_PERMISSION = "tests.jobs.decide"
     job = make()
-    assert sees(Client(headers={"shop": "yes"}), job)
-    assert not sees(of(person(is_staff=True, is_superuser=True)), job)
+    assert can_see(Client(headers={"shop": "yes"}), job)
+    assert not can_see(client_of(create_user(is_staff=True, is_superuser=True)), job)
     assert set(actions) == {"view"}
 
 
-def test_staff_are_told_why_a_job_failed_and_nobody_else():
+def test_only_staff_are_told_why_a_job_failed():
     error = {
         "message": "no customer 4711",
         "exception": "builtins.KeyError",
         "traceback": "Traceback: secret",
     }
-    owner = person("owner")
+    owner = create_user("owner")
     job = make(status="F", errors=[{"message": "first"}, error], user=owner)
-    staff = of(person("staff", is_staff=True, is_superuser=True))
-    seen = shown(job, staff, plain_urls(job)[0])
+    staff = client_of(create_user("staff", is_staff=True, is_superuser=True))
+    seen = fetch_document(job, staff, plain_urls(job)[0])
     assert seen["error"] == {"message": "no customer 4711", "type": "builtins.KeyError"}
     for response in (
-        of(owner).get(plain_urls(job)[0]),
+        client_of(owner).get(plain_urls(job)[0]),
         staff.get(job.status_url),
         Client().get(job.progress_url),
     ):
-        assert b"4711" not in response.content and b"secret" not in response.content
+        assert b"4711" not in response.content
+        assert b"secret" not in response.content
     for odd in ([], ["x"], [None], {"a": 1}):
-        assert shown(change(job, errors=odd), staff, plain_urls(job)[0])["error"] == {
+        assert fetch_document(change(job, errors=odd), staff, plain_urls(job)[0])["error"] == {
             "message": "",
             "type": "",
         }
 
 
-# What a poll costs
+# The cost of a poll
 
 
-def test_a_poll_with_a_link_is_one_query_and_asks_nobody_who_he_is():
-    client = of(person())
+def test_a_poll_with_a_link_takes_one_query_and_needs_no_session():
+    client = client_of(create_user())
     job = make(status="O", extra={"progress": 10})
     for url in (job.status_url, job.progress_url):
         with CaptureQueriesContext(connection) as queries:
             response = client.get(url)
         assert response.status_code == 200
         assert len(queries) == 1, queries.captured_queries
-        assert "Vary" not in response and not response.cookies
+        assert "Vary" not in response
+        assert not response.cookies
 
 
-def test_an_unchanged_poll_is_one_query_and_no_content():
+def test_an_unchanged_poll_takes_one_query_and_has_no_content():
     job = make(status="O", extra={"progress": 10})
     url = poll_url(Client().get(job.progress_url))
     with CaptureQueriesContext(connection) as queries:
         response = Client().get(url)
-    assert (response.status_code, response.content, len(queries)) == (204, b"", 1)
-    assert "args_data" not in queries[0]["sql"] and "errors" not in queries[0]["sql"]
+    assert response.status_code == 204
+    assert response.content == b""
+    assert len(queries) == 1
+    assert "args_data" not in queries[0]["sql"]
+    assert "errors" not in queries[0]["sql"]
     assert response["Cache-Control"] == "private, no-cache"
 
 
@@ -534,19 +544,20 @@ def test_an_unchanged_poll_is_one_query_and_no_content():
         {"extra": {"progress": 10, "other": 1}},
     ],
 )
-def test_a_change_is_drawn(columns):
+def test_a_poll_after_a_change_returns_the_widget(columns):
     job = make(status="O", extra={"progress": 10})
     url = poll_url(Client().get(job.progress_url))
     change(job, **columns)
     assert Client().get(url).status_code == 200
 
 
-def test_a_cancelled_job_that_has_ended_is_drawn_anew():
+def test_a_poll_after_a_cancelled_job_stopped_returns_the_widget():
     job = make(status="X", runner_id=1)
     url = poll_url(Client().get(job.progress_url))
     change(job, runner_id=None)
     response = Client().get(url)
-    assert response.status_code == 200 and poll_url(response) is None
+    assert response.status_code == 200
+    assert poll_url(response) is None
     assert json.loads(response["HX-Trigger"]) == {
         "peasy:done": {"id": str(job.pk), "status": "cancelled"}
     }
@@ -557,12 +568,14 @@ def poll_url(response: HttpResponse) -> str | None:
     return found and found[1].replace("&amp;", "&")
 
 
-def test_a_document_is_fetched_again_only_when_it_has_changed():
+def test_an_unchanged_document_is_answered_with_304():
     job = make(status="O")
     first = Client().get(job.status_url)
     same = Client().get(job.status_url, headers={"if-none-match": first["ETag"]})
-    assert (same.status_code, same.content) == (304, b"")
-    assert same["ETag"] == first["ETag"] and same["Retry-After"] == "2"
+    assert same.status_code == 304
+    assert same.content == b""
+    assert same["ETag"] == first["ETag"]
+    assert same["Retry-After"] == "2"
     assert (
         Client().get(job.status_url, headers={"if-none-match": f"W/{first['ETag']}"}).status_code
         == 304
@@ -577,17 +590,17 @@ def test_a_document_is_fetched_again_only_when_it_has_changed():
 @pytest.mark.parametrize(
     ("age", "seconds"), [(0, 2), (59, 2), (61, 5), (601, 15), (3601, 60), (10**6, 60), (-9, 2)]
 )
-def test_a_client_is_told_when_to_come_back(age, seconds):
+def test_retry_after_grows_with_the_age_of_the_job(age, seconds):
     job = make(status="O")
     change(job, started=job.created - timedelta(seconds=age))
     assert Client().get(job.status_url)["Retry-After"] == str(seconds)
 
 
-def test_a_client_is_not_told_to_come_back_when_the_job_is_over():
+def test_a_finished_job_has_no_retry_after():
     assert "Retry-After" not in Client().get(make(status="F").status_url)
 
 
-def test_the_widget_looks_less_often_the_longer_nothing_changes(monkeypatch):
+def test_the_widget_polls_less_often_the_longer_nothing_changes(monkeypatch):
     job, now = make(status="O"), time.time()
     url = poll_url(Client().get(job.progress_url))
     for passed, every in ((59, None), (61, 5), (120, None), (601, 15), (3601, 60)):
@@ -602,23 +615,26 @@ def test_the_widget_looks_less_often_the_longer_nothing_changes(monkeypatch):
     assert 'hx-trigger="every 2s, ' in Client().get(url).content.decode()
 
 
-def test_head_is_get_without_a_body():
+def test_head_answers_like_get_without_a_body():
     job = make(status="O")
     for url in (job.status_url, job.progress_url, *plain_urls(job)):
         get, head = Client().get(url), Client().head(url)
-        assert (head.status_code, head.content) == (get.status_code, b"")
-        assert head.get("ETag") == get.get("ETag") and head["Cache-Control"] == get["Cache-Control"]
+        assert head.status_code == get.status_code
+        assert head.content == b""
+        assert head.get("ETag") == get.get("ETag")
+        assert head["Cache-Control"] == get["Cache-Control"]
 
 
 @pytest.mark.parametrize("method", ["post", "put", "patch", "delete", "options"])
-def test_nothing_can_be_done_but_look(method):
+def test_other_methods_than_get_and_head_are_not_allowed(method):
     job = make(status="O")
     for url in (job.status_url, job.progress_url):
         response = getattr(Client(), method)(url)
-        assert (response.status_code, response["Allow"]) == (405, "GET, HEAD")
+        assert response.status_code == 405
+        assert response["Allow"] == "GET, HEAD"
 
 
-# What is shown
+# Content
 
 
 @pytest.mark.parametrize(
@@ -663,7 +679,7 @@ def test_nothing_can_be_done_but_look(method):
         ({"progress": "9" * 5000}, None),
     ],
 )
-def test_progress_is_a_number_from_0_to_100_or_not_known(extra, percent):
+def test_progress_is_a_number_from_0_to_100_or_none(extra, percent):
     assert status_document.progress(extra) == percent
 
 
@@ -674,19 +690,19 @@ JSON = some.recursive(
 
 
 @given(extra=JSON | some.fixed_dictionaries({"progress": JSON}))
-def test_progress_never_fails(extra):
+def test_progress_accepts_any_json(extra):
     percent = status_document.progress(extra)
     assert percent is None or 0 <= percent <= 100
 
 
 @settings(max_examples=30)
 @given(document=some.dictionaries(some.text(some.characters()), JSON))
-def test_what_is_sent_is_json_whatever_is_in_it(document):
-    strict(status_document.encode(document))
+def test_any_document_is_sent_as_strict_json(document):
+    parse_strictly(status_document.encode(document))
 
 
-def test_a_completed_job_is_at_100_and_one_that_runs_never():
-    assert shown(make(status="C", extra={"progress": 7}))["progress"] == 100
+def test_only_a_completed_job_is_at_100_percent():
+    assert fetch_document(make(status="C", extra={"progress": 7}))["progress"] == 100
     assert (
         'value="99"'
         in Client().get(make(status="O", extra={"progress": 99.9}).progress_url).content.decode()
@@ -695,21 +711,21 @@ def test_a_completed_job_is_at_100_and_one_that_runs_never():
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "[1, 1e999]"])
-def test_a_number_that_no_float_can_hold_is_null(number):
+def test_a_number_out_of_range_is_sent_as_null(number):
     job = make(status="C", result_data=b"J[" + number.encode() + b", NaN, -Infinity]")
     with connection.cursor() as cursor:
         cursor.execute(
             "UPDATE peasy_jobs_peasyjobqueue SET extra = %s", [f'{{"progress": {number}}}']
         )
-    assert shown(job)["result"][1:] == [None, None]
+    assert fetch_document(job)["result"][1:] == [None, None]
     change(job, status="O")
-    assert shown(job)["progress"] in (None, 0, 100)
+    assert fetch_document(job)["progress"] in (None, 0, 100)
     assert Client().get(job.progress_url).status_code == 200
 
 
-def test_half_a_surrogate_pair_is_sent(monkeypatch):
+def test_half_a_surrogate_pair_can_be_sent(monkeypatch):
     job = make(status="C", result_data=b'J"\\ud800"')
-    assert shown(job)["result"] == "\ud800"
+    assert fetch_document(job)["result"] == "\ud800"
 
 
 class Bomb:
@@ -720,7 +736,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("serializer", ["pickle", "json"])
-def test_nothing_is_unpickled(settings, monkeypatch, serializer):
+def test_no_view_loads_a_pickle(settings, monkeypatch, serializer):
     columns = {
         "args_data": payloads.ARGS,
         "kwargs_data": payloads.KWARGS,
@@ -737,11 +753,11 @@ def test_nothing_is_unpickled(settings, monkeypatch, serializer):
         job = make(status=status_letter, **signed)
         for client in (
             Client(),
-            of(person(f"staff{status_letter}", is_staff=True, is_superuser=True)),
+            client_of(create_user(f"staff{status_letter}", is_staff=True, is_superuser=True)),
         ):
             for url in (job.status_url, job.progress_url, *plain_urls(job)):
                 client.get(url)
-            assert "result" not in shown(job)
+            assert "result" not in fetch_document(job)
     assert Bomb.exploded == []
 
 
@@ -762,12 +778,12 @@ def test_nothing_is_unpickled(settings, monkeypatch, serializer):
         (b"J[NaN,1]", [None, 1]),
     ],
 )
-def test_the_result_is_there_when_it_is_plain_json(data, result):
-    assert shown(make(status="C", result_data=data)).get("result", "absent") == result
-    assert "result" not in shown(make(status="O", result_data=data))
+def test_the_document_has_the_result_if_it_is_plain_json(data, result):
+    assert fetch_document(make(status="C", result_data=data)).get("result", "absent") == result
+    assert "result" not in fetch_document(make(status="O", result_data=data))
 
 
-def test_a_hook_may_change_the_document(settings, monkeypatch):
+def test_peasy_job_json_can_change_the_document(settings, monkeypatch):
     def change(
         request: HttpRequest, job: PeasyJobQueue, document: dict[str, Any]
     ) -> dict[str, Any]:
@@ -777,17 +793,16 @@ def test_a_hook_may_change_the_document(settings, monkeypatch):
     monkeypatch.setattr(jobs, "change", change, raising=False)
     settings.PEASY_JOB_JSON = "tests.jobs.change"
     job = make()
-    seen = shown(job)
-    assert (seen["path"], seen["at"], seen["eta"]) == (
-        f"/peasy/jobs/{job.pk}.json",
-        "2026-06-01T10:00:00.123Z",
-        None,
-    )
-    assert "extra" not in seen and seen["pk"] == job.pk
+    seen = fetch_document(job)
+    assert seen["path"] == f"/peasy/jobs/{job.pk}.json"
+    assert seen["at"] == "2026-06-01T10:00:00.123Z"
+    assert seen["eta"] is None
+    assert "extra" not in seen
+    assert seen["pk"] == job.pk
 
 
 class Elements(HTMLParser):
-    """What a browser would make of it."""
+    """The elements and texts that a browser would find."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -803,7 +818,7 @@ class Elements(HTMLParser):
 
 
 @pytest.mark.parametrize("text", PAYLOADS)
-def test_no_text_becomes_markup(text):
+def test_texts_of_a_job_are_escaped(text):
     job = make(title=text, status="O", status_msg=text, extra={"progress": text, text: text})
     page = engines["django"].from_string(WIDGET).render({"job": job})
     fragment = (
@@ -814,14 +829,13 @@ def test_no_text_becomes_markup(text):
     for html in (page, fragment):
         parser = Elements()
         parser.feed(html)
-        assert parser.tags == {"div", "p", "span", "progress"} and parser.texts.count(text) == (
-            2 if html is page else 1
-        )
-    assert shown(job)["title"] == text
+        assert parser.tags == {"div", "p", "span", "progress"}
+        assert parser.texts.count(text) == (2 if html is page else 1)
+    assert fetch_document(job)["title"] == text
     assert Client().get(job.status_url)["Content-Type"] == "application/json"
 
 
-# Whatever is asked
+# Arbitrary input
 
 ODD = some.text(some.characters(codec="utf-8"), max_size=60) | some.sampled_from(
     [
@@ -853,7 +867,7 @@ class Fuzz(TestCase):
     )
     @example(query={"t": "1:2:3"}, good=False)
     @example(query={"v": "x", "s": "9" * 11, "p": "é", "a": "\0"}, good=True)
-    def test_no_query_is_an_error(self, query, good):
+    def test_no_query_string_causes_an_error(self, query, good):
         job = make(status="O")
         query = {**query, "t": links.token(job)} if good else query
         for url in plain_urls(job):
@@ -869,48 +883,49 @@ class Fuzz(TestCase):
     @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(raw=some.binary(max_size=40).map(lambda data: data.replace(b"#", b"")))
     @example(raw=b"t=%00&t=%ff&&;=;%")
-    def test_no_bytes_are_an_error(self, raw):
+    def test_no_bytes_in_the_query_string_cause_an_error(self, raw):
         job = make(status="O")
         for url in plain_urls(job):
             response = Client().get(url, QUERY_STRING=raw.decode("latin-1"))
             assert response.status_code == (200 if "progress" in url else 404)
 
 
-# Where it is mounted
+# Mounting
 
 
-def site(settings: Any, monkeypatch: pytest.MonkeyPatch, *patterns: Any) -> None:
+def use_urls(settings: Any, monkeypatch: pytest.MonkeyPatch, *patterns: Any) -> None:
     module = ModuleType("tests.site_urls")
     module.urlpatterns = list(patterns)
     monkeypatch.setitem(sys.modules, "tests.site_urls", module)
     settings.ROOT_URLCONF = "tests.site_urls"
 
 
-def poll(url: str) -> str:
+def poll_again(url: str) -> str:
     response = Client().get(url)
     assert response.status_code == 200
     return poll_url(response)
 
 
 def test_the_status_urls_can_be_mounted_alone(settings, monkeypatch):
-    site(settings, monkeypatch, path("jobs-of-ours/", include("peasy_jobs.status_urls")))
+    use_urls(settings, monkeypatch, path("shop-jobs/", include("peasy_jobs.status_urls")))
     job = make(status="O")
-    assert job.status_url.startswith(f"/jobs-of-ours/jobs/{job.pk}.json?t=")
-    staff = of(person(is_staff=True, is_superuser=True))
-    assert "url" not in shown(job, staff, f"/jobs-of-ours/jobs/{job.pk}.json")
-    assert poll(job.progress_url).startswith(f"/jobs-of-ours/jobs/{job.pk}/progress/?t=")
+    assert job.status_url.startswith(f"/shop-jobs/jobs/{job.pk}.json?t=")
+    staff = client_of(create_user(is_staff=True, is_superuser=True))
+    assert "url" not in fetch_document(job, staff, f"/shop-jobs/jobs/{job.pk}.json")
+    assert poll_again(job.progress_url).startswith(f"/shop-jobs/jobs/{job.pk}/progress/?t=")
     with pytest.raises(NoReverseMatch):
         reverse("peasy_jobs:dashboard")
 
 
-def test_without_any_urls_the_widget_shows_the_job_as_it_is(settings, monkeypatch):
-    site(settings, monkeypatch)
+def test_without_mounted_urls_the_widget_does_not_poll(settings, monkeypatch):
+    use_urls(settings, monkeypatch)
     html = (
         engines["django"]
         .from_string(WIDGET)
         .render({"job": make(status="O", extra={"progress": 5})})
     )
-    assert 'value="5"' in html and "hx-get" not in html
+    assert 'value="5"' in html
+    assert "hx-get" not in html
 
 
 # The tags
@@ -931,34 +946,39 @@ def test_the_widget_is_the_same_as_a_tag_and_as_an_include(monkeypatch):
     tag = render("{% peasy_progress job %}", job=job)
     assert tag == render('{% include "peasy_jobs/_progress.html" with job=job %}', job=job)
     assert tag == render('{% include "peasy_jobs/_progress.html" with job=job only %}', job=job)
-    assert "a &amp; b" in tag and 'hx-disinherit="*"' in tag
+    assert "a &amp; b" in tag
+    assert 'hx-disinherit="*"' in tag
 
 
-def test_the_widget_of_the_manual_is_drawn():
+def test_the_widget_snippet_of_the_manual_works():
     html = render(block("html", "{% load peasy_jobs %}\n{% peasy_assets"), job=make(status="O"))
-    assert "htmx-2.min.js" in html and "data-peasy-poll" in html
+    assert "htmx-2.min.js" in html
+    assert "data-peasy-poll" in html
 
 
-def test_every_custom_property_is_in_the_manual():
+def test_every_custom_property_is_documented():
     sheet = ROOT.joinpath("peasy_jobs/static/peasy_jobs/peasy.css").read_text()
     assert all(f"`{name}`" in MANUAL for name in re.findall(r"--peasy-\w+", sheet))
 
 
-def test_a_widget_has_a_label_and_a_prefix_of_its_own():
+def test_a_widget_can_have_a_label_and_a_prefix():
     html = render(
         '{% peasy_progress job label=label prefix="x-" %}', job=make(status="O"), label="<b>"
     )
-    assert "&lt;b&gt;" in html and html.count('id="x-peasy-job-') == 4 and "p=x-" in html
+    assert "&lt;b&gt;" in html
+    assert html.count('id="x-peasy-job-') == 4
+    assert "p=x-" in html
     with pytest.raises(ValueError, match="Use up to 32 letters"):
         render('{% peasy_progress job prefix="a b" %}', job=make())
 
 
-def test_a_job_that_the_page_did_not_find_is_gone():
+def test_a_widget_without_a_job_says_it_is_no_longer_available():
     html = render("{% peasy_progress job %}", job=None)
-    assert "This job is no longer available." in html and "hx-get" not in html
+    assert "This job is no longer available." in html
+    assert "hx-get" not in html
 
 
-def test_no_locale_changes_a_number_that_a_machine_reads(settings):
+def test_numbers_for_machines_do_not_depend_on_the_locale(settings):
     settings.USE_THOUSAND_SEPARATOR = True
     settings.LANGUAGE_CODE = "de"
     job = make(pk=1234567, status="O", extra={"progress": 12.5})
@@ -966,54 +986,59 @@ def test_no_locale_changes_a_number_that_a_machine_reads(settings):
         render("{% peasy_progress job %}", job=job),
         Client().get(job.progress_url).content.decode(),
     ):
-        assert "1.234" not in html and "12,5" not in html
-        assert f'id="peasy-job-{job.pk}-body"' in html and 'value="12"' in html
+        assert "1.234" not in html
+        assert "12,5" not in html
+        assert f'id="peasy-job-{job.pk}-body"' in html
+        assert 'value="12"' in html
 
 
 @pytest.mark.skipif(not conf.uses_time_zones(), reason="Times are shown as they are then.")
-def test_a_job_that_is_scheduled_for_never_is_drawn(settings):
+def test_a_widget_leaves_out_a_time_that_is_out_of_range(settings):
     settings.TIME_ZONE = "Asia/Tokyo"
     job = jobs.nothing.using(run_after=datetime.max.replace(tzinfo=UTC))()
     page = Client().get(job.progress_url).content.decode()
-    assert "Scheduled" in page and "<time" not in page
+    assert "Scheduled" in page
+    assert "<time" not in page
 
 
-def when(job: PeasyJobQueue) -> str:
+def shown_time(job: PeasyJobQueue) -> str:
     found = re.search(r"<time[^>]*>(.*?)</time>", Client().get(job.progress_url).content.decode())
     assert found is not None
     return unescape(found[1])
 
 
 @pytest.mark.parametrize("minutes", [-70, -50, 0, 0.1, 50, 70, 60 * 24])
-def test_seconds_are_shown_while_a_scheduled_job_is_near(minutes):
+def test_a_scheduled_time_within_an_hour_is_shown_to_the_second(minutes):
     after = (timezone.now() + timedelta(minutes=minutes)).replace(microsecond=0)
     local = timezone.localtime(after) if timezone.is_aware(after) else after
     near = local.strftime("%-I:%M:%S ") + ("a.m." if local.hour < 12 else "p.m.")
     far = date_format(local, "DATETIME_FORMAT")
-    assert when(make(status="S", run_after=after)).startswith(near if abs(minutes) < 60 else far)
+    assert shown_time(make(status="S", run_after=after)).startswith(
+        near if abs(minutes) < 60 else far
+    )
     assert (
         "<time" not in Client().get(make(status="O", run_after=after).progress_url).content.decode()
     )
 
 
-def test_a_scheduled_job_that_comes_near_is_drawn_once_more(monkeypatch):
+def test_a_widget_is_updated_once_when_its_scheduled_time_comes_near(monkeypatch):
     job = make(status="S", run_after=timezone.now() + timedelta(minutes=30))
     monkeypatch.setattr(widget, "TIME_ALONE", timedelta(minutes=20))
     url = poll_url(Client().get(job.progress_url))
     assert Client().get(url).status_code == 204
     monkeypatch.setattr(widget, "TIME_ALONE", timedelta(minutes=40))
-    url = poll(url)
+    url = poll_again(url)
     assert Client().get(url).status_code == 204
 
 
-def test_a_time_with_seconds_is_written_as_in_the_language():
+def test_a_time_with_seconds_follows_the_language():
     written = {"en": "6:20:04 p.m.", "de": "18:20:04", "fi": "18.20.04", "ko": "오후 6:20:04"}
     for language, text in written.items():
         with translation.override(language):
             assert formatting.clock(datetime(2026, 6, 1, 18, 20, 4)) == text
 
 
-def test_an_invalid_variable_is_not_drawn(settings):
+def test_templates_have_no_invalid_variable(settings):
     options = settings.TEMPLATES[0]["OPTIONS"]
     settings.TEMPLATES = [
         {**settings.TEMPLATES[0], "OPTIONS": {**options, "string_if_invalid": "INVALID"}}
@@ -1029,7 +1054,7 @@ def test_an_invalid_variable_is_not_drawn(settings):
     assert "INVALID" not in render("{% peasy_progress job %}", job=None)
 
 
-def test_the_assets_are_ours_and_htmx_only_when_asked_for():
+def test_the_assets_include_htmx_only_on_request():
     html = render("{% peasy_assets %}")
     assert re.findall(r'(?:src|href)="([^"]+)"', html) == [
         "/static/peasy_jobs/peasy.css",
@@ -1037,9 +1062,8 @@ def test_the_assets_are_ours_and_htmx_only_when_asked_for():
     ]
     assert "htmx-config" not in html
     html = render("{% peasy_assets htmx=True %}")
-    assert "/static/django_htmx/htmx-2.min.js" in html and html.index("htmx-config") < html.index(
-        "htmx-2"
-    )
+    assert "/static/django_htmx/htmx-2.min.js" in html
+    assert html.index("htmx-config") < html.index("htmx-2")
 
 
 def test_the_address_of_htmx_is_escaped_once(monkeypatch):
@@ -1051,12 +1075,12 @@ def test_the_address_of_htmx_is_escaped_once(monkeypatch):
     )
 
 
-def test_a_debugging_site_gets_no_script_that_replaces_the_page(settings):
+def test_debug_adds_no_script_that_replaces_the_page(settings):
     settings.DEBUG = True
     assert "django-htmx.js" not in render("{% peasy_assets htmx=True %}")
 
 
-def test_every_tag_has_the_nonce_of_the_policy():
+def test_every_asset_tag_has_the_csp_nonce():
     request = RequestFactory().get("/")
     assert "nonce" not in render("{% peasy_assets htmx=True %}", request=request)
     assert render("{% peasy_assets htmx=True %}", csp_nonce="n1").count(' nonce="n1"') == 3

@@ -1,4 +1,4 @@
-"""The browser of the tests: a system Chromium if there is one, otherwise Playwright's own, otherwise none."""
+"""The browser: a Chromium of the system or of Playwright. Without one, tests are skipped."""
 
 import os
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from playwright.sync_api import Browser, BrowserContext, Error, Page, expect
 
 from tests import browser
 
-# Playwright keeps an event loop running in this thread, and Django takes that for asynchronous code.
+# Playwright keeps an event loop running in this thread, which makes Django expect async code.
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
-# Patience, no promise: Playwright's own 5 s are short for a browser beside the suites of three databases.
+# Playwright's 5 s are too short while the suites of three databases run on the same machine.
 expect.set_options(timeout=20_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if site.TEST_DATABASE != "sqlite":
         mark = pytest.mark.skip(
-            reason="A browser sees the same pages on every database: it looks at them on SQLite."
+            reason="Pages are the same on every database. Browser tests run with SQLite."
         )
         for item in items:
             if Path(__file__).parent in item.path.parents:
@@ -37,8 +37,10 @@ def browser_type_launch_args(
     chosen = browser.options()
     if not Path(chosen.get("executable_path", playwright.chromium.executable_path)).exists():
         if os.environ.get("PEASY_TEST_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"No Chromium here, and PEASY_TEST_REQUIRE_BROWSER is 1: {browser.REMEDY}.")
-        pytest.skip(f"No Chromium here: {browser.REMEDY}.")
+            pytest.fail(
+                f"Chromium is missing, and PEASY_TEST_REQUIRE_BROWSER is 1: {browser.REMEDY}."
+            )
+        pytest.skip(f"Chromium is missing: {browser.REMEDY}.")
     return {**browser_type_launch_args, **chosen}
 
 
@@ -54,13 +56,13 @@ def quick_polls(settings: Any) -> None:
 
 @pytest.fixture
 def no_process_left() -> Iterator[None]:
-    """Chromium starts and ends processes as it likes; `run_peasy` looks after its own."""
+    """Replace the check for remaining processes: Chromium starts and ends its own at any time."""
     yield
 
 
 @pytest.fixture
 def closed_pages(live_server: Any, context: BrowserContext) -> Iterator[None]:
-    """The pages are closed before the tables are emptied under them: a late poll would meet none."""
+    """Close all pages before the tables are emptied, so that no late poll fails."""
     yield
     with suppress(Error):
         context.close()
@@ -81,7 +83,7 @@ def log_in(context: BrowserContext, user: User, base_url: str) -> None:
 
 @pytest.fixture
 def staff_page(closed_pages: None, page: Page, staff: User, base_url: str) -> Iterator[Page]:
-    """A page of somebody who may do everything. Whatever a console says that is not about a failed load fails."""
+    """A page of a superuser. Fails on console messages, except those about failed requests."""
     log_in(page.context, staff, base_url)
     with silent(page):
         yield page

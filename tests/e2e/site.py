@@ -84,8 +84,8 @@ def row(page: Page, job: PeasyJobQueue) -> Locator:
     return page.get_by_role("row").filter(has=page.locator(f"#peasy-job-link-{job.pk}"))
 
 
-class Time:
-    """The clock of a page stands still until the test moves it; the page counts its polls itself."""
+class PageClock:
+    """Control the clock of a page, which counts its own polls."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -95,26 +95,25 @@ class Time:
         )
         page.clock.install()
 
-    def stop(self) -> None:
-        self.page.clock.pause_at(
-            self.page.evaluate("Date.now() + 60_000")
-        )  # must not be past when it gets there
+    def pause(self) -> None:
+        # In the future, also when the call arrives.
+        self.page.clock.pause_at(self.page.evaluate("Date.now() + 60_000"))
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         self.page.clock.resume()
 
-    def assert_it_polls(self) -> None:
+    def assert_polling(self) -> None:
         with self.page.expect_response("**/live/**"):
             self.page.clock.run_for(2000)
-        self._rest()
+        self._wait_for_answer()
 
-    def polls(self, seconds: int) -> int:
-        """How many polls are sent in that time; one at least if there would be any."""
-        self._rest()
+    def count_polls(self, seconds: int) -> int:
+        """Return how many polls are sent in this time; at least one if the page polls at all."""
+        self._wait_for_answer()
         before = self.page.evaluate("polls")
         self.page.clock.run_for(1000 * seconds)
         return self.page.evaluate("polls") - before
 
-    def _rest(self) -> None:
-        # While a poll is under way the next one waits for it.
+    def _wait_for_answer(self) -> None:
+        # The next poll waits until the current one is answered.
         expect(self.page.locator(".htmx-request")).to_have_count(0)

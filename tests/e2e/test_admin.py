@@ -1,4 +1,4 @@
-"""Django's admin as people use it: an incident from the list to the retry, by keyboard, in the dark, on a phone."""
+"""Jobs and runners in Django's admin, in a browser: mouse, keyboard, dark, on a phone."""
 
 from typing import Any
 
@@ -15,19 +15,18 @@ from tests.e2e.site import a_busy_site, add
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# What else there is on these pages is Django's.
+# The parts of these pages that are not Django's.
 OURS = ("#result_list", ".peasy-in-admin", ".readonly", "#changelist-filter", ".paginator")
 JOBS, RUNNERS = "/admin/peasy_jobs/peasyjobqueue/", "/admin/peasy_jobs/peasyrunner/"
 
 
 @pytest.fixture(autouse=True)
 def with_an_icon(settings: Any) -> None:
-    settings.ROOT_URLCONF = (
-        "tests.e2e.urls"  # the admin of Django 5.2 names none, and a browser asks for it
-    )
+    # Browsers ask for a favicon, and the admin of Django 5.2 names none.
+    settings.ROOT_URLCONF = "tests.e2e.urls"
 
 
-def test_a_failed_job_is_found_read_and_retried(staff_page: Page) -> None:
+def test_a_failed_job_can_be_found_read_and_retried(staff_page: Page) -> None:
     job = a_busy_site()["failed"]
     staff_page.goto("/admin/")
     staff_page.get_by_role("link", name="Jobs", exact=True).first.click()
@@ -41,7 +40,7 @@ def test_a_failed_job_is_found_read_and_retried(staff_page: Page) -> None:
     expect(staff_page).to_have_url(f"{staff_page.url.partition('/peasy/')[0]}/peasy/jobs/{job.pk}/")
 
 
-def test_jobs_are_cancelled_and_deleted_with_the_keyboard_alone(staff_page: Page) -> None:
+def test_jobs_can_be_cancelled_and_deleted_by_keyboard(staff_page: Page) -> None:
     jobs = [add("one"), add("two"), add("three")]
     keys = staff_page.keyboard
 
@@ -79,7 +78,7 @@ def test_jobs_are_cancelled_and_deleted_with_the_keyboard_alone(staff_page: Page
     assert PeasyJobQueue.objects.count() == 1
 
 
-def test_what_is_ours_has_no_accessibility_violation_in_light_and_dark(staff_page: Page) -> None:
+def test_pages_have_no_accessibility_violation_in_light_and_dark(staff_page: Page) -> None:
     site, axe = a_busy_site(), Axe()
     runner = site["ongoing"].runner_id
     addresses = [
@@ -131,7 +130,7 @@ def test_the_list_of_jobs_fits_a_small_screen_beside_navigation_and_filters(
     django.VERSION < (6, 1),
     reason="The admin puts nonces on its own from Django 6.1 on: goes when 5.2 and 6.0 do.",
 )
-def test_a_policy_of_nonces_alone_is_kept(
+def test_pages_comply_with_a_policy_of_nonces_only(
     browser: Browser, staff: User, live_server: Any, settings: Any
 ) -> None:
     from django.utils.csp import CSP

@@ -1,4 +1,4 @@
-"""The dashboard as people use it: with a mouse, by keyboard alone, without JavaScript, in the dark, on a phone."""
+"""The dashboard in a browser: mouse, keyboard, without JavaScript, dark, on a phone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from peasy_jobs.store.clock import as_field, database_now
 from tests import jobs
 from tests.e2e import urls
 from tests.e2e.conftest import a_server_of_its_own, log_in
-from tests.e2e.site import Time, a_busy_site, add, row
+from tests.e2e.site import PageClock, a_busy_site, add, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -31,7 +31,7 @@ def table(page: Page) -> Any:
     return page.get_by_role("table")
 
 
-def test_the_list_lives(staff_page: Page, run_peasy: Callable[..., Any]) -> None:
+def test_the_list_updates_itself(staff_page: Page, run_peasy: Callable[..., Any]) -> None:
     job = jobs.nothing()
     staff_page.goto("/peasy/")
     expect(row(staff_page, job)).to_contain_text("Enqueued")
@@ -42,7 +42,7 @@ def test_the_list_lives(staff_page: Page, run_peasy: Callable[..., Any]) -> None
     expect(staff_page.get_by_text("1 runner alive")).to_be_visible()
 
 
-def test_an_unchanged_list_is_left_alone(staff_page: Page) -> None:
+def test_an_unchanged_list_is_not_replaced(staff_page: Page) -> None:
     a_busy_site()
     staff_page.goto("/peasy/")
     node = staff_page.locator("#peasy-live").element_handle()
@@ -53,22 +53,22 @@ def test_an_unchanged_list_is_left_alone(staff_page: Page) -> None:
     assert node.evaluate("node => node.isConnected")
 
 
-def test_a_selection_stops_the_polls_and_survives_them(staff_page: Page) -> None:
+def test_selected_rows_pause_polling_and_stay_selected(staff_page: Page) -> None:
     first, second = add("first"), add("second")
-    time = Time(staff_page)
+    clock = PageClock(staff_page)
     staff_page.goto("/peasy/")
-    time.stop()
-    time.assert_it_polls()
+    clock.pause()
+    clock.assert_polling()
     box = staff_page.get_by_role("checkbox", name=f"Select first, job {first.pk}")
     note = staff_page.get_by_text("Paused while rows are selected")
     expect(note).to_be_hidden()
     box.check()
     expect(note).to_be_visible()
     PeasyJobQueue.objects.filter(pk=second.pk).update(title="renamed")
-    assert time.polls(60) == 0
+    assert clock.count_polls(60) == 0
     staff_page.evaluate(POLL_SENT_BEFORE)
     expect(row(staff_page, second)).to_contain_text("renamed")
-    time.go_on()
+    clock.resume()
     expect(box).to_be_checked()
     box.uncheck()
     staff_page.locator("h2").first.click()
@@ -77,45 +77,45 @@ def test_a_selection_stops_the_polls_and_survives_them(staff_page: Page) -> None
     expect(note).to_be_hidden()
 
 
-def test_selected_text_stops_the_polls(staff_page: Page) -> None:
+def test_selected_text_pauses_polling(staff_page: Page) -> None:
     job = add("first")
-    time = Time(staff_page)
+    clock = PageClock(staff_page)
     staff_page.goto("/peasy/")
-    time.stop()
-    time.assert_it_polls()
+    clock.pause()
+    clock.assert_polling()
     staff_page.evaluate("getSelection().selectAllChildren(document.querySelector('.peasy-title'))")
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="renamed")
-    assert time.polls(60) == 0
+    assert clock.count_polls(60) == 0
     expect(row(staff_page, job)).to_contain_text("first")
     staff_page.evaluate("getSelection().removeAllRanges()")
-    time.go_on()
+    clock.resume()
     expect(row(staff_page, job)).to_contain_text("renamed")
 
 
-def test_a_hidden_tab_rests_and_is_up_to_date_as_soon_as_it_is_seen(staff_page: Page) -> None:
+def test_a_hidden_tab_stops_polling_and_updates_when_shown(staff_page: Page) -> None:
     job = add("first")
-    time = Time(staff_page)
+    clock = PageClock(staff_page)
     staff_page.goto("/peasy/")
-    time.stop()
-    time.assert_it_polls()
+    clock.pause()
+    clock.assert_polling()
     show = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
     show += " document.dispatchEvent(new Event('visibilitychange')) }"
     staff_page.evaluate(show, True)
-    assert time.polls(60) == 0
+    assert clock.count_polls(60) == 0
     PeasyJobQueue.objects.filter(pk=job.pk).update(title="renamed")
     staff_page.evaluate(show, False)
     expect(row(staff_page, job)).to_contain_text("renamed")
 
 
-def test_live_updates_can_be_switched_off_for_good(staff_page: Page) -> None:
+def test_live_updates_stay_off_once_switched_off(staff_page: Page) -> None:
     add("first")
-    time = Time(staff_page)
+    clock = PageClock(staff_page)
     staff_page.goto("/peasy/")
     staff_page.get_by_role("checkbox", name="Live updates").uncheck()
     staff_page.reload()
     expect(staff_page.get_by_role("checkbox", name="Live updates")).not_to_be_checked()
-    time.stop()
-    assert time.polls(60) == 0
+    clock.pause()
+    assert clock.count_polls(60) == 0
     second = add("second")
     staff_page.get_by_role("link", name="Refresh").click()
     expect(row(staff_page, second)).to_be_visible()
@@ -125,7 +125,7 @@ def test_live_updates_can_be_switched_off_for_good(staff_page: Page) -> None:
 
 
 @pytest.mark.parametrize("page_of", ["list", "job"])
-def test_a_page_stays_while_the_server_is_away_and_goes_on_when_it_is_back(
+def test_a_page_survives_a_server_outage(
     closed_pages: None, page: Page, staff: User, base_url: str, page_of: str
 ) -> None:
     job = add("first", ONGOING)
@@ -148,7 +148,7 @@ def test_a_page_stays_while_the_server_is_away_and_goes_on_when_it_is_back(
     expect(page.locator("main [data-status=failed]").first).to_contain_text("Failed")
 
 
-def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
+def test_jobs_can_be_cancelled_by_keyboard(staff_page: Page) -> None:
     waiting = [add("one"), add("two"), add("three")]
     staff_page.goto("/peasy/")
     keys = staff_page.keyboard
@@ -181,20 +181,20 @@ def test_jobs_are_cancelled_with_the_keyboard_alone(staff_page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-def test_all_rows_are_selected_with_one_box(staff_page: Page, width: int) -> None:
+def test_one_checkbox_selects_all_rows(staff_page: Page, width: int) -> None:
     add("one"), add("two")
     staff_page.set_viewport_size({"width": width, "height": 800})
-    time = Time(staff_page)
+    clock = PageClock(staff_page)
     staff_page.goto("/peasy/")
-    time.stop()
-    time.assert_it_polls()  # none comes between the two halves of the click
+    clock.pause()
+    clock.assert_polling()  # none comes between the two halves of the click
     box = staff_page.get_by_role("checkbox", name="Select all jobs on this page")
     box.check()
     PeasyJobQueue.objects.filter(title="one").update(title="renamed")
     staff_page.evaluate(POLL_SENT_BEFORE)
     expect(staff_page.get_by_role("link", name="renamed #")).to_be_visible()
     expect(box).to_be_checked()
-    time.go_on()
+    clock.resume()
     staff_page.get_by_role("button", name="Delete…").click()
     expect(staff_page.get_by_role("heading", name="Delete these 2 jobs?")).to_be_visible()
     staff_page.get_by_role("link", name="Keep").click()
@@ -212,7 +212,7 @@ def test_the_traceback_and_the_retry_are_two_clicks_away(staff_page: Page) -> No
     assert PeasyJobQueue.objects.get(pk=job.pk).status == ENQUEUED
 
 
-def test_an_open_traceback_stays_open_while_the_job_goes_on(staff_page: Page) -> None:
+def test_an_open_traceback_stays_open_during_updates(staff_page: Page) -> None:
     job = a_busy_site()["scheduled"]
     staff_page.goto(f"/peasy/jobs/{job.pk}/")
     details = staff_page.locator("details").first
@@ -223,7 +223,7 @@ def test_an_open_traceback_stays_open_while_the_job_goes_on(staff_page: Page) ->
     expect(details).not_to_have_attribute("open", "")
 
 
-def test_a_session_that_ends_leads_to_the_login(
+def test_an_expired_session_leads_to_the_login(
     page: Page, staff: User, base_url: str, settings: Any
 ) -> None:
     settings.LOGIN_URL = "admin:login"
@@ -268,7 +268,7 @@ def test_everything_works_without_javascript(browser: Browser, staff: User, base
 def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: Page) -> None:
     axe = Axe()
 
-    def look(state: str) -> None:
+    def check_page(state: str) -> None:
         for scheme in ("light", "dark"):
             staff_page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             for width in (320, 768, 1280, 1920):
@@ -286,26 +286,26 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
             assert found.violations_count == 0, f"{state}, {scheme}: {found.generate_report()}"
 
     staff_page.goto("/peasy/")
-    look("no jobs")
+    check_page("no jobs")
     staff_page.goto("/peasy/statistics/")
-    look("statistics")
+    check_page("statistics")
     add("waits")
     staff_page.goto("/peasy/")
-    look("no runner")
+    check_page("no runner")
     site = a_busy_site()
     for state in ("?", "?status=failed", "?q=nothing&queue=mail", "?before=5"):
         staff_page.goto(f"/peasy/{state}")
-        look(state)
+        check_page(state)
     for state, job in site.items():
         staff_page.goto(f"/peasy/jobs/{job.pk}/")
-        look(state)
+        check_page(state)
     staff_page.goto("/peasy/")
     staff_page.locator(f"#peasy-pk-{site['failed'].pk}").check()
-    look("selected")
+    check_page("selected")
     staff_page.get_by_role("button", name="Delete…").click()
-    look("asked")
+    check_page("asked")
     staff_page.get_by_role("button", name="Delete").click()
-    look("told")
+    check_page("told")
 
 
 # A busy browser says how wide it is before it has drawn that: it is given ten frames for it.
@@ -346,7 +346,7 @@ if django.VERSION >= (6, 0):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_strict_content_security_policy_is_kept(
+def test_pages_comply_with_a_strict_content_security_policy(
     browser: Browser, staff: User, live_server: Any, settings: Any, policy: str
 ) -> None:
 

@@ -1,4 +1,4 @@
-"""The example site as a visitor meets it: `make demo` in processes of its own, a browser, and no login."""
+"""The example site in a browser: `make demo` in its own processes, without a login."""
 
 import csv
 import re
@@ -31,7 +31,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
 
 @pytest.fixture
 def visitor(demo: Demo, browser: Browser) -> Iterator[Page]:
-    """A page of somebody without a login. Whatever its console says fails, but that Django's login has no icon."""
+    """A page without a login. Fails on console messages, except that the login has no icon."""
     context = browser.new_context(base_url=demo.url)
     page = context.new_page()
     said: list[str] = []
@@ -47,7 +47,7 @@ def visitor(demo: Demo, browser: Browser) -> Iterator[Page]:
     assert said == []
 
 
-def look_at(page: Page) -> None:
+def check_page(page: Page) -> None:
     """No violation of accessibility and no scrolling sideways, light or dark, narrow or wide."""
     for scheme in ("light", "dark"):
         for width in (320, 1280):
@@ -66,13 +66,13 @@ def click(page: Page, button: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_visitor_imports_exports_fails_and_follows(
+def test_a_visitor_can_start_jobs_and_follow_them(
     visitor: Page, browser: Browser, demo: Demo
 ) -> None:
     visitor.goto("/distance/")
     expect(visitor.get_by_text("too few airports")).to_be_visible()
     visitor.goto("/")
-    look_at(visitor)
+    check_page(visitor)
 
     visitor.get_by_label("CSV file").set_input_files(SAMPLE)
     click(visitor, "Upload and import")
@@ -86,7 +86,7 @@ def test_a_visitor_imports_exports_fails_and_follows(
         timeout=PATIENCE
     )
     expect(visitor.get_by_text("3,445")).to_be_visible()
-    look_at(visitor)
+    check_page(visitor)
 
     visitor.goto("/")
     click(visitor, "Export all airports")
@@ -95,7 +95,7 @@ def test_a_visitor_imports_exports_fails_and_follows(
         link.click(timeout=PATIENCE)
     with Path(download.value.path()).open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3445
-    look_at(visitor)
+    check_page(visitor)
     stranger = browser.new_context(base_url=demo.url)
     assert stranger.request.get(link.get_attribute("href") or "").status == 404
     stranger.close()
@@ -108,22 +108,22 @@ def test_a_visitor_imports_exports_fails_and_follows(
     expect(visitor.locator(".peasy-job-status")).to_contain_text("Scheduled", timeout=PATIENCE)
     expect(visitor.get_by_text("2 attempts failed")).to_be_visible(timeout=PATIENCE)
     expect(visitor.get_by_text("Attempt 3 of 4")).to_be_visible()
-    look_at(visitor)
+    check_page(visitor)
 
     visitor.goto("/distance/")
-    look_at(visitor)
+    check_page(visitor)
     click(visitor, "Find out")
     visitor.wait_for_function("0 < document.querySelector('progress').value")
     expect(visitor.get_by_text("ATU Casco Cove")).to_contain_text(
         "16,150\u00a0km", timeout=PATIENCE
     )
-    look_at(visitor)
+    check_page(visitor)
     visitor.goto("/")
     expect(visitor.get_by_text("Completed")).to_have_count(3)
-    look_at(visitor)
+    check_page(visitor)
 
 
-def test_only_a_job_that_waits_asks_for_a_runner(visitor: Page, demo: Demo) -> None:
+def test_only_a_waiting_job_asks_for_a_runner(visitor: Page, demo: Demo) -> None:
     runner = demo.find("run_peasy")
     runner.suspend()
     visitor.goto("/")
@@ -131,7 +131,7 @@ def test_only_a_job_that_waits_asks_for_a_runner(visitor: Page, demo: Demo) -> N
     hint = visitor.get_by_text("no runner is free")
     expect(hint).to_be_hidden()
     expect(hint).to_be_visible()
-    look_at(visitor)
+    check_page(visitor)
     runner.resume()
     expect(visitor.get_by_text("Attempt 1 of 4")).to_be_visible(timeout=PATIENCE)
     expect(hint).to_be_hidden()

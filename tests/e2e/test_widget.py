@@ -1,4 +1,4 @@
-"""The progress widget and the JSON document in a real browser: on hostile pages, and while the server is away."""
+"""The progress widget and the JSON document in a browser, on hostile pages and in outages."""
 
 import re
 import time
@@ -99,10 +99,10 @@ class Polls(list[Request]):
             self.page.wait_for_timeout(10)
 
     def assert_none(self) -> None:
-        """None in the time of five."""
+        """Assert that no poll is sent in the time of five."""
         self.page.wait_for_timeout(1000 * SOON)
         deadline = time.monotonic() + DEADLINE
-        while self.sent > len(self):  # one is under way
+        while self.sent > len(self):  # one is being answered
             assert time.monotonic() < deadline
             self.page.wait_for_timeout(10)
         before = self.sent
@@ -114,7 +114,7 @@ class Polls(list[Request]):
 def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.ROOT_URLCONF = "tests.e2e.urls"
     settings.SECURE_CSP = urls.SECURE_CSP
-    monkeypatch.setattr(widget, "LADDER", ((float("inf"), SOON),))
+    monkeypatch.setattr(widget, "POLL_STEPS", (widget.PollStep(float("inf"), SOON),))
 
 
 @pytest.fixture
@@ -148,7 +148,8 @@ def test_a_widget_follows_its_job_to_the_end_and_stops(page, polls, console, nam
     expect(bar).to_have_js_property("value", 100)
     expect(page.get_by_role("status")).to_have_text("Export 17: Completed")
     polls.assert_none()
-    assert (dialogs, console) == ([], [])
+    assert dialogs == []
+    assert console == []
     expect(page).to_have_url(re.compile(f"/page/{name}/"))
     expect(page.get_by_role("heading", name="A shop")).to_be_visible()
 
@@ -158,7 +159,7 @@ def test_a_widget_follows_its_job_to_the_end_and_stops(page, polls, console, nam
     ("columns", "text"),
     [({"status": "F"}, "Failed"), ({"status": "X"}, "Cancelled"), (None, "no longer available")],
 )
-def test_it_stops_whatever_the_end_is(page, polls, name, columns, text):
+def test_a_widget_stops_polling_however_its_job_ends(page, polls, name, columns, text):
     job = make(status="O", extra={"progress": 40})
     page.goto(address(name, job))
     polls.wait(1)
@@ -169,7 +170,7 @@ def test_it_stops_whatever_the_end_is(page, polls, name, columns, text):
     polls.assert_none()
 
 
-def test_a_cancelled_job_that_still_runs_is_watched_until_it_has_ended(page, polls):
+def test_a_widget_polls_until_a_cancelled_job_has_stopped(page, polls):
     job = make(status="X", runner_id=1)
     page.goto(address("plain", job))
     polls.wait(2)
@@ -178,7 +179,7 @@ def test_a_cancelled_job_that_still_runs_is_watched_until_it_has_ended(page, pol
     polls.assert_none()
 
 
-def test_a_link_that_expires_ends_the_widget(page, polls, monkeypatch):
+def test_a_widget_stops_polling_when_its_link_expires(page, polls, monkeypatch):
     job = make(status="O")
     page.goto(address("plain", job))
     polls.wait(1)
@@ -189,7 +190,7 @@ def test_a_link_that_expires_ends_the_widget(page, polls, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["plain", "htmx4"])
-def test_nothing_is_drawn_anew_while_nothing_changes(page, polls, name):
+def test_an_unchanged_widget_is_not_replaced(page, polls, name):
     job = make(status="O", extra={"progress": 40})
     page.goto(address(name, job))
     before = body(page, job).element_handle()
@@ -200,7 +201,7 @@ def test_nothing_is_drawn_anew_while_nothing_changes(page, polls, name):
 
 
 @pytest.mark.parametrize("name", ["plain", "htmx4"])
-def test_a_hidden_tab_rests(page, polls, name):
+def test_a_hidden_tab_stops_polling(page, polls, name):
     job = make(status="O")
     page.goto(address(name, job))
     polls.wait(1)
@@ -209,8 +210,8 @@ def test_a_hidden_tab_rests(page, polls, name):
 
 
 @pytest.mark.parametrize("name", ["plain", "htmx4"])
-def test_a_tab_that_is_seen_again_is_up_to_date_at_once(page, polls, monkeypatch, name):
-    monkeypatch.setattr(widget, "LADDER", ((float("inf"), 3600),))
+def test_a_tab_updates_at_once_when_shown_again(page, polls, monkeypatch, name):
+    monkeypatch.setattr(widget, "POLL_STEPS", (widget.PollStep(float("inf"), 3600),))
     job = make(status="O")
     page.goto(address(name, job))
     hide(page, True)
@@ -220,15 +221,15 @@ def test_a_tab_that_is_seen_again_is_up_to_date_at_once(page, polls, monkeypatch
     assert polls.sent == 1
 
 
-def test_it_looks_less_often_the_longer_nothing_changes(page, polls, monkeypatch):
-    # The real ladder; browser and server are given the same clock, which the test sets.
+def test_a_widget_polls_less_often_the_longer_nothing_changes(page, polls, monkeypatch):
+    # With the real intervals. Browser and server have the same clock, which the test sets.
     monkeypatch.undo()
     begun, passed = time.time(), [0.0]
     monkeypatch.setattr(widget, "time", lambda: begun + passed[0])
     job = make(status="O")
     page.clock.install(time=begun)
     page.goto(address("plain", job))
-    page.clock.pause_at(begun + 60)  # must not be past when it gets there
+    page.clock.pause_at(begun + 60)  # in the future when the call arrives
     seen: dict[int, int] = {}
     for minute in (0, 5, 30, 90):
         passed[0] = 60.0 * minute
@@ -244,11 +245,14 @@ def test_it_looks_less_often_the_longer_nothing_changes(page, polls, monkeypatch
             while polls.sent > len(polls):
                 page.wait_for_timeout(2)
         seen[minute] = len(polls) - before
-    assert seen[0] >= 20 and 9 <= seen[5] <= 13 and 3 <= seen[30] <= 5 and seen[90] <= 2, seen
+    assert seen[0] >= 20, seen
+    assert 9 <= seen[5] <= 13, seen
+    assert 3 <= seen[30] <= 5, seen
+    assert seen[90] <= 2, seen
 
 
 @pytest.mark.parametrize("name", ["plain", "swaps_errors", "htmx4"])
-def test_it_stays_while_the_server_is_away_and_goes_on_when_it_is_back(page, polls, name):
+def test_a_widget_survives_a_server_outage(page, polls, name):
     job = make(status="O", extra={"progress": 40})
     page.goto(address(name, job))
     for answer in (
@@ -270,7 +274,7 @@ def test_it_stays_while_the_server_is_away_and_goes_on_when_it_is_back(page, pol
     polls.assert_none()
 
 
-def test_two_jobs_and_the_same_one_twice_are_each_their_own(page, polls):
+def test_several_widgets_on_a_page_are_independent(page, polls):
     first, second = make(status="O", title="First"), make(status="O", title="Second")
     page.goto(address("twice", first, second))
     change(first, status="O", extra={"progress": 25}, status_msg="x")
@@ -288,7 +292,7 @@ def test_two_jobs_and_the_same_one_twice_are_each_their_own(page, polls):
     expect(page.locator(".peasy-job")).to_have_count(3)
 
 
-def test_only_every_quarter_is_read_out(page):
+def test_each_quarter_of_the_progress_is_read_out(page):
     job = make(status="O", extra={"progress": 26})
     page.goto(address("plain", job))
     live = page.get_by_role("status")
@@ -300,7 +304,7 @@ def test_only_every_quarter_is_read_out(page):
     expect(live).to_have_text("Export 17: Ongoing, 51 %")
 
 
-def test_a_page_is_told_of_the_end(page):
+def test_a_page_receives_an_event_when_the_job_ends(page):
     job = make(status="O")
     page.goto(address("plain", job))
     page.evaluate(
@@ -325,7 +329,7 @@ PAYLOADS = [
 
 
 @pytest.mark.parametrize("name", ["plain", "htmx4"])
-def test_no_text_of_a_job_becomes_part_of_the_page(page, polls, name):
+def test_texts_of_a_job_cannot_inject_into_the_page(page, polls, name):
     ran: list[str] = []
     page.expose_function("hacked", lambda: ran.append("hacked"))
     text = "".join(PAYLOADS)[:255]
@@ -345,11 +349,12 @@ def test_no_text_of_a_job_becomes_part_of_the_page(page, polls, name):
         assert message.strip() == job.status_msg.replace("at first", text).strip()
         assert page.locator(f"#peasy-job-{job.pk}-label").text_content() == job.title
     assert page.locator("main img, main svg, main script, main b, main template").count() == 0
-    assert (ran, page.get_by_role("heading").all_inner_texts()) == ([], ["A shop"])
+    assert ran == []
+    assert page.get_by_role("heading").all_inner_texts() == ["A shop"]
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_it_is_accessible_in_every_state(page, state):
+def test_a_widget_is_accessible_in_every_state(page, state):
     job = make(**STATES[state])
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
@@ -358,7 +363,7 @@ def test_it_is_accessible_in_every_state(page, state):
         assert results.violations_count == 0, results.generate_report()
 
 
-def test_it_is_accessible_when_its_job_is_gone_and_when_it_is_there_twice(page):
+def test_a_widget_is_accessible_without_its_job_and_when_shown_twice(page):
     gone, twice = make(status="O"), make(status="O")
     page.goto(address("twice", twice, gone))
     gone_pk = gone.pk
@@ -368,7 +373,7 @@ def test_it_is_accessible_when_its_job_is_gone_and_when_it_is_there_twice(page):
     assert results.violations_count == 0, results.generate_report()
 
 
-def test_a_screen_reader_meets_a_name_a_status_and_a_bar(page):
+def test_a_screen_reader_finds_name_status_and_progress_bar(page):
     page.goto(
         address("plain", make(**STATES["ongoing"]), make(title="Import 4", **STATES["failed"]))
     )
@@ -388,12 +393,12 @@ def test_a_screen_reader_meets_a_name_a_status_and_a_bar(page):
     """)
 
 
-def test_a_job_that_does_not_say_how_far_it_is_has_a_bar_without_a_value(page):
+def test_a_job_without_progress_has_an_indeterminate_bar(page):
     page.goto(address("plain", make(**STATES["indeterminate"])))
     expect(page.get_by_role("progressbar")).to_have_js_property("position", -1)
 
 
-def test_it_is_light_or_dark_as_the_page_is(page):
+def test_a_widget_follows_the_colour_scheme_of_the_page(page):
     page.goto(address("plain", make(**STATES["ongoing"])))
     seen = {}
     for scheme in ("light", "dark"):
@@ -408,7 +413,7 @@ def test_it_is_light_or_dark_as_the_page_is(page):
     expect(page.locator(".peasy-job")).to_have_css("background-color", "rgb(1, 2, 3)")
 
 
-def test_it_touches_nothing_around_it_unless_a_site_wants_that(page):
+def test_a_widget_has_margins_unless_the_site_removes_them(page):
     page.goto(address("plain", make(), make()))
     page.evaluate(
         "for (const where of ['prepend', 'append'])"
@@ -429,7 +434,7 @@ def test_it_touches_nothing_around_it_unless_a_site_wants_that(page):
 
 
 @pytest.mark.parametrize("colours", ["none", "active"])
-def test_nothing_moves_for_those_who_want_no_motion(page, colours):
+def test_reduced_motion_is_respected(page, colours):
     page.emulate_media(reduced_motion="reduce", forced_colors=colours)
     page.goto(address("plain", make(**STATES["indeterminate"]), make(**STATES["enqueued"])))
     bar, empty = page.get_by_role("progressbar").all()
@@ -444,7 +449,7 @@ def test_nothing_moves_for_those_who_want_no_motion(page, colours):
 
 
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled", "gone"])
-def test_nothing_jumps_from_the_first_state_to_the_last(page, end):
+def test_the_layout_does_not_shift_from_first_state_to_last(page, end):
     job = make(status="Q")
     page.goto(address("plain", job))
     heights = []
@@ -459,7 +464,7 @@ def test_nothing_jumps_from_the_first_state_to_the_last(page, end):
     assert len(set(heights)) == 1, heights
 
 
-def test_what_was_over_before_takes_no_more_room_than_it_needs(page):
+def test_a_finished_widget_takes_only_the_space_it_needs(page):
     heights = []
     for state in ("ongoing", "completed", "failed", "cancelled"):
         page.goto(address("plain", make(**STATES[state])))
@@ -468,7 +473,7 @@ def test_what_was_over_before_takes_no_more_room_than_it_needs(page):
 
 
 @pytest.mark.parametrize("width", [320, 1920])
-def test_it_fits_a_narrow_and_a_wide_page(page, width):
+def test_a_widget_fits_narrow_and_wide_pages(page, width):
     page.set_viewport_size({"width": width, "height": 600})
     word = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"
     page.goto(
@@ -482,7 +487,7 @@ def test_it_fits_a_narrow_and_a_wide_page(page, width):
     django.VERSION < (6, 0),
     reason="Django has a content security policy of its own from 6.0 on: goes with 5.2.",
 )
-def test_the_policy_is_that_of_django(page):
+def test_the_test_policy_matches_djangos(page):
     response = page.goto(address("strict", make(status="O")))
     assert "'nonce-" in response.headers["content-security-policy"]
 
@@ -507,11 +512,11 @@ def watch(page: Page, job: PeasyJobQueue) -> Callable[[], Any]:
     return lambda: page.evaluate("[shown, window.end?.status ?? window.end]")
 
 
-def test_the_loop_of_the_manual_is_short():
+def test_the_polling_loop_of_the_manual_is_short():
     assert len(snippet().splitlines()) <= 15
 
 
-def test_the_loop_of_the_manual_goes_on_to_the_end(page):
+def test_the_polling_loop_of_the_manual_follows_a_job_to_its_end(page):
     job = make(status="O", extra={"progress": 40})
     asked: list[Request] = []
     page.on("request", lambda request: ".json" in request.url and asked.append(request))
@@ -520,13 +525,15 @@ def test_the_loop_of_the_manual_goes_on_to_the_end(page):
     change(job, status="C")
     page.wait_for_function("window.end")
     shown, end = state()
-    assert (shown[0], shown[-1], end) == (["ongoing", 40], ["completed", 100], "completed")
+    assert shown[0] == ["ongoing", 40]
+    assert shown[-1] == ["completed", 100]
+    assert end == "completed"
     page.wait_for_timeout(1000 * SOON * 3)
     assert len(asked) == len(shown)
 
 
-def test_the_loop_of_the_manual_waits_as_long_as_it_is_told(page, monkeypatch):
-    monkeypatch.setattr(widget, "LADDER", ((float("inf"), 3600),))
+def test_the_polling_loop_of_the_manual_obeys_retry_after(page, monkeypatch):
+    monkeypatch.setattr(widget, "POLL_STEPS", (widget.PollStep(float("inf"), 3600),))
     page.clock.install()
     job = make(status="O")
     state = watch(page, job)
@@ -538,7 +545,7 @@ def test_the_loop_of_the_manual_waits_as_long_as_it_is_told(page, monkeypatch):
     page.wait_for_function("shown.length == 2")
 
 
-def test_the_loop_of_the_manual_outlasts_errors_and_ends_when_the_job_is_gone(page):
+def test_the_polling_loop_of_the_manual_survives_errors_and_ends_without_the_job(page):
     job = make(status="O")
     page.clock.install()
     state = watch(page, job)
@@ -561,7 +568,7 @@ def test_the_loop_of_the_manual_outlasts_errors_and_ends_when_the_job_is_gone(pa
 
 
 @pytest.mark.parametrize("name", ["plain", "htmx4"])
-def test_a_real_runner_moves_a_real_widget(page, polls, run_peasy, tmp_path, name):
+def test_a_widget_follows_a_job_of_a_real_runner(page, polls, run_peasy, tmp_path, name):
     job = jobs.progress_then_wait(str(tmp_path / "go"))
     page.goto(address(name, job))
     expect(body(page, job)).to_contain_text("Enqueued")

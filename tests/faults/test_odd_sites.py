@@ -1,4 +1,4 @@
-"""A site is set up as few are: its jobs run all the same, and what is wrong with one app stays with that app."""
+"""Unusual sites: connection pools, autocommit off, and apps with side effects when they load."""
 
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ only_postgres = pytest.mark.skipif(
 
 
 def database(**changes: Any) -> dict[str, Any]:
-    """Settings for a runner that reaches the database of this test in another way."""
+    """Return settings for a runner that connects to the database of this test differently."""
     names = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
     own = {name: connection.settings_dict[name] for name in names}
     return {"DATABASES": {"default": {**own, "NAME": str(own["NAME"]), **changes}}}
 
 
 def app(directory: Path, name: str, code: str) -> dict[str, Any]:
-    """Settings for a runner in this directory, with an app whose module `jobs` is this."""
+    """Return settings for a runner in `directory`, with an app that has this module `jobs`."""
     package = directory / name
     package.mkdir()
     Path(package, "__init__.py").touch()
@@ -39,9 +39,7 @@ def app(directory: Path, name: str, code: str) -> dict[str, Any]:
 
 
 @only_postgres
-def test_workers_share_no_connection_of_a_pool_that_was_used_before_they_were_forked(
-    run_peasy, tmp_path
-):
+def test_workers_do_not_share_connections_of_a_pool_used_before_the_fork(run_peasy, tmp_path):
     record = tmp_path / "record"
     asking = app(
         tmp_path,
@@ -58,17 +56,16 @@ def test_workers_share_no_connection_of_a_pool_that_was_used_before_they_were_fo
 
 
 @only_postgres
-def test_the_runner_takes_no_connection_of_the_pool_that_is_for_its_jobs(run_peasy, tmp_path):
+def test_the_runner_takes_no_connection_from_the_pool_of_its_jobs(run_peasy, tmp_path):
     pool = {"min_size": 1, "max_size": 1, "timeout": 3}
     run_peasy("--worker-type", "thread", settings=database(OPTIONS={"pool": pool}))
     (job,) = finished(jobs.database_session(str(tmp_path / "record"), 1))
-    assert (job.status, job.error) == (COMPLETED, "")
+    assert job.status == COMPLETED
+    assert job.error == ""
 
 
 @both_worker_types
-def test_without_autocommit_what_the_runner_writes_is_seen_at_once(
-    run_peasy, tmp_path, worker_type
-):
+def test_without_autocommit_the_runner_commits_what_it_writes(run_peasy, tmp_path, worker_type):
     run_peasy("--worker-type", worker_type, settings=database(AUTOCOMMIT=False))
     job = jobs.progress_then_wait(str(tmp_path / "go"))
     running(job)
@@ -78,11 +75,11 @@ def test_without_autocommit_what_the_runner_writes_is_seen_at_once(
     assert {(job.status, job.attempts, job.crashes) for job in done} == {(COMPLETED, 1, 0)}
 
 
-# What an app does while it loads
+# Side effects of loading an app
 
 
 @both_worker_types
-def test_no_job_finds_the_language_or_the_time_zone_of_an_app_that_loads(
+def test_language_and_time_zone_activated_while_loading_do_not_reach_jobs(
     run_peasy, tmp_path, worker_type
 ):
     code = "from django.utils import timezone, translation as language\n"
@@ -92,29 +89,33 @@ def test_no_job_finds_the_language_or_the_time_zone_of_an_app_that_loads(
     assert [job.result for job in done] == [[settings.LANGUAGE_CODE, settings.TIME_ZONE]] * 2
 
 
-# How Python was started
+# Interpreter flags
 
 
-def test_the_flags_of_the_interpreter_reach_the_workers(run_peasy):
+def test_interpreter_flags_reach_the_workers(run_peasy):
     # In the locale C Python takes UTF-8 by itself.
     run_peasy(flags=("-O", "-X", "utf8"), env={"LC_ALL": "C.UTF-8"})
     (job,) = finished(jobs.interpreter_flags())
     assert job.result == [1, 1]
 
 
-# What an app does
+# Errors of an app
 
 
 @both_worker_types
-def test_a_module_that_calls_sys_exit_fails_the_jobs_of_its_own_app_only(
+def test_a_module_that_calls_sys_exit_fails_only_the_jobs_of_its_app(
     run_peasy, tmp_path, worker_type
 ):
     settings = app(tmp_path, "leaving", "import sys\n\nsys.exit('no licence')\n")
     bad = PeasyJobQueue.objects.create(title="of that app", job_name="leaving.jobs.task")
     command = run_peasy("--worker-type", worker_type, settings=settings)
     bad, good = finished(bad, jobs.echo(1))
-    assert (good.status, good.attempts, good.crashes) == (COMPLETED, 1, 0)
-    assert (bad.status, bad.attempts, bad.crashes) == (FAILED, 1, 0)
+    assert good.status == COMPLETED
+    assert good.attempts == 1
+    assert good.crashes == 0
+    assert bad.status == FAILED
+    assert bad.attempts == 1
+    assert bad.crashes == 0
     assert "sys.exit('no licence')" in bad.error
     assert str(tmp_path / "leaving" / "jobs.py") in bad.traceback
     assert command.output().count("Could not import leaving.jobs.") == 1

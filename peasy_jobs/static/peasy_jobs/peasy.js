@@ -1,72 +1,91 @@
-// Beside HTMX: a hidden tab rests, and so does a table that somebody works in. Nothing here is needed for a page to work.
+// Complements HTMX: pauses polling in hidden tabs and in lists that are in use. Pages work without.
 (() => {
   "use strict";
-  const KEY = "peasy-live-updates";
-  const page = document.documentElement;
-  page.classList.add("peasy-script");
+  const SWITCH_KEY = "peasy-live-updates";
+  const POLLER = "[data-peasy-poll]";
+  document.documentElement.classList.add("peasy-script");
   const all = (selector) => document.querySelectorAll(selector);
-  const isOff = () => {
-    try { return localStorage.getItem(KEY) === "off"; } catch { return false; } // storage may be forbidden
+
+  // The switch "Live updates". Access to the storage may be forbidden.
+  const isSwitchedOff = () => {
+    try { return localStorage.getItem(SWITCH_KEY) === "off"; } catch { return false; }
+  };
+  const saveSwitch = (isOn) => {
+    try { localStorage.setItem(SWITCH_KEY, isOn ? "on" : "off"); } catch { /* not saved */ }
   };
   const refresh = () => {
-    for (const poller of all("[data-peasy-poll]")) poller.dispatchEvent(new CustomEvent("peasy:refresh"));
+    for (const poller of all(POLLER)) poller.dispatchEvent(new CustomEvent("peasy:refresh"));
   };
 
-  const isUsed = (poller) => poller.querySelector('input[name="pk"]:checked, form :is(input, select, button):focus');
-  const isBusy = (poller) => {
+  // A list pauses while a row is selected, a control has the focus, or text in it is selected.
+  const USED = 'input[name="pk"]:checked, form :is(input, select, button):focus';
+  const isUsed = (poller) => poller.querySelector(USED);
+  const hasSelectedText = (poller) => {
     const text = getSelection();
-    return isOff() || isUsed(poller) || (!text.isCollapsed && text.containsNode(poller, true));
+    return !text.isCollapsed && text.containsNode(poller, true);
   };
-  const hold = (event) => {
-    const source = event.target.closest?.("[data-peasy-poll]");
-    if (!source) return;
-    if (document.hidden || (source.hasAttribute("data-peasy-pauses") && isBusy(source))) event.preventDefault();
+  const isPaused = (poller) => {
+    if (!poller.hasAttribute("data-peasy-pauses")) return false;
+    return isSwitchedOff() || isUsed(poller) || hasSelectedText(poller);
   };
-  document.addEventListener("htmx:beforeRequest", hold); // HTMX 2
-  document.addEventListener("htmx:before:request", hold); // HTMX 4
-  // HTMX 4 is told by the element itself; a site may have told HTMX 2 to swap in what an error says.
+  const skipPoll = (event) => {
+    const poller = event.target.closest?.(POLLER);
+    if (poller && (document.hidden || isPaused(poller))) event.preventDefault();
+  };
+  document.addEventListener("htmx:beforeRequest", skipPoll); // HTMX 2
+  document.addEventListener("htmx:before:request", skipPoll); // HTMX 4
+
+  // A site may have configured HTMX 2 to show error pages. For HTMX 4, attributes prevent that.
   document.addEventListener("htmx:beforeSwap", ({ target, detail }) => {
-    if (target.matches?.("[data-peasy-poll]") && detail.xhr?.status >= 400) detail.shouldSwap = false;
+    if (target.matches?.(POLLER) && detail.xhr?.status >= 400) detail.shouldSwap = false;
   });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 
-  const note = () => {
-    for (const text of all("[data-peasy-paused]")) {
-      text.hidden = isOff() || !isUsed(text.closest("[data-peasy-pauses]") ?? text);
+  const showPausedNote = () => {
+    for (const note of all("[data-peasy-paused]")) {
+      note.hidden = isSwitchedOff() || !isUsed(note.closest("[data-peasy-pauses]") ?? note);
     }
   };
   document.addEventListener("change", ({ target }) => {
     if (target.matches("[data-peasy-all]")) {
-      for (const box of target.form.querySelectorAll('input[name="pk"]')) box.checked = target.checked;
+      const boxes = target.form.querySelectorAll('input[name="pk"]');
+      for (const box of boxes) box.checked = target.checked;
     }
     if (target.matches("[data-peasy-switch]")) {
-      try { localStorage.setItem(KEY, target.checked ? "on" : "off"); } catch { /* until the page is left */ }
+      saveSwitch(target.checked);
       refresh();
     }
-    note();
+    showPausedNote();
   });
-  for (const name of ["focusin", "focusout"]) document.addEventListener(name, () => setTimeout(note));
+  for (const name of ["focusin", "focusout"]) {
+    document.addEventListener(name, () => setTimeout(showPausedNote));
+  }
 
-  // How long something has been running goes on while the server has nothing new.
-  const seen = new WeakMap();
-  const written = (s) => {
-    if (s < 60) return `${s} s`;
-    const [unit, smaller, size, step] = s < 3600 ? ["min", "s", 60, 1] : s < 86400 ? ["h", "min", 3600, 60] : ["d", "h", 86400, 3600];
-    return `${Math.floor(s / size)} ${unit} ${Math.floor((s % size) / step)} ${smaller}`;
+  // Durations of running jobs go on between polls.
+  const UNITS = [["d", 86400, "h", 3600], ["h", 3600, "min", 60], ["min", 60, "s", 1]];
+  const durationText = (seconds) => {
+    for (const [unit, size, smallerUnit, smallerSize] of UNITS) {
+      const smaller = Math.floor((seconds % size) / smallerSize);
+      if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ${smaller} ${smallerUnit}`;
+    }
+    return `${seconds} s`;
   };
-  const tick = () => {
+  const startedAt = new WeakMap();
+  const updateDurations = () => {
     for (const element of all("[data-peasy-elapsed]")) {
-      if (!seen.has(element)) seen.set(element, performance.now() - 1000 * Number(element.dataset.peasyElapsed));
-      if (!document.hidden && getSelection().isCollapsed) {
-        const text = written(Math.floor((performance.now() - seen.get(element)) / 1000));
-        if (element.textContent !== text) element.textContent = text;
-      }
+      const elapsed = 1000 * Number(element.dataset.peasyElapsed);
+      if (!startedAt.has(element)) startedAt.set(element, performance.now() - elapsed);
+      if (document.hidden || !getSelection().isCollapsed) continue;
+      const seconds = Math.floor((performance.now() - startedAt.get(element)) / 1000);
+      const text = durationText(seconds);
+      if (element.textContent !== text) element.textContent = text;
     }
   };
+
   const start = () => {
-    for (const box of all("[data-peasy-switch]")) box.checked = !isOff();
-    tick();
-    setInterval(tick, 1000);
+    for (const box of all("[data-peasy-switch]")) box.checked = !isSwitchedOff();
+    updateDurations();
+    setInterval(updateDurations, 1000);
   };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
   else start();

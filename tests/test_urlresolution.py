@@ -1,4 +1,4 @@
-"""Where a site mounts our URLs, everything finds its way: pages, parts of pages, actions, widgets and links."""
+"""All pages, actions, widgets and links work wherever a site mounts the URLs."""
 
 import re
 import sys
@@ -24,22 +24,22 @@ from peasy_jobs.urlresolution import address
 pytestmark = pytest.mark.django_db
 
 
-def host_page(request: HttpRequest) -> HttpResponse:
+def page_with_widget(request: HttpRequest) -> HttpResponse:
     template = "{% load peasy_jobs %}{% peasy_progress job %}"
     job = PeasyJobQueue.objects.get()
     return HttpResponse(engines["django"].from_string(template).render({"job": job}, request))
 
 
-def ours(prefix: str, **options: Any) -> Any:
+def pages_at(prefix: str, **options: Any) -> Any:
     return path(prefix, include("peasy_jobs.urls", **options))
 
 
-def for_visitors(prefix: str, **options: Any) -> Any:
+def status_urls_at(prefix: str, **options: Any) -> Any:
     return path(prefix, include("peasy_jobs.status_urls", **options))
 
 
-def another_app(prefix: str, name: str, *patterns: Any) -> Any:
-    return path(prefix, include(([*patterns, path("page/", host_page)], name)))
+def app_at(prefix: str, name: str, *patterns: Any) -> Any:
+    return path(prefix, include(([*patterns, path("page/", page_with_widget)], name)))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def staff(client: Client) -> Client:
 
 
 def links(response: HttpResponse) -> list[str]:
-    """The addresses that a page names, without those of static files."""
+    """Return the addresses in a page, except those of static files."""
     found = re.findall(r'(?:href|action|hx-get|value)="(/[^"]*)"', response.content.decode())
     return [
         link.replace("&amp;", "&")
@@ -74,8 +74,8 @@ def links(response: HttpResponse) -> list[str]:
     ]
 
 
-def assert_all_is_there(staff: Client, prefix: str, job: PeasyJobQueue) -> None:
-    """Every page answers, and names addresses that are below the prefix and answer too."""
+def assert_all_pages_work(staff: Client, prefix: str, job: PeasyJobQueue) -> None:
+    """Assert that every page answers, and that all its links are below the prefix and answer."""
     pages = [
         "",
         "?q=export&queue=default",
@@ -88,14 +88,14 @@ def assert_all_is_there(staff: Client, prefix: str, job: PeasyJobQueue) -> None:
         response = staff.get(prefix + page)
         assert response.status_code == 200, page
         named = links(response)
-        assert named and all(link.startswith(prefix) for link in named), named
+        assert named, named
+        assert all(link.startswith(prefix) for link in named), named
         for link in named:
-            expected = 405 if link == f"{prefix}jobs/actions/" else (200, 204)
-            assert staff.get(link).status_code in (
-                expected if isinstance(expected, tuple) else (expected,)
-            ), link
+            expected = {405} if link == f"{prefix}jobs/actions/" else {200, 204}
+            assert staff.get(link).status_code in expected, link
     asked = staff.post(f"{prefix}jobs/actions/", {"action": "delete", "pk": job.pk})
-    assert prefix in links(asked) and all(link.startswith(prefix) for link in links(asked))
+    assert prefix in links(asked)
+    assert all(link.startswith(prefix) for link in links(asked))
     assert (
         staff.post(f"{prefix}jobs/actions/", {"action": "retry", "pk": job.pk})["Location"]
         == prefix
@@ -104,27 +104,27 @@ def assert_all_is_there(staff: Client, prefix: str, job: PeasyJobQueue) -> None:
 
 
 LAYOUTS = {
-    "at the root": (ours(""), "/"),
-    "under a deep prefix": (ours("deep/er/"), "/deep/er/"),
-    "with a namespace": (ours("x/", namespace="jobs"), "/x/"),
-    "inside another app": (another_app("ops/", "ops", ours("queue/")), "/ops/queue/"),
+    "at the root": (pages_at(""), "/"),
+    "under a deep prefix": (pages_at("deep/er/"), "/deep/er/"),
+    "with a namespace": (pages_at("x/", namespace="jobs"), "/x/"),
+    "inside another app": (app_at("ops/", "ops", pages_at("queue/")), "/ops/queue/"),
     "inside another app, with a namespace": (
-        another_app("ops/", "ops", ours("", namespace="jobs")),
+        app_at("ops/", "ops", pages_at("", namespace="jobs")),
         "/ops/",
     ),
-    "inside two apps": (another_app("a/", "a", another_app("b/", "b", ours("c/"))), "/a/b/c/"),
-    "inside a plain include": (path("a/", include([ours("b/")])), "/a/b/"),
-    "inside an app of our name": (another_app("a/", "peasy_jobs", ours("b/")), "/a/b/"),
+    "inside two apps": (app_at("a/", "a", app_at("b/", "b", pages_at("c/"))), "/a/b/c/"),
+    "inside a plain include": (path("a/", include([pages_at("b/")])), "/a/b/"),
+    "inside an app of the same name": (app_at("a/", "peasy_jobs", pages_at("b/")), "/a/b/"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_everything_works_wherever_it_is_mounted(
+def test_all_pages_work_in_any_layout(
     layout: str, mount: Any, staff: Client, job: PeasyJobQueue
 ) -> None:
     pattern, prefix = LAYOUTS[layout]
     mount(pattern)
-    assert_all_is_there(staff, prefix, job)
+    assert_all_pages_work(staff, prefix, job)
     for link, start in (
         (job.status_url, f"jobs/{job.pk}.json?t="),
         (job.progress_url, f"jobs/{job.pk}/progress/?t="),
@@ -134,55 +134,55 @@ def test_everything_works_wherever_it_is_mounted(
 
 
 @pytest.mark.parametrize("outer", [None, "ops"])
-def test_each_of_two_copies_keeps_to_itself(
+def test_each_of_two_copies_links_to_itself(
     mount: Any, staff: Client, job: PeasyJobQueue, outer: str | None
 ) -> None:
-    copies = ours("one/", namespace="one"), ours("two/", namespace="two")
-    mount(*([another_app("ops/", outer, *copies)] if outer else copies))
+    copies = pages_at("one/", namespace="one"), pages_at("two/", namespace="two")
+    mount(*([app_at("ops/", outer, *copies)] if outer else copies))
     for name in ("one", "two"):
-        assert_all_is_there(staff, f"/ops/{name}/" if outer else f"/{name}/", job)
+        assert_all_pages_work(staff, f"/ops/{name}/" if outer else f"/{name}/", job)
 
 
 BOTH = {
-    "pages first": [ours("staff/"), for_visitors("jobs-of-ours/", namespace="visitors")],
-    "pages last": [for_visitors("jobs-of-ours/", namespace="visitors"), ours("staff/")],
-    "none is named like us": [
-        for_visitors("jobs-of-ours/", namespace="b"),
-        ours("staff/", namespace="a"),
-        for_visitors("again/", namespace="c"),
+    "pages first": [pages_at("staff/"), status_urls_at("shop-jobs/", namespace="visitors")],
+    "pages last": [status_urls_at("shop-jobs/", namespace="visitors"), pages_at("staff/")],
+    "no default namespace": [
+        status_urls_at("shop-jobs/", namespace="b"),
+        pages_at("staff/", namespace="a"),
+        status_urls_at("again/", namespace="c"),
     ],
     "in an app": [
-        another_app("staff/", "ops", ours("")),
-        another_app("jobs-of-ours/", "shop", for_visitors("", namespace="visitors")),
+        app_at("staff/", "ops", pages_at("")),
+        app_at("shop-jobs/", "shop", status_urls_at("", namespace="visitors")),
     ],
 }
 
 
 @pytest.mark.parametrize("both", BOTH)
-def test_both_urlconfs_at_once_find_each_other(
+def test_pages_and_status_urls_find_each_other(
     mount: Any, staff: Client, job: PeasyJobQueue, both: str
 ) -> None:
     mount(*BOTH[both])
-    assert_all_is_there(staff, "/staff/", job)
-    document = staff.get(f"/jobs-of-ours/jobs/{job.pk}.json").json()
+    assert_all_pages_work(staff, "/staff/", job)
+    document = staff.get(f"/shop-jobs/jobs/{job.pk}.json").json()
     assert document["url"] == f"/staff/jobs/{job.pk}/"
-    widget = Client().get(f"/jobs-of-ours/jobs/{job.pk}/progress/", {"t": token(job)})
-    assert links(widget)[0].startswith(f"/jobs-of-ours/jobs/{job.pk}/progress/")
+    widget = Client().get(f"/shop-jobs/jobs/{job.pk}/progress/", {"t": token(job)})
+    assert links(widget)[0].startswith(f"/shop-jobs/jobs/{job.pk}/progress/")
     assert Client().get(job.status_url).json()["id"] == str(job.pk)
 
 
-def test_a_widget_takes_the_copy_that_is_nearest_to_its_page(
-    mount: Any, job: PeasyJobQueue
-) -> None:
+def test_a_widget_uses_the_copy_nearest_to_its_page(mount: Any, job: PeasyJobQueue) -> None:
     mount(
-        ours("peasy/"), path("page/", host_page), another_app("ops/", "ops", for_visitors("jobs/"))
+        pages_at("peasy/"),
+        path("page/", page_with_widget),
+        app_at("ops/", "ops", status_urls_at("jobs/")),
     )
     assert links(Client().get("/page/"))[0].startswith("/peasy/jobs/")
     assert links(Client().get("/ops/page/"))[0].startswith("/ops/jobs/jobs/")
 
 
-def test_a_request_may_name_the_copy(mount: Any) -> None:
-    mount(ours("one/", namespace="one"), ours("two/", namespace="two"))
+def test_current_app_selects_the_copy(mount: Any) -> None:
+    mount(pages_at("one/", namespace="one"), pages_at("two/", namespace="two"))
     request = RequestFactory().get("/")
     request.resolver_match = SimpleNamespace(namespace="one")
     assert address("dashboard", request=request) == "/one/"
@@ -190,21 +190,19 @@ def test_a_request_may_name_the_copy(mount: Any) -> None:
     assert address("dashboard", request=request) == "/two/"
 
 
-def test_a_site_of_several_languages_keeps_to_the_one_that_is_shown(
+def test_links_keep_the_language_of_the_page(
     mount: Any, staff: Client, job: PeasyJobQueue, settings: Any
 ) -> None:
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.middleware.locale.LocaleMiddleware"]
-    mount(*i18n_patterns(ours("peasy/")))
+    mount(*i18n_patterns(pages_at("peasy/")))
     for language in ("en", "de"):
         with translation.override(language):  # the middleware does not put back what it sets
-            assert_all_is_there(staff, f"/{language}/peasy/", job)
+            assert_all_pages_work(staff, f"/{language}/peasy/", job)
             assert job.status_url.startswith(f"/{language}/peasy/jobs/{job.pk}.json?t=")
 
 
-def test_a_site_under_a_path_of_its_server_has_it_in_every_address(
-    mount: Any, staff: Client, job: Any
-) -> None:
-    mount(another_app("ops/", "ops", ours("queue/")))
+def test_links_include_the_script_prefix(mount: Any, staff: Client, job: Any) -> None:
+    mount(app_at("ops/", "ops", pages_at("queue/")))
     static("")  # the storage keeps the prefix that it meets first
     with override_script_prefix("/shop/"):
         assert job.status_url.startswith(f"/shop/ops/queue/jobs/{job.pk}.json?t=")
@@ -216,15 +214,16 @@ def test_a_site_under_a_path_of_its_server_has_it_in_every_address(
             f"jobs/{job.pk}/progress/?t={token(job)}",
         ):
             named = links(staff.get(f"/ops/queue/{page}"))
-            assert named and all(link.startswith("/shop/ops/queue/") for link in named)
+            assert named
+            assert all(link.startswith("/shop/ops/queue/") for link in named)
         assert (
             staff.post("/ops/queue/jobs/actions/", {"action": "cancel"})["Location"]
             == "/shop/ops/queue/"
         )
 
 
-def test_what_is_mounted_nowhere_has_no_address(mount: Any, job: PeasyJobQueue) -> None:
-    mount(for_visitors("jobs/"))
+def test_a_view_that_is_not_mounted_raises_no_reverse_match(mount: Any, job: PeasyJobQueue) -> None:
+    mount(status_urls_at("jobs/"))
     assert job.progress_url
     with pytest.raises(
         NoReverseMatch, match="'dashboard' is mounted nowhere: include peasy_jobs.urls"
@@ -235,9 +234,7 @@ def test_what_is_mounted_nowhere_has_no_address(mount: Any, job: PeasyJobQueue) 
         job.status_url  # noqa: B018
 
 
-def test_a_missing_django_htmx_is_warned_of_wherever_the_pages_are(
-    mount: Any, settings: Any
-) -> None:
+def test_a_missing_django_htmx_is_reported_in_any_layout(mount: Any, settings: Any) -> None:
     settings.INSTALLED_APPS = [name for name in settings.INSTALLED_APPS if name != "django_htmx"]
-    mount(another_app("ops/", "ops", ours("queue/")))
+    mount(app_at("ops/", "ops", pages_at("queue/")))
     assert [message.id for message in run_checks(tags=["peasy_jobs"])] == ["peasy_jobs.W004"]
