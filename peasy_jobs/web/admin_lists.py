@@ -143,7 +143,7 @@ class JobList(ChangeList):
         self.result_count = min(len(pks), listing.WINDOW)
         self.paginator = Paginator(pks[: self.result_count], self.list_per_page)
         self.result_list = self._page_of_jobs(request)
-        # Together with the next line, this hides the number beside the search box.
+        # If the list is cut, the counts are equal, which hides the number beside the search box.
         self.full_result_count = self.result_count if self.capped else None
         self.show_full_result_count = False
         self.show_admin_actions = True
