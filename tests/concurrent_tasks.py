@@ -22,6 +22,7 @@ from peasy_jobs.runner.counters import Tally  # noqa: E402
 from peasy_jobs.runner.session import LOCK_TIMEOUT  # noqa: E402
 from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED  # noqa: E402
 from peasy_jobs.store import vendors  # noqa: E402
+from peasy_jobs.store.claiming import ClaimRequest  # noqa: E402
 from peasy_jobs.store.clock import Clock, as_field, database_now  # noqa: E402
 from peasy_jobs.store.values import Claim, JobUpdate  # noqa: E402
 
@@ -75,7 +76,11 @@ def claim_jobs(runner: int, limit: int, queues: list[str]) -> list[tuple[int, in
     mine: list[Claim] = []
     waiting = jobs.in_queues(queues).filter(status=ENQUEUED)
     while True:
-        claims = patiently(lambda: jobs.claim(runner, limit, queues, now()))
+        claims = patiently(
+            lambda: jobs.claim(
+                ClaimRequest(runner_id=runner, limit=limit, queues=queues, now=now())
+            )
+        )
         step()
         assert len(claims) <= limit
         mine += claims
@@ -91,7 +96,9 @@ def run_jobs(runner: int, limit: int, total: int) -> list[tuple[int, int, str, b
     runs: list[tuple[int, int, str, bool]] = []
     over = Over(total)
     while not over():
-        claims = patiently(lambda: jobs.claim(runner, limit, [], now()))
+        claims = patiently(
+            lambda: jobs.claim(ClaimRequest(runner_id=runner, limit=limit, now=now()))
+        )
         step()
         endings = [ended(claim) for claim in claims]
         lost = patiently(lambda endings=endings: jobs.end(runner, endings, now()))

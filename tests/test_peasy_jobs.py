@@ -22,6 +22,7 @@ from peasy_jobs.job import Job
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import peasy
 from peasy_jobs.store import querysets, wakeup
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.values import Run
 from peasy_jobs.workers import execution
@@ -55,7 +56,7 @@ def undecorated() -> None:
 def run_next() -> PeasyJobQueue:
     """Claim the next job, run it here, and write what came of it: what a runner does."""
     now = as_field(database_now(connection))
-    [claim] = PeasyJobQueue.objects.claim(1, 1, [], now)
+    [claim] = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=1, limit=1, now=now))
     outcome = execution.run(claim.run(), lambda report: None)
     ending = querysets.JobUpdate(
         claim=claim,
@@ -841,7 +842,10 @@ def test_a_job_that_is_cancelled_before_it_is_claimed_never_runs() -> None:
     pk, other = export("orders").pk, export("orders").pk
     assert PeasyJobQueue.objects.filter(pk=pk).update(status=PeasyJobQueue.CANCELLED) == 1
     now = as_field(database_now(connection))
-    assert [claim.pk for claim in PeasyJobQueue.objects.claim(1, 10, [], now)] == [other]
+    assert [
+        claim.pk
+        for claim in PeasyJobQueue.objects.claim(ClaimRequest(runner_id=1, limit=10, now=now))
+    ] == [other]
     assert PeasyJobQueue.objects.get(pk=pk).status == PeasyJobQueue.CANCELLED
 
 

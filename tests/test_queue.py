@@ -21,7 +21,8 @@ from peasy_jobs.models import PeasyJobQueue, PeasyRunner
 from peasy_jobs.runner.lease import Lease
 from peasy_jobs.runner.maintenance import Maintenance
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED, ONGOING, SCHEDULED
-from peasy_jobs.store import querysets, vendors
+from peasy_jobs.store import claiming, querysets, vendors
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.querysets import Claim, JobUpdate
 from peasy_jobs.web import listing
@@ -53,7 +54,9 @@ def insert(count: int = 1, **columns: Any) -> list[int]:
 def claim(
     limit: int = 1, queues: tuple[str, ...] = (), runner: int = ME, ahead: int = 0
 ) -> list[Claim]:
-    return jobs.claim(runner, limit, queues, at(), ahead)
+    return jobs.claim(
+        ClaimRequest(runner_id=runner, limit=limit, queues=queues, now=at(), ahead=ahead)
+    )
 
 
 def claimed(count: int = 1, runner: int = ME, **columns: Any) -> list[Claim]:
@@ -175,10 +178,10 @@ def test_what_is_claimed_ahead_has_not_started(limit, ahead, started):
 
 @pytest.mark.parametrize("queues", [(), ("default",), ("other", "default")])
 @pytest.mark.parametrize(
-    ("at_once", "weight", "taken"),
+    ("at_once", "max_bytes", "taken"),
     [(0, 0, 1), (1, 0, 1), (2, 0, 2), (0, 4, 2), (4, 5, 4), (0, 9, 3), (0, 13, 5)],
 )
-def test_after_large_arguments_no_more_jobs_are_claimed_ahead(queues, at_once, weight, taken):
+def test_after_large_arguments_no_more_jobs_are_claimed_ahead(queues, at_once, max_bytes, taken):
     payloads = (
         {"args_data": b"J[1]"},
         {"kwargs_data": b"J{}"},
@@ -187,26 +190,25 @@ def test_after_large_arguments_no_more_jobs_are_claimed_ahead(queues, at_once, w
         {},
     )
     pks = [insert(**columns)[0] for columns in payloads]
-    claims = jobs.claim(ME, 5, queues, at(), 5 - at_once, weight)
+    claims = jobs.claim(
+        ClaimRequest(
+            runner_id=ME, limit=5, queues=queues, now=at(), ahead=5 - at_once, max_bytes=max_bytes
+        )
+    )
     assert [claim.pk for claim in claims] == pks[:taken]
     expected = [(columns.get("args_data"), columns.get("kwargs_data")) for columns in payloads]
     assert [(claim.args, claim.kwargs) for claim in claims] == expected[:taken]
 
 
-def test_what_a_driver_gives_as_a_memoryview_is_claimed_as_bytes(monkeypatch):
-    name = "_claim_locked" if MARIADB else "_claim_returning"
-    claim_rows = getattr(querysets.JobQuerySet, name)
+def test_arguments_that_a_driver_returns_as_a_memoryview_are_claimed_as_bytes():
+    arguments = {"args": memoryview(b"J[1]"), "kwargs": memoryview(b"J{}")}
+    row = Claim(1, 1, "a job", "tests.jobs.nothing", None, None, 1, 0, None, None)
 
-    def viewed(*args):
-        return [
-            [memoryview(value) if isinstance(value, bytes) else value for value in row]
-            for row in claim_rows(*args)
-        ]
+    (found,) = claiming.as_claims([row._replace(**arguments)])
 
-    monkeypatch.setattr(querysets.JobQuerySet, name, viewed)
-    insert(args_data=b"J[1]")
-    (found,) = claim()
-    assert (found.args, found.kwargs, found.damage()) == (b"J[1]", None, "")
+    assert found.args == b"J[1]"
+    assert found.kwargs == b"J{}"
+    assert found.invalid_field() == ""
 
 
 class Replica:
@@ -288,7 +290,7 @@ def statements(action: Callable[[], Any]) -> list[tuple[str, Any]]:
 
     with transaction.atomic():
         # The driver's own cursor would show nothing.
-        asked = mock.patch.object(querysets, "bare_cursor", lambda connection: connection.cursor())
+        asked = mock.patch.object(claiming, "bare_cursor", lambda connection: connection.cursor())
         with connection.execute_wrapper(remember), asked:
             action()
         transaction.set_rollback(True)

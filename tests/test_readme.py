@@ -32,6 +32,7 @@ from peasy_jobs import conf, status_urls, statuses, urls
 from peasy_jobs.job import Job
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.peasy_jobs import Peasy, peasy
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.values import JobUpdate
 from peasy_jobs.templatetags.peasy_jobs import register
 from peasy_jobs.web import status_document
@@ -85,7 +86,7 @@ def import_snippet(monkeypatch, text, module_name):
 
 
 def claim_job(job):
-    (claim,) = PeasyJobQueue.objects.claim(1, 1, [], job.created)
+    (claim,) = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=1, limit=1, now=job.created))
     return claim
 
 

@@ -18,6 +18,7 @@ from peasy_jobs.runner import recorder
 from peasy_jobs.runner.recorder import PROGRESS_EVERY, WRITE_AGAIN, WRITE_EVERY, Recorder
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.querysets import Claim, JobUpdate
 from peasy_jobs.workers.protocol import Report
@@ -61,7 +62,8 @@ def book(transactional_db: None) -> Iterator[Recorder]:
 def claimed(count: int) -> list[Claim]:
     for _ in range(count):
         jobs.create(title="a job", job_name="tests.jobs.nothing")
-    return jobs.claim(ME, count, [], as_field(database_now(connection)))
+    now = as_field(database_now(connection))
+    return jobs.claim(ClaimRequest(runner_id=ME, limit=count, now=now))
 
 
 def done(claim: Claim, **columns: Any) -> JobUpdate:

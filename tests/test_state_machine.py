@@ -18,6 +18,7 @@ from peasy_jobs.statuses import (
     SCHEDULED,
     TRANSITIONS,
 )
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.values import Claim, JobUpdate
 
@@ -63,7 +64,7 @@ class World:
     def do(self, what: str, *how: Any) -> list[Claim]:
         """Returns the claims whose outcome was refused."""
         if what == "claim":
-            self.claims[how[0]] += jobs.claim(how[0], 1, [], self.now)
+            self.claims[how[0]] += jobs.claim(ClaimRequest(runner_id=how[0], limit=1, now=self.now))
         elif what == "end":
             runner, back, status = how
             ended = self.now if status in (COMPLETED, FAILED) else None

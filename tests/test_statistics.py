@@ -22,6 +22,7 @@ from peasy_jobs.runner.maintenance import TALLY_EVERY, Maintenance
 from peasy_jobs.runner.recorder import Recorder
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.store import durations, vendors
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.durations import BOUNDS, COLUMNS, EDGES, bucket
 from peasy_jobs.store.values import Claim, JobUpdate
@@ -225,7 +226,8 @@ def claimed(count: int, **columns: Any) -> list[Claim]:
         PeasyJobQueue.objects.create(
             **{"title": "a job", "job_name": "tests.jobs.nothing", **columns}
         )
-    return PeasyJobQueue.objects.claim(ME, count, [], as_field(database_now(connection)))
+    now = as_field(database_now(connection))
+    return PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=count, now=now))
 
 
 def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_not(tally):
@@ -257,7 +259,7 @@ def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
         columns = {**columns, "run_after": as_field(now + timedelta(seconds=columns["run_after"]))}
     (claim,) = claimed(1, **columns)
 
-    assert not claim.damage()
+    assert not claim.invalid_field()
     if seconds is None:
         assert claim.since is None
     else:
@@ -269,7 +271,7 @@ def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
 def test_a_job_that_was_given_back_has_waited_since_the_same_time(tally):
     (claim,) = claimed(1, run_after=at(-600))
     PeasyJobQueue.objects.end(ME, [JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)], at(0))
-    (again,) = PeasyJobQueue.objects.claim(ME, 1, [], at(0))
+    (again,) = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=1, now=at(0)))
 
     assert (again.fencing_token, again.since) == (2, claim.since)
 
@@ -281,9 +283,9 @@ def test_a_time_that_nobody_can_read_stops_no_claim():
     PeasyJobQueue.objects.create(title="a job", job_name="tests.jobs.nothing")
     with connection.cursor() as cursor:
         cursor.execute(f"UPDATE {PeasyJobQueue._meta.db_table} SET created = {broken}")
-    (claim,) = PeasyJobQueue.objects.claim(ME, 1, [], at(0))
+    (claim,) = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=1, now=at(0)))
 
-    assert not claim.damage()
+    assert not claim.invalid_field()
     assert claim.since is None or claim.since > since(0)
 
 

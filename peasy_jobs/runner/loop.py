@@ -30,6 +30,7 @@ from peasy_jobs.runner.recorder import Recorder
 from peasy_jobs.runner.session import Session
 from peasy_jobs.runner.shutdown import Phase, Shutdown
 from peasy_jobs.store import vendors, wakeup
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import Clock
 from peasy_jobs.store.values import Claim
 from peasy_jobs.workers.base import Worker, Workers, distribute
@@ -302,25 +303,26 @@ class Runner:
             return
         limit, ahead = self.capacity.claim_size(free_slots)
         before = monotonic()
-        claims = self.jobs.claim(
-            self.lease.id,
-            limit,
-            self.queues,
-            self.clock.at(before),
-            ahead,
-            capacity.LOOK_AHEAD_BYTES,
+        request = ClaimRequest(
+            runner_id=self.lease.id,
+            limit=limit,
+            ahead=ahead,
+            queues=self.queues,
+            max_bytes=capacity.LOOK_AHEAD_BYTES,
+            now=self.clock.at(before),
         )
+        claims = self.jobs.claim(request)
         self.held.add(claims, started=limit - ahead)
-        damages = {claim: why for claim in claims if (why := claim.damage())}
-        for claim, why in damages.items():
-            self.held.end(outcomes.damaged(claim, why, self.clock))
-        sound = [claim for claim in claims if claim not in damages] if damages else claims
-        sizes = [claim.weight() for claim in sound]
+        invalid = {claim: reason for claim in claims if (reason := claim.invalid_field())}
+        for claim, reason in invalid.items():
+            self.held.end(outcomes.invalid_row(claim, reason, self.clock))
+        valid = [claim for claim in claims if claim not in invalid] if invalid else claims
+        sizes = [claim.payload_bytes() for claim in valid]
         self.capacity.record_claim(len(claims), max(sizes, default=1))
         # Fewer than the limit were claimed because they are large: there are more of them.
         is_cut_short = sum(sizes) > capacity.LOOK_AHEAD_BYTES
         self.demand.record_claim(before, backlog=len(claims) == limit or is_cut_short)
-        self._hand_out(sound)
+        self._hand_out(valid)
 
     def _hand_out(self, claims: list[Claim]) -> None:
         free_slots = self.capacity.free_slots(self.workers.workers)

@@ -27,7 +27,7 @@ def given_back(claim: Claim) -> JobUpdate:
     return JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)
 
 
-def damaged(claim: Claim, why: str, clock: Clock) -> JobUpdate:
+def invalid_row(claim: Claim, why: str, clock: Clock) -> JobUpdate:
     """Nothing can be done with its row."""
     return JobUpdate(
         claim=claim, status=FAILED, error=error_entry(Failure(why)), completed=clock.at(monotonic())

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from itertools import accumulate
-from operator import itemgetter
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections, models, transaction
@@ -20,26 +18,20 @@ from django.db.models.functions import Coalesce, Greatest, Least
 from django.db.utils import DataError
 
 from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED
-from peasy_jobs.store import wakeup
-from peasy_jobs.store.clock import as_field, as_read, database_now
+from peasy_jobs.store import claiming, wakeup
+from peasy_jobs.store.claiming import ClaimRequest
+from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.values import Claim, JobUpdate
-from peasy_jobs.store.vendors import bare_cursor, portions, refuse_too_large, update_each
+from peasy_jobs.store.vendors import UNREADABLE, portions, refuse_too_large, table_sql, update_each
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
 
 STATUS_MSG_LIMIT = 255
 ERRORS_KEPT = 25  # failed attempts of a job, the newest
-MOST = 2**31 - 1  # that an integer column holds
-UNREADABLE = (
-    DataError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)  # a time that Python or Django cannot hold
+MAX_INTEGER = 2**31 - 1  # the largest value of an integer column on every database
 # Of what `_ending_row` returns, on PostgreSQL.
 TYPES = "text bytea text jsonb jsonb timestamptz timestamptz text timestamptz int int bigint text bigint int".split()
-WEIGHT = "COALESCE(LENGTH(args_data), 0) + COALESCE(LENGTH(kwargs_data), 0)"  # reads no more than the head of a row
 BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
 
 
@@ -87,169 +79,37 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         """The jobs of these queues; of all of them when none is named."""
         return self.filter(queue_name__in=queues) if queues else self
 
-    def peek(self, queues: Sequence[str]) -> tuple[bool, datetime | None]:
-        """Whether a job may run now, and when the next scheduled one is due. Takes no lock."""
-        # Plain SQL: where nothing wakes an idle runner, it asks this ten times a second.
-        within = f" AND queue_name IN ({', '.join(['%s'] * len(queues))})" if queues else ""
-        # In order, or PostgreSQL reads the whole table when by its statistics, which are of a while ago, many wait.
-        table = self._table("peasy_waiting_in_queue" if queues else "peasy_waiting")
-        probe = f"(SELECT id FROM {table} WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT 1) IS NOT NULL"
-        waiting = " OR ".join(
-            probe % each for each in [" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"]
-        )
-        scheduled = (
-            f"(SELECT MIN(run_after) FROM {self._table('peasy_due')} WHERE status = 'S'{within})"
-        )
-        with bare_cursor(connections[self.db]) as cursor:
-            with suppress(*UNREADABLE):
-                cursor.execute(f"SELECT {waiting}, {scheduled}", [*queues, *queues])
-                found, due = cursor.fetchone()
-                return bool(found), None if due is None else as_read(connections[self.db], due)
-            cursor.execute(f"SELECT {waiting}", queues)  # a time that nobody can read counts as due
-            return bool(cursor.fetchone()[0]), as_field(datetime(1970, 1, 1, tzinfo=UTC))
+    def peek(self, queues: Sequence[str]) -> claiming.Waiting:
+        """Return whether a job of these queues may run now, and when the next scheduled one is due.
 
-    def claim(
-        self,
-        runner_id: int,
-        limit: int,
-        queues: Sequence[str],
-        now: datetime,
-        ahead: int = 0,
-        weight: int = 1 << 24,
-    ) -> list[Claim]:
-        """Take the next `limit` jobs for this runner, first to run first. The last `ahead` are not to start at once.
-
-        `started` stays empty for those, which says to a rescuer that they had not begun. None of them is taken once
-        the arguments of the jobs before it have more than `weight` bytes.
+        Take no lock. Without queues: of all of them.
         """
-        claim = (
-            self._claim_locked if connections[self.db].vendor == "mysql" else self._claim_returning
-        )
+        return claiming.peek(self, queues)
+
+    def claim(self, request: ClaimRequest) -> list[Claim]:
+        """Claim waiting jobs for a runner: ENQUEUED becomes ONGOING. Return them, first to run first.
+
+        Counts the claim and the attempt. `started` is set for the jobs that start at once and stays
+        empty for those claimed ahead, which tells whoever rescues them that they had not begun.
+        """
         try:
-            rows = claim(runner_id, limit, list(dict.fromkeys(queues)), now, limit - ahead, weight)
+            return claiming.claim(self, request)
         except DataError:
-            if not self._fail_worn_out(now):
+            if not self._fail_exhausted_counters(request.now):
                 raise
             return []
-        rows.sort(key=itemgetter(0, 1))  # RETURNING has no order
-        # psycopg2 gives bytes as a memoryview.
-        plain: list[list[Any]] = [
-            [bytes(each) if type(each) is memoryview else each for each in row] for row in rows
-        ]
-        return [Claim(*row[1:]) for row in plain]
 
-    def _fail_worn_out(self, now: datetime) -> int:
-        """Fail the jobs that can be claimed no more: somebody has set a counter to the end of its range."""
+    def _fail_exhausted_counters(self, now: datetime) -> int:
+        """Fail the waiting jobs that cannot be claimed, because a counter is at its largest value."""
         entry = {"at": now.isoformat(), "where": "", "exception": "", "traceback": ""}
-        entry["message"] = f"claims or attempts of this job are at {MOST:,}, the most there can be."
-        worn_out = self.filter(Q(claims__gte=MOST) | Q(attempts__gte=MOST), status=ENQUEUED)
-        return worn_out.update(status=FAILED, completed=now, errors=[entry])
-
-    def _claim_returning(
-        self,
-        runner_id: int,
-        limit: int,
-        queues: Sequence[str],
-        now: datetime,
-        at_once: int,
-        weight: int,
-    ) -> list[Any]:
-        # The ORM has no UPDATE … RETURNING. PostgreSQL needs the candidates materialised: a bare sub-select may
-        # be run again after a lock wait and then updates more rows than its limit. `waiting`: see
-        # `vendors.configure_session`.
-        connection = connections[self.db]
-        table = self._table()
-        probe = f"SELECT id, priority, {WEIGHT} AS weight FROM {table}"
-        probe += f" WHERE status = 'Q'%s ORDER BY priority DESC, id LIMIT {limit:d}"
-        if connection.features.has_select_for_update_skip_locked:
-            probe += " FOR UPDATE SKIP LOCKED"
-        # One probe for each queue: their index is in order within a queue only.
-        probes = " UNION ALL ".join(
-            f"SELECT id, priority, weight FROM ({probe % condition}) AS queue_{n}"
-            for n, condition in enumerate(
-                [" AND queue_name = %s"] * len(queues) or [" AND claims >= 0"]
-            )
+        entry["message"] = (
+            f"The counter `claims` or `attempts` of this job has reached {MAX_INTEGER:,}, the largest"
+            " value of its column. Enqueue the job again."
         )
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"WITH candidates AS MATERIALIZED ({probes}), next AS (SELECT id AS next_id, 'Q' AS waiting,"
-                " ROW_NUMBER() OVER line AS place, SUM(weight) OVER line - weight AS before FROM candidates"
-                f" WINDOW line AS (ORDER BY priority DESC, id) ORDER BY place LIMIT {limit:d})"
-                f" UPDATE {table} SET status = 'O', runner_id = %s, claims = claims + 1, attempts = attempts + 1,"
-                " started = CASE WHEN place <= %s THEN %s END"
-                f" FROM next WHERE id = next_id AND status = waiting AND (place <= %s OR before <= {weight:d})"
-                " RETURNING 0 - priority, id, claims, title, job_name, args_data, kwargs_data,"
-                f" attempts, crashes, crash_retries, timeout, {self._since(first=1)}",
-                [
-                    *queues,
-                    runner_id,
-                    at_once,
-                    connection.ops.adapt_datetimefield_value(now),
-                    at_once,
-                ],
-            )
-            return list(cursor.fetchall())
-
-    def _claim_locked(
-        self,
-        runner_id: int,
-        limit: int,
-        queues: Sequence[str],
-        now: datetime,
-        at_once: int,
-        weight: int,
-    ) -> list[Any]:
-        # MariaDB and MySQL have no UPDATE … RETURNING. The update goes by primary key alone: through a secondary
-        # index it would lock in another order than a finish does, and deadlock with it.
-        skip = connections[self.db].features.has_select_for_update_skip_locked
-        rows: list[Any] = []
-        with transaction.atomic(using=self.db):
-            for queue in queues or [""]:
-                table = self._table("peasy_waiting_in_queue" if queue else "peasy_waiting")
-                condition = " AND queue_name = %s" if queue else ""
-                with connections[self.db].cursor() as cursor:
-                    cursor.execute(
-                        f"SELECT 0 - priority, id, claims + 1, title, job_name, {WEIGHT}, attempts + 1,"
-                        f" crashes, crash_retries, timeout, {self._since(first=0)} FROM {table}"
-                        f" WHERE status = 'Q'{condition} ORDER BY priority DESC, id LIMIT {limit:d} FOR UPDATE"
-                        + (" SKIP LOCKED" if skip else ""),
-                        [queue] if queue else [],
-                    )
-                    rows += cursor.fetchall()
-            # A set: MariaDB may find a job in two queues, because their names ignore case.
-            rows = sorted(set(rows), key=itemgetter(0, 1))[:limit]
-            before = accumulate((row[5] for row in rows), initial=0)
-            rows = [row for n, row in enumerate(rows) if next(before) <= weight or n < at_once]
-            pks = [row[1] for row in rows]
-            arguments = self.filter(pk__in=[row[1] for row in rows if row[5]])
-            found = {
-                pk: rest for pk, *rest in arguments.values_list("pk", "args_data", "kwargs_data")
-            }
-            for some, started in ((pks[:at_once], now), (pks[at_once:], None)):
-                if some:
-                    self.filter(pk__in=some).update(
-                        status=ONGOING,
-                        runner=runner_id,
-                        claims=F("claims") + 1,
-                        attempts=F("attempts") + 1,
-                        started=started,
-                    )
-        return [(*row[:5], *found.get(row[1], (None, None)), *row[6:]) for row in rows]
-
-    def _since(self, first: int) -> str:
-        """SQL for when a job might have started: seconds since 1970, in the time zone of the columns, or NULL.
-
-        Nobody knows it of a job whose worker died, or that was put back by hand after its `first` attempt.
-        """
-        # Not the time itself: one that somebody else has put there may be more than Python can hold.
-        seconds = {
-            "sqlite": "(julianday(%s) - 2440587.5) * 86400.0",
-            "postgresql": "CAST(EXTRACT(EPOCH FROM CAST(%s AS timestamp)) AS double precision)",
-            "mysql": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', %s) / 1e6",
-        }[connections[self.db].vendor]
-        # COALESCE: `RETURNING run_after IS NOT NULL` is 1 for NULL in SQLite 3.40.
-        when = f"COALESCE(run_after, CASE WHEN attempts = {first:d} THEN created END)"
-        return seconds % f"CASE WHEN crashes = 0 THEN {when} END"
+        exhausted = self.filter(
+            Q(claims__gte=MAX_INTEGER) | Q(attempts__gte=MAX_INTEGER), status=ENQUEUED
+        )
+        return exhausted.update(status=FAILED, completed=now, errors=[entry])
 
     def give_back_unknown(self, runner_id: int, known: Iterable[Claim]) -> int:
         """Give back what a runner holds without knowing it: the answer to a claim was lost on the way."""
@@ -293,8 +153,9 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def _write_endings(self, rows: list[list[Any]]) -> int:
         # One statement for any mix of endings: the ORM would send a query for each. WHERE: see
         # `vendors.configure_session`.
+        table = table_sql(connections[self.db], self.model._meta.db_table)
         update = (
-            f"UPDATE {self._table()} AS job{{join}} SET status = {{}}, result_data = {{}},"
+            f"UPDATE {table} AS job{{join}} SET status = {{}}, result_data = {{}},"
             " status_msg = COALESCE({}, job.status_msg), extra = COALESCE({}, job.extra),"
             " errors = COALESCE({}, job.errors), started = {}, completed = {},"
             " run_after = CASE WHEN {} = 'Q' THEN job.run_after ELSE {} END,"
@@ -427,7 +288,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
                     completed=now,
                     runner=None,
                     run_after=None,
-                    crashes=Least(F("crashes"), MOST - 1) + 1,
+                    crashes=Least(F("crashes"), MAX_INTEGER - 1) + 1,
                 )
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
@@ -487,12 +348,3 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         ):  # looked at first: an UPDATE takes the write lock
             changed += over.filter(pk__in=pks).update(completed=now)
         return changed
-
-    def _table(self, index: str = "") -> str:
-        """For SQL, with the index to read on MariaDB and MySQL: by their statistics they take another, or none."""
-        name = connections[self.db].ops.quote_name(self.model._meta.db_table)
-        return (
-            f"{name} FORCE INDEX ({index})"
-            if index and connections[self.db].vendor == "mysql"
-            else name
-        )

@@ -33,10 +33,13 @@ class Claim(NamedTuple):
     crashes: int
     crash_retries: int | None
     timeout: float | None  # seconds
-    since: float | None = None  # when it might first have started; see `JobQuerySet._since`
+    # When it might first have started: seconds since 1970, in the time zone of the columns. Unknown
+    # for a job whose worker died, or that was put back by hand after its first attempt.
+    since: float | None = None
+    rank: float = 0  # jobs run in the order of rank and pk
 
-    def damage(self) -> str:
-        """Why nothing can be done with this row: SQLite lets every column hold anything. Empty when all is well."""
+    def invalid_field(self) -> str:
+        """Return why the row cannot be used, as SQLite stores any value in any column. Empty if it can."""
         if tuple(map(type, self)) in SOUND:
             return ""
         wrong = next(
@@ -46,8 +49,8 @@ class Claim(NamedTuple):
         )
         return f"The row of this job is damaged: {COLUMNS.get(wrong, wrong)} is {getattr(self, wrong)!r:.100}."
 
-    def weight(self) -> int:
-        """Bytes that its arguments take, and one."""
+    def payload_bytes(self) -> int:
+        """Return the size of its arguments in bytes, plus one."""
         return len(self.args or b"") + len(self.kwargs or b"") + 1
 
     def run(self) -> Run:
@@ -70,6 +73,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "crash_retries": (int, NoneType),
     "timeout": (float, int, NoneType),
     "since": (float, NoneType),
+    "rank": (int, float),
 }
 SOUND = set(product(*(KINDS[name] for name in Claim._fields)))
 

@@ -18,6 +18,8 @@ T = TypeVar("T")
 STATEMENT = 4096  # bytes of a statement without its values, at the most
 ROWS = 1000  # of one INSERT
 SURELY_ACCEPTED = 500_000  # bytes of a statement: no server is set to less
+# What is raised for a time that another program has stored and that Python or Django cannot hold.
+UNREADABLE = (DataError, ValueError, TypeError, AttributeError)
 ESCAPED = b"\0\n\r\x1a\"'\\"  # each is sent as two bytes
 
 
@@ -28,6 +30,16 @@ def bare_cursor(connection: BaseDatabaseWrapper) -> Iterator[Any]:
     source = connection.connection if connection.vendor == "mysql" else connection
     with connection.wrap_database_errors, closing(source.cursor()) as cursor:
         yield cursor
+
+
+def table_sql(connection: BaseDatabaseWrapper, table: str, index: str = "") -> str:
+    """Quote the name of a table, with the index that MariaDB and MySQL have to read.
+
+    FORCE INDEX: going by statistics, which are always out of date for a queue, they would read
+    another index or the whole table.
+    """
+    quoted = connection.ops.quote_name(table)
+    return f"{quoted} FORCE INDEX ({index})" if index and connection.vendor == "mysql" else quoted
 
 
 def configure_runner_settings(connection: BaseDatabaseWrapper, limit: float) -> None:

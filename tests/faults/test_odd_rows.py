@@ -19,6 +19,7 @@ from peasy_jobs.runner.maintenance import Maintenance
 from peasy_jobs.runner.recorder import Recorder
 from peasy_jobs.statuses import COMPLETED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import vendors
+from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import Clock, as_field, database_now
 from peasy_jobs.store.querysets import JobUpdate
 from tests import jobs
@@ -36,7 +37,10 @@ LATE = 40
 ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None, "PEASY_POLLING_INTERVAL": 0.3}
 MOST = 2**63 - 1 if SQLITE else 2**31 - 1 if POSTGRES else 2**32 - 1  # that a counter holds
 DAMAGED = "The row of this job is damaged: "
-WORN_OUT = "claims or attempts of this job are at 2,147,483,647, the most there can be."
+WORN_OUT = (
+    "The counter `claims` or `attempts` of this job has reached 2,147,483,647, the largest value of its"
+    " column. Enqueue the job again."
+)
 
 
 class Odd(NamedTuple):
@@ -206,9 +210,9 @@ def a_runner_works(record: Recorder, lease: Lease, house: Maintenance) -> None:
     for queues in ([], ["default"]):
         all_jobs.peek(queues)
         now = as_field(database_now(connection))
-        for claim in all_jobs.claim(ME, 10, queues, now):
-            if why := claim.damage():
-                record.end(outcomes.damaged(claim, why, clock))
+        for claim in all_jobs.claim(ClaimRequest(runner_id=ME, limit=10, queues=queues, now=now)):
+            if why := claim.invalid_field():
+                record.end(outcomes.invalid_row(claim, why, clock))
             else:
                 claim.run()
                 record.end(JobUpdate(claim=claim, status=COMPLETED, result=b"J1", completed=now))
