@@ -101,11 +101,11 @@ TRANSITIONS = (
     Transition("promote", SCHEDULED, ENQUEUED),
     Transition("claim", ENQUEUED, ONGOING),
     Transition("fail exhausted", ENQUEUED, FAILED),  # a counter of the row cannot grow any more
-    Transition("end", ONGOING, COMPLETED),
-    Transition("end", ONGOING, FAILED),
-    Transition("end", ONGOING, CANCELLED),
-    Transition("end", ONGOING, SCHEDULED),  # the next attempt runs later
-    Transition("end", ONGOING, ENQUEUED),  # the runner could not finish it
+    Transition("finish", ONGOING, COMPLETED),
+    Transition("finish", ONGOING, FAILED),
+    Transition("finish", ONGOING, CANCELLED),
+    Transition("finish", ONGOING, SCHEDULED),  # the next attempt runs later
+    Transition("finish", ONGOING, ENQUEUED),  # the runner could not finish it
     Transition("give back", ONGOING, ENQUEUED),
     Transition("rescue", ONGOING, ENQUEUED),
     Transition("rescue", ONGOING, FAILED),  # its runner died, and it has no crash retries left

@@ -18,7 +18,7 @@ from django.db import OperationalError, connection, transaction
 django.setup()
 
 from peasy_jobs.models import PeasyJobQueue  # noqa: E402
-from peasy_jobs.runner.counters import Tally  # noqa: E402
+from peasy_jobs.runner.counters import Counters  # noqa: E402
 from peasy_jobs.runner.session import LOCK_TIMEOUT  # noqa: E402
 from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED  # noqa: E402
 from peasy_jobs.store import vendors  # noqa: E402
@@ -100,11 +100,12 @@ def run_jobs(runner: int, limit: int, total: int) -> list[tuple[int, int, str, b
             lambda: jobs.claim(ClaimRequest(runner_id=runner, limit=limit, now=now()))
         )
         step()
-        endings = [ended(claim) for claim in claims]
-        lost = patiently(lambda endings=endings: jobs.end(runner, endings, now()))
+        updates = [ended(claim) for claim in claims]
+        dropped = patiently(lambda updates=updates: jobs.finish(runner, updates, now()))
+        lost = [each.claim for each in dropped]
         runs += [
-            (end.claim.pk, end.claim.fencing_token, end.status, end.claim not in lost)
-            for end in endings
+            (update.claim.pk, update.claim.fencing_token, update.status, update.claim not in lost)
+            for update in updates
         ]
     return runs
 
@@ -183,11 +184,14 @@ def write_outcomes(dead: list[int]) -> list[int]:
     for runner in dead:
         pks = jobs.filter(title=f"of runner {runner}").order_by("pk").values_list("pk", flat=True)
         claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
-        endings = [
+        updates = [
             JobUpdate(claim=claim, status=COMPLETED, result=b"J1", completed=now())
             for claim in claims
         ]
-        lost = patiently(lambda runner=runner, endings=endings: jobs.end(runner, endings, now()))
+        dropped = patiently(
+            lambda runner=runner, updates=updates: jobs.finish(runner, updates, now())
+        )
+        lost = [each.claim for each in dropped]
         written += [claim.pk for claim in claims if claim not in lost]
         step(meet=True)
     return written
@@ -195,14 +199,14 @@ def write_outcomes(dead: list[int]) -> list[int]:
 
 def write_statistics(minutes: list[int], seconds: list[float]) -> None:
     """Adds a job to each of these minutes, in turn, that ran for each of these seconds, over and over again."""
-    tally = Tally("default", Clock(connection))
+    counters = Counters("default", Clock(connection))
     for minute, run in zip(minutes, cycle(seconds), strict=False):
-        tally.counts, tally.longest = (
+        counters.counts, counters.longest = (
             {minute: Counter(completed=1, r0=1)},
             {minute: {"run_max": run}},
         )
-        while tally.counts:
-            tally.write()
+        while counters.counts:
+            counters.write()
         step(meet=True)
 
 

@@ -58,7 +58,7 @@ def run_next() -> PeasyJobQueue:
     now = as_field(database_now(connection))
     [claim] = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=1, limit=1, now=now))
     outcome = execution.run(claim.run(), lambda report: None)
-    ending = querysets.JobUpdate(
+    update = querysets.JobUpdate(
         claim=claim,
         status=statuses.FAILED if outcome.error else statuses.COMPLETED,
         result=outcome.result,
@@ -66,7 +66,7 @@ def run_next() -> PeasyJobQueue:
         started=now,
         completed=now,
     )
-    assert PeasyJobQueue.objects.end(1, [ending], now) == []
+    assert PeasyJobQueue.objects.finish(1, [update], now) == []
     return PeasyJobQueue.objects.get(pk=claim.pk)
 
 

@@ -24,7 +24,7 @@ from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, FINISHED
 from peasy_jobs.store import claiming, querysets, vendors
 from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import Clock, as_field, database_now
-from peasy_jobs.store.querysets import Claim, JobUpdate
+from peasy_jobs.store.values import Claim, Dropped, JobUpdate
 from peasy_jobs.web import listing
 from peasy_jobs.web.filters import Filters
 from tests.concurrent_processes import TABLE, locked, second_connection
@@ -436,8 +436,8 @@ def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_t
             ]
         if POSTGRES:  # the others are told row by row, or which rows in the statement
             for some in (1, 10, 100, 1000):
-                endings = [ending(each, completed=at()) for each in held[:some]]
-                assert accesses(lambda rows=endings: jobs.end(ME, rows, at())) == [
+                updates = [update_of(each, completed=at()) for each in held[:some]]
+                assert accesses(lambda rows=updates: jobs.finish(ME, rows, at())) == [
                     ("primary key", False)
                 ], some
 
@@ -506,7 +506,7 @@ def seconds(*numbers: float) -> list[timedelta]:
 
 
 def test_a_backlog_of_due_jobs_is_promoted_in_batches_the_longest_due_first(monkeypatch):
-    monkeypatch.setattr(querysets, "BATCH", 2)
+    monkeypatch.setattr(querysets, "MAINTENANCE_BATCH", 2)
     late, latest, on_time = (
         insert(status=SCHEDULED, run_after=at(second))[0] for second in (-2, -3, 0)
     )
@@ -538,7 +538,7 @@ def test_a_look_waits_for_no_lock():
 # End
 
 
-def ending(claim: Claim, status: str = COMPLETED, **columns: Any) -> JobUpdate:
+def update_of(claim: Claim, status: str = COMPLETED, **columns: Any) -> JobUpdate:
     return JobUpdate(claim=claim, status=status, **columns)
 
 
@@ -549,10 +549,10 @@ def failure(message: str) -> dict[str, str]:
 def test_a_batch_may_end_in_different_ways():
     done, failed, back, crashed = claimed(4)
 
-    lost = jobs.end(
+    lost = jobs.finish(
         ME,
         [
-            ending(
+            update_of(
                 done,
                 result=b"J1",
                 status_msg="ready",
@@ -560,9 +560,9 @@ def test_a_batch_may_end_in_different_ways():
                 started=at(1),
                 completed=at(2),
             ),
-            ending(failed, FAILED, error=failure("no"), started=at(3), completed=at(4)),
-            ending(back, ENQUEUED, attempts=-1),
-            ending(crashed, ENQUEUED, crashes=1),
+            update_of(failed, FAILED, error=failure("no"), started=at(3), completed=at(4)),
+            update_of(back, ENQUEUED, attempts=-1),
+            update_of(crashed, ENQUEUED, crashes=1),
         ],
         at(9),
     )
@@ -603,7 +603,7 @@ def test_what_no_array_and_no_text_may_confuse_is_stored_as_it_is():
     raw = [b"J" + bytes(range(256)), b"", b"\\x00", b"J\x00\x01", *[None] * 5]
     claims = claimed(len(odd))
     some = [
-        ending(
+        update_of(
             claim,
             FAILED,
             status_msg=text,
@@ -614,9 +614,9 @@ def test_what_no_array_and_no_text_may_confuse_is_stored_as_it_is():
         )
         for n, (claim, text, data) in enumerate(zip(claims, odd, raw, strict=True))
     ]
-    some[3].started = None
+    some[3] = some[3]._replace(started=None)
 
-    assert jobs.end(ME, some, at()) == []
+    assert jobs.finish(ME, some, at()) == []
 
     for n, (claim, text, data) in enumerate(zip(claims, odd, raw, strict=True)):
         job = row(claim.pk)
@@ -629,7 +629,9 @@ def test_outcomes_too_large_for_one_statement_are_written_with_several():
     claims = claimed(5)
     with CaptureQueriesContext(connection) as context:
         assert (
-            jobs.end(ME, [ending(claim, result=b"J" + b"1" * 200_000) for claim in claims], at())
+            jobs.finish(
+                ME, [update_of(claim, result=b"J" + b"1" * 200_000) for claim in claims], at()
+            )
             == []
         )
     updates = sum("UPDATE" in query["sql"] for query in context)
@@ -639,11 +641,13 @@ def test_outcomes_too_large_for_one_statement_are_written_with_several():
 
 def queries_to_end(count: int) -> int:
     some = [
-        ending(claim, FAILED, error=failure("no")) if number % 2 else ending(claim, result=b"J1")
+        update_of(claim, FAILED, error=failure("no"))
+        if number % 2
+        else update_of(claim, result=b"J1")
         for number, claim in enumerate(claimed(count))
     ]
     with CaptureQueriesContext(connection) as context:
-        assert jobs.end(ME, some, at()) == []
+        assert jobs.finish(ME, some, at()) == []
     return len(context)
 
 
@@ -653,13 +657,13 @@ def test_a_batch_takes_the_same_number_of_queries_whatever_its_size():
 
 def test_an_empty_batch_asks_nothing(django_assert_num_queries):
     with django_assert_num_queries(0):
-        assert jobs.end(ME, [], at()) == []
+        assert jobs.finish(ME, [], at()) == []
 
 
 def test_what_a_job_has_reported_stays_when_its_ending_says_nothing_of_it():
     silent, speaking = claimed(2, status_msg="half way", extra={"progress": 50})
 
-    jobs.end(ME, [ending(silent), ending(speaking, status_msg="", extra="{}")], at())
+    jobs.finish(ME, [update_of(silent), update_of(speaking, status_msg="", extra="{}")], at())
 
     assert column("status_msg", [silent.pk, speaking.pk]) == ["half way", ""]
     assert column("extra", [silent.pk, speaking.pk]) == [{"progress": 50}, {}]
@@ -669,7 +673,9 @@ def test_every_failed_attempt_adds_an_error():
     (pk,) = insert()
     for number in range(3):
         (found,) = claim()
-        jobs.end(ME, [ending(found, ENQUEUED, error=failure(f"attempt {number}"))], at(number))
+        jobs.finish(
+            ME, [update_of(found, ENQUEUED, error=failure(f"attempt {number}"))], at(number)
+        )
 
     assert [(entry["at"], entry["message"]) for entry in row(pk).errors] == [
         (at(number).isoformat(), f"attempt {number}") for number in range(3)
@@ -705,7 +711,7 @@ def delete(job: Claim) -> None:
 
 def finish_elsewhere(job: Claim) -> None:
     take_over(job)
-    assert jobs.end(ANOTHER, [ending(job._replace(fencing_token=2))], at(5)) == []
+    assert jobs.finish(ANOTHER, [update_of(job._replace(fencing_token=2))], at(5)) == []
 
 
 FENCES = [take_away, take_over, take_again, rescue, cancel_in_the_queue, delete, finish_elsewhere]
@@ -717,11 +723,13 @@ def test_the_outcome_of_a_job_that_is_not_ours_any_more_is_dropped_and_the_rest_
     happens(taken)
     others = claimed(2, priority=100)
     before = list(jobs.filter(pk=taken.pk).values())
-    late = ending(
+    late = update_of(
         taken, result=b"J1", status_msg="late", extra="{}", attempts=-1, crashes=1, completed=at(9)
     )
 
-    assert jobs.end(ME, [ending(others[0]), late, ending(others[1])], at(9)) == [taken]
+    assert jobs.finish(ME, [update_of(others[0]), late, update_of(others[1])], at(9)) == [
+        Dropped(taken, was_cancelled=False)
+    ]
 
     assert list(jobs.filter(pk=taken.pk).values()) == before
     assert column("status", pks(others)) == [COMPLETED, COMPLETED]
@@ -733,7 +741,9 @@ def test_an_outcome_under_another_runner_or_claim_is_dropped(wrong):
     before = everything()
 
     stranger = mine._replace(fencing_token=wrong.get("claims", 1))
-    assert jobs.end(wrong.get("runner", ME), [ending(stranger)], at(9)) == [stranger]
+    assert jobs.finish(wrong.get("runner", ME), [update_of(stranger)], at(9)) == [
+        Dropped(stranger, was_cancelled=False)
+    ]
 
     assert everything() == before
 
@@ -742,9 +752,9 @@ def test_a_job_that_was_cancelled_while_it_ran_is_closed_when_it_ends():
     cancelled, other = claimed(2)
     jobs.filter(pk=cancelled.pk).update(status=CANCELLED)
 
-    assert jobs.end(
-        ME, [ending(cancelled, result=b"J1", status_msg="late"), ending(other)], at(9)
-    ) == [cancelled]
+    assert jobs.finish(
+        ME, [update_of(cancelled, result=b"J1", status_msg="late"), update_of(other)], at(9)
+    ) == [Dropped(cancelled, was_cancelled=True)]
 
     job = row(cancelled.pk)
     assert (job.status, job.runner_id, job.completed, job.result, job.status_msg) == (
@@ -761,56 +771,39 @@ def test_a_job_that_was_cancelled_under_another_runner_is_not_closed():
     (job,) = claimed(runner=ANOTHER)
     jobs.filter(pk=job.pk).update(status=CANCELLED)
 
-    assert jobs.end(ME, [ending(job)], at(9)) == [job]
+    dropped = [Dropped(job, was_cancelled=False)]
+    assert jobs.finish(ME, [update_of(job)], at(9)) == dropped
     assert (row(job.pk).runner_id, row(job.pk).completed) == (ANOTHER, None)
 
 
 def test_a_batch_whose_commit_was_not_confirmed_may_be_written_again():
     done, failed, back = claimed(3)
     batch = [
-        ending(done, result=b"J1"),
-        ending(failed, FAILED, error=failure("no")),
-        ending(back, ENQUEUED, attempts=-1, crashes=1),
+        update_of(done, result=b"J1"),
+        update_of(failed, FAILED, error=failure("no")),
+        update_of(back, ENQUEUED, attempts=-1, crashes=1),
     ]
-    jobs.end(ME, batch, at())
+    jobs.finish(ME, batch, at())
     before = everything()
 
-    assert jobs.end(ME, batch, at()) == []
+    assert jobs.finish(ME, batch, at()) == []
     assert everything() == before
 
 
 def test_a_job_that_waits_for_its_next_attempt_says_until_when_and_one_that_has_failed_does_not():
     again, over = claimed(2)
 
-    jobs.end(
+    jobs.finish(
         ME,
-        [ending(again, SCHEDULED, run_after=at(60)), ending(over, FAILED, error=failure("no"))],
+        [
+            update_of(again, SCHEDULED, run_after=at(60)),
+            update_of(over, FAILED, error=failure("no")),
+        ],
         at(),
     )
 
     assert column("status", [again.pk, over.pk]) == [SCHEDULED, FAILED]
     assert column("run_after", [again.pk, over.pk]) == [at(60), None]
-
-
-def test_patience_puts_a_job_back_until_errors_of_that_kind_have_used_it_up():
-    (pk,) = insert(errors=[{**failure("another"), "exception": "builtins.OSError"}])
-    seen = []
-    for _ in range(3):
-        (found,) = claim()
-        late = ending(
-            found, FAILED, error=failure("no"), completed=at(1), run_after=at(60), patience=2
-        )
-        for _ in range(2):  # the answer to the first commit was lost
-            assert jobs.end(ME, [late], at()) == []
-        job = row(pk)
-        seen.append((job.status, job.run_after, job.completed, job.attempts, len(job.errors)))
-        jobs.filter(pk=pk, status=SCHEDULED).update(status=ENQUEUED)
-
-    assert seen == [
-        (SCHEDULED, at(60), None, 0, 2),
-        (SCHEDULED, at(60), None, 0, 3),
-        (FAILED, None, at(1), 1, 4),
-    ]
 
 
 # Cancel
@@ -1025,18 +1018,23 @@ def test_a_job_that_has_not_finished_is_never_pruned(status):
 def test_a_large_backlog_is_pruned_in_batches():
     finished = [
         PeasyJobQueue(title="a job", job_name="x", status=COMPLETED, completed=at(n))
-        for n in range(2 * querysets.BATCH)
+        for n in range(2 * querysets.MAINTENANCE_BATCH)
     ]
     jobs.bulk_create(finished)
 
-    assert jobs.prune(COMPLETED, 10, at(7200)) == querysets.BATCH
-    assert jobs.earliest("completed").completed == at(querysets.BATCH), "the oldest went first"
-    assert [jobs.prune(COMPLETED, 10, at(7200)) for _ in range(2)] == [querysets.BATCH - 10, 0]
-    assert jobs.earliest("completed").completed == at(2 * querysets.BATCH - 10)
+    assert jobs.prune(COMPLETED, 10, at(7200)) == querysets.MAINTENANCE_BATCH
+    assert jobs.earliest("completed").completed == at(querysets.MAINTENANCE_BATCH), (
+        "the oldest went first"
+    )
+    assert [jobs.prune(COMPLETED, 10, at(7200)) for _ in range(2)] == [
+        querysets.MAINTENANCE_BATCH - 10,
+        0,
+    ]
+    assert jobs.earliest("completed").completed == at(2 * querysets.MAINTENANCE_BATCH - 10)
 
 
 def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_noticed(monkeypatch):
-    monkeypatch.setattr(querysets, "BATCH", 1)
+    monkeypatch.setattr(querysets, "MAINTENANCE_BATCH", 1)
     over = insert(2, status=CANCELLED)
     (stamped,) = insert(status=CANCELLED, completed=at(-9))
     (running,) = insert(status=CANCELLED, runner_id=ME)
@@ -1057,7 +1055,7 @@ def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_notice
 def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_housekeeping(
     monkeypatch,
 ):
-    monkeypatch.setattr(querysets, "BATCH", 1)
+    monkeypatch.setattr(querysets, "MAINTENANCE_BATCH", 1)
     undated = insert(2)
     jobs.filter(pk__in=undated).update(status=SCHEDULED)
     (dated,) = insert(status=SCHEDULED, run_after=at(60))
@@ -1070,7 +1068,7 @@ def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_house
 
 
 def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monkeypatch):
-    monkeypatch.setattr(querysets, "BATCH", 2)
+    monkeypatch.setattr(querysets, "MAINTENANCE_BATCH", 2)
     over = insert(7, status=CANCELLED)
     house = Maintenance(jobs.all(), Clock(connection), Conf())
 
@@ -1435,5 +1433,5 @@ def test_wrong_data_is_neither_a_lock_nor_an_outage():
 
 def test_the_errors_of_a_job_are_stored_as_json_a_page_can_read():
     (job,) = claimed()
-    jobs.end(ME, [ending(job, FAILED, error=failure('a "quoted" \u2028 é'))], at())
+    jobs.finish(ME, [update_of(job, FAILED, error=failure('a "quoted" \u2028 é'))], at())
     assert json.loads(json.dumps(row(job.pk).errors))[0]["message"] == 'a "quoted" \u2028 é'

@@ -95,14 +95,14 @@ def run_job(job):
     claim = claim_job(job)
     reports = []
     outcome = execution.run(claim.run(), reports.append)
-    ending = JobUpdate(
+    update = JobUpdate(
         claim=claim,
         status=PeasyJobQueue.FAILED if outcome.error else PeasyJobQueue.COMPLETED,
         result=outcome.result,
         status_msg=reports[-1].status_msg,
         extra=reports[-1].extra,
     )
-    PeasyJobQueue.objects.end(1, [ending], job.created)
+    PeasyJobQueue.objects.finish(1, [update], job.created)
 
 
 @pytest.fixture

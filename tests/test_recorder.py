@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from time import monotonic
 from typing import Any
 from unittest import mock
@@ -14,13 +15,19 @@ from django.db import DatabaseError, OperationalError, connection, connections
 from django.test.utils import CaptureQueriesContext
 
 from peasy_jobs.models import PeasyJobQueue
-from peasy_jobs.runner import recorder
-from peasy_jobs.runner.recorder import PROGRESS_EVERY, WRITE_AGAIN, WRITE_EVERY, Recorder
+from peasy_jobs.runner import outcomes
+from peasy_jobs.runner import recorder as recorder_module
+from peasy_jobs.runner.recorder import (
+    LOCKED_RETRY_DELAY,
+    PROGRESS_INTERVAL,
+    WRITE_INTERVAL,
+    Recorder,
+)
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import Clock, as_field, database_now
-from peasy_jobs.store.querysets import Claim, JobUpdate
+from peasy_jobs.store.values import Claim, JobUpdate
 from peasy_jobs.workers.protocol import Report
 from tests.concurrent_processes import TABLE, locked
 
@@ -45,12 +52,12 @@ class Time:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     clock = Time()
-    monkeypatch.setattr(recorder, "monotonic", clock)
+    monkeypatch.setattr(recorder_module, "monotonic", clock)
     return clock
 
 
 @pytest.fixture
-def book(transactional_db: None) -> Iterator[Recorder]:
+def recorder(transactional_db: None) -> Iterator[Recorder]:
     """A recorder on a connection that gives up a lock as soon as the database can."""
     vendors.configure_session(connection, 0.05)
     clock = Clock(connection)
@@ -82,19 +89,19 @@ def shown(claim: Claim) -> tuple[str, Any]:
     return row(claim).status_msg, row(claim).extra
 
 
-# Endings
+# Outcomes
 
 
-def test_a_batch_is_written_and_forgotten(book):
+def test_a_batch_is_written_and_forgotten(recorder):
     one, two = claimed(2)
-    book.end(done(one))
-    book.end(JobUpdate(claim=two, status=ENQUEUED, attempts=-1))
+    recorder.record(done(one))
+    recorder.record(JobUpdate(claim=two, status=ENQUEUED, attempts=-1))
 
-    assert book.write(ME, urgent=True) is True, "something went back to the queue"
+    assert recorder.write(ME, urgent=True) is True, "something went back to the queue"
 
     assert statuses(one, two) == [COMPLETED, ENQUEUED]
-    assert book.endings == []
-    assert book.write(ME, urgent=True) is False
+    assert recorder.updates == []
+    assert recorder.write(ME, urgent=True) is False
 
 
 @pytest.fixture
@@ -126,7 +133,7 @@ def test_times_are_stored_as_django_stores_them(zone, fraction):
     (one,) = claimed(1)
     started, completed = clock.at(0.0), clock.at(3600.0)
 
-    assert jobs.end(ME, [done(one, started=started, completed=completed)], completed) == []
+    assert jobs.finish(ME, [done(one, started=started, completed=completed)], completed) == []
 
     jobs.create(
         title="by Django", job_name="tests.jobs.nothing", started=started, completed=completed
@@ -138,147 +145,147 @@ def test_times_are_stored_as_django_stores_them(zone, fraction):
     assert (row(one).started, row(one).completed) == (started, completed)
 
 
-def test_batches_are_written_a_moment_apart_unless_it_is_urgent(book, time):
+def test_batches_are_written_a_moment_apart_unless_it_is_urgent(recorder, time):
     first, second, third = claimed(3)
-    book.end(done(first))
-    book.write(ME, urgent=False)
-    assert book.next_write(urgent=False) == float("inf")
+    recorder.record(done(first))
+    recorder.write(ME, urgent=False)
+    assert recorder.next_write_at(urgent=False) == float("inf")
 
-    book.end(done(second))
-    book.write(ME, urgent=False)
+    recorder.record(done(second))
+    recorder.write(ME, urgent=False)
     assert statuses(first, second) == [COMPLETED, ONGOING]
-    assert book.next_write(urgent=False) == time.now + WRITE_EVERY
-    time.now += WRITE_EVERY
-    book.write(ME, urgent=False)
+    assert recorder.next_write_at(urgent=False) == time.now + WRITE_INTERVAL
+    time.now += WRITE_INTERVAL
+    recorder.write(ME, urgent=False)
     assert row(second).status == COMPLETED
 
-    book.end(done(third))
-    assert book.next_write(urgent=True) <= time.now
-    book.write(ME, urgent=True)
+    recorder.record(done(third))
+    assert recorder.next_write_at(urgent=True) <= time.now
+    recorder.write(ME, urgent=True)
     assert row(third).status == COMPLETED
 
 
 @servers_only
-def test_a_locked_job_waits_and_the_others_land(book, time):
+def test_a_locked_job_waits_and_the_others_land(recorder, time):
     first, held, last = claimed(3)
     for claim in (first, held, last):
-        book.end(done(claim))
+        recorder.record(done(claim))
 
     with locked(held.pk):
-        book.write(ME, urgent=True)
+        recorder.write(ME, urgent=True)
         assert statuses(first, held, last) == [COMPLETED, ONGOING, COMPLETED]
-        assert [ending.claim for ending in book.unwritten] == [held]
+        assert [update.claim for update in recorder.unwritten] == [held]
         with CaptureQueriesContext(connection) as context:
-            book.write(ME, urgent=True)
+            recorder.write(ME, urgent=True)
         assert len(context) == 0, "it is left alone for a moment, however urgent"
-        assert book.next_write(urgent=True) == time.now + WRITE_AGAIN
+        assert recorder.next_write_at(urgent=True) == time.now + LOCKED_RETRY_DELAY
 
-    time.now += WRITE_AGAIN
-    book.write(ME, urgent=True)
+    time.now += LOCKED_RETRY_DELAY
+    recorder.write(ME, urgent=True)
     assert row(held).status == COMPLETED
-    assert book.unwritten == []
+    assert recorder.unwritten == []
 
 
 @servers_only
-def test_a_locked_job_does_not_hold_up_what_ends_after_it(book, time):
+def test_a_locked_job_does_not_hold_up_what_ends_after_it(recorder, time):
     held, later = claimed(2)
-    book.end(done(held))
+    recorder.record(done(held))
     with locked(held.pk):
-        book.write(ME, urgent=True)
-        book.end(done(later))
-        time.now += WRITE_AGAIN
-        book.write(ME, urgent=True)
+        recorder.write(ME, urgent=True)
+        recorder.record(done(later))
+        time.now += LOCKED_RETRY_DELAY
+        recorder.write(ME, urgent=True)
         assert statuses(held, later) == [ONGOING, COMPLETED]
 
 
 @servers_only
-def test_a_locked_job_is_tried_as_often_whatever_ends_meanwhile(book, time, monkeypatch):
+def test_a_locked_job_is_tried_as_often_whatever_ends_meanwhile(recorder, time, monkeypatch):
     """Each try may take as long as the lock timeout, and everything waits for it."""
     held, *others = claimed(21)
     tries = 0
-    end = querysets.JobQuerySet.end
+    finish = querysets.JobQuerySet.finish
 
-    def counted(self: Any, runner: int, endings: list[JobUpdate], now: Any) -> Any:
+    def counted(self: Any, runner: int, updates: list[JobUpdate], now: Any) -> Any:
         nonlocal tries
-        tries += any(ending.claim is held for ending in endings)
-        return end(self, runner, endings, now)
+        tries += any(update.claim is held for update in updates)
+        return finish(self, runner, updates, now)
 
-    monkeypatch.setattr(querysets.JobQuerySet, "end", counted)
-    book.end(done(held))
+    monkeypatch.setattr(querysets.JobQuerySet, "finish", counted)
+    recorder.record(done(held))
     with locked(held.pk):
         for claim in others:
-            book.end(done(claim))
-            book.write(ME, urgent=True)
+            recorder.record(done(claim))
+            recorder.write(ME, urgent=True)
             assert statuses(claim) == [COMPLETED]
         assert tries == 2, "in its batch and by itself"
 
 
 @servers_only
-def test_many_locked_jobs_take_no_longer_than_a_few(book, monkeypatch):
+def test_many_locked_jobs_take_no_longer_than_a_few(recorder, monkeypatch):
     """The heartbeat waits for it."""
-    monkeypatch.setattr(recorder, "ROW_BY_ROW", 0.0)
+    monkeypatch.setattr(recorder_module, "ROW_BY_ROW_SECONDS", 0.0)
     claims = claimed(5)
     for claim in claims:
-        book.end(done(claim))
+        recorder.record(done(claim))
     tried: list[list[int]] = []
-    end = querysets.JobQuerySet.end
+    finish = querysets.JobQuerySet.finish
 
-    def counted(self: Any, runner: int, endings: list[JobUpdate], now: Any) -> Any:
-        tried.append([ending.claim.pk for ending in endings])
-        return end(self, runner, endings, now)
+    def counted(self: Any, runner: int, updates: list[JobUpdate], now: Any) -> Any:
+        tried.append([update.claim.pk for update in updates])
+        return finish(self, runner, updates, now)
 
-    monkeypatch.setattr(querysets.JobQuerySet, "end", counted)
+    monkeypatch.setattr(querysets.JobQuerySet, "finish", counted)
     pks = [claim.pk for claim in claims]
     with locked(*pks):
-        book.write(ME, urgent=True)
+        recorder.write(ME, urgent=True)
 
         assert tried == [pks, pks[:1]]
         for _ in pks[1:]:
-            book.write(ME, urgent=True)
-        assert [ending.claim.pk for ending in book.unwritten] == pks
+            recorder.write(ME, urgent=True)
+        assert [update.claim.pk for update in recorder.unwritten] == pks
         tried.clear()
         for _ in pks:
-            book.locked_at = 0
-            book.write(ME, urgent=True)
+            recorder.locked_at = 0
+            recorder.write(ME, urgent=True)
         assert tried == [[pk] for pk in pks], "one at a time, and not always the same"
     for _ in pks:
-        book.locked_at = 0
-        book.write(ME, urgent=True)
+        recorder.locked_at = 0
+        recorder.write(ME, urgent=True)
     assert set(statuses(*claims)) == {COMPLETED}
 
 
 @pytest.mark.skipif(not SQLITE, reason="only SQLite locks the whole file")
-def test_a_locked_file_keeps_all_and_says_so(book, time):
+def test_a_locked_file_keeps_all_and_says_so(recorder, time):
     first, second = claimed(2)
-    book.end(done(first))
-    book.end(done(second))
-    book.report(Report(second.pk, 1, "half way", None))
+    recorder.record(done(first))
+    recorder.record(done(second))
+    recorder.record_progress(Report(second.pk, 1, "half way", None))
 
     with locked(first.pk):
         with pytest.raises(OperationalError, match="locked"):
-            book.write(ME, urgent=True)
+            recorder.write(ME, urgent=True)
     assert statuses(first, second) == [ONGOING, ONGOING]
 
-    time.now += WRITE_EVERY
-    book.write(ME, urgent=True)
+    time.now += WRITE_INTERVAL
+    recorder.write(ME, urgent=True)
     assert statuses(first, second) == [COMPLETED, COMPLETED]
 
 
-def test_an_outage_keeps_all_and_says_so(book, time, monkeypatch):
+def test_an_outage_keeps_all_and_says_so(recorder, time, monkeypatch):
     (job,) = claimed(1)
-    book.end(done(job))
+    recorder.record(done(job))
 
     def away(*args: Any) -> None:
         raise OperationalError("the server has gone away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(querysets.JobQuerySet, "end", away)
+        patch.setattr(querysets.JobQuerySet, "finish", away)
         with pytest.raises(OperationalError, match="gone away"):
-            book.write(ME, urgent=True)
+            recorder.write(ME, urgent=True)
 
-    assert [ending.claim for ending in book.endings] == [job]
-    time.now += WRITE_EVERY
-    book.write(ME, urgent=True)
+    assert [update.claim for update in recorder.updates] == [job]
+    time.now += WRITE_INTERVAL
+    recorder.write(ME, urgent=True)
     assert row(job).status == COMPLETED
 
 
@@ -303,57 +310,161 @@ UNSTORABLE = {
 
 
 @pytest.mark.parametrize("wrong", UNSTORABLE.values(), ids=UNSTORABLE)
-def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(book, caplog, wrong):
+def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(
+    recorder, caplog, wrong
+):
     first, bad, last = claimed(3)
     times = {name: as_field(database_now(connection)) for name in ("started", "completed")}
-    book.end(done(first))
-    book.end(done(bad, **times, **wrong))
-    book.end(done(last))
+    recorder.record(done(first))
+    recorder.record(done(bad, **times, **wrong))
+    recorder.record(done(last))
 
     with caplog.at_level(logging.ERROR, "peasy_jobs"):
-        book.write(ME, urgent=True)
+        recorder.write(ME, urgent=True)
 
     assert statuses(first, bad, last) == [COMPLETED, FAILED, COMPLETED]
-    assert book.endings == []
+    assert recorder.updates == []
     job = row(bad)
-    assert job.error.startswith("What came of this job cannot be stored: ")
+    assert job.error.startswith("The outcome of this job could not be stored: ")
     assert (job.started, job.completed, job.runner, job.result) == (
         times["started"],
         times["completed"],
         None,
         None,
     )
-    assert [record.message for record in caplog.records] == [
+    assert [entry.message for entry in caplog.records] == [
         f"a job (job {bad.pk}) failed: {job.error}"
     ]
 
 
-def test_a_job_that_goes_back_with_what_the_database_refuses_has_ended(book):
+def test_a_job_that_goes_back_with_what_the_database_refuses_has_ended(recorder):
     (job,) = claimed(1)
-    book.report(Report(job.pk, 1, "\ud800", None))
-    book.end(JobUpdate(claim=job, status=ENQUEUED, attempts=-1))
+    recorder.record_progress(Report(job.pk, 1, "\ud800", None))
+    recorder.record(JobUpdate(claim=job, status=ENQUEUED, attempts=-1))
 
-    book.write(ME, urgent=True)
+    recorder.write(ME, urgent=True)
 
     assert row(job).status == FAILED
     assert row(job).completed is not None, "else it is never pruned"
 
 
-def test_an_outcome_that_came_too_late_is_dropped_and_logged(book, caplog):
+def test_an_outcome_that_came_too_late_is_dropped_and_logged(recorder, caplog):
     taken, mine = claimed(2)
     jobs.filter(pk=taken.pk).update(status=CANCELLED)
-    book.end(done(taken))
-    book.end(done(mine))
+    recorder.record(done(taken))
+    recorder.record(done(mine))
 
     with caplog.at_level(logging.INFO, "peasy_jobs"):
-        book.write(ME, urgent=True)
+        recorder.write(ME, urgent=True)
 
     assert statuses(taken, mine) == [CANCELLED, COMPLETED]
-    assert book.endings == []
+    assert recorder.updates == []
     assert (
         f"a job (job {taken.pk}) ended, but it had been cancelled or taken from this runner."
         in caplog.messages
     )
+
+
+# Jobs whose function is missing
+
+MISSING = {"exception": "peasy_jobs.exceptions.JobFunctionNotFound", "message": "no function"}
+ANOTHER_ERROR = {"exception": "builtins.OSError", "message": "no disk"}
+
+
+def function_missing(claim: Claim, now: Any) -> JobUpdate:
+    return JobUpdate(
+        claim=claim,
+        status=FAILED,
+        error=MISSING,
+        started=now,
+        completed=now,
+        function_missing=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("earlier_tries", "status"), [(0, SCHEDULED), (1, SCHEDULED), (2, SCHEDULED), (3, FAILED)]
+)
+def test_a_job_whose_function_is_missing_is_tried_three_more_times(earlier_tries, status):
+    now, retry_at = datetime(2026, 6, 1, 12), datetime(2026, 6, 1, 13)
+    claim = Claim(1, 1, "a job", "app.gone", None, None, 1, 0, None, None)
+    update = function_missing(claim, now)
+
+    decided = outcomes.wait_for_function(
+        update, [ANOTHER_ERROR, *[MISSING] * earlier_tries], retry_at
+    )
+
+    assert decided.status == status
+    assert decided.error == MISSING
+    assert decided.started == now
+    waits = status == SCHEDULED
+    assert decided.run_after == (retry_at if waits else None)
+    assert decided.completed == (None if waits else now)
+    assert decided.attempts == (-1 if waits else 0)
+    assert decided.function_missing is False
+
+
+def test_a_job_whose_function_is_there_becomes_what_its_worker_reported():
+    claim = Claim(1, 1, "a job", "app.there", None, None, 1, 0, None, None)
+    failed = JobUpdate(claim=claim, status=FAILED, error=MISSING)
+
+    assert outcomes.wait_for_function(failed, [], datetime(2026, 6, 1)) is failed
+
+
+def test_a_job_whose_function_is_missing_waits_a_minute_each_time_until_it_fails(
+    recorder, monkeypatch
+):
+    """Each batch is written twice, as it is when the answer to its COMMIT was lost."""
+    finish = querysets.JobQuerySet.finish
+
+    def finish_twice(self: Any, *args: Any) -> Any:
+        finish(self, *args)
+        return finish(self, *args)
+
+    monkeypatch.setattr(querysets.JobQuerySet, "finish", finish_twice)
+    pk = jobs.create(title="a job", job_name="app.gone", errors=[ANOTHER_ERROR]).pk
+    statuses_seen = []
+    for tries in range(1, 5):
+        now = recorder.clock.at(monotonic())
+        (claim,) = jobs.claim(ClaimRequest(runner_id=ME, limit=1, now=now))
+        recorder.record(function_missing(claim, now))
+        recorder.write(ME, urgent=True)
+        job = jobs.get(pk=pk)
+        statuses_seen.append(job.status)
+        assert len(job.errors) == 1 + tries
+        if job.status == SCHEDULED:
+            assert job.attempts == 0
+            assert job.completed is None
+            wait = (job.run_after - now).total_seconds()
+            assert wait == pytest.approx(outcomes.FUNCTION_MISSING_DELAY, abs=20)
+        jobs.filter(pk=pk, status=SCHEDULED).update(status=ENQUEUED)
+
+    assert statuses_seen == [SCHEDULED, SCHEDULED, SCHEDULED, FAILED]
+    assert job.attempts == 1
+    assert job.completed == now
+    assert job.run_after is None
+
+
+def test_an_update_whose_function_is_missing_stays_decided_when_the_database_goes_away(
+    recorder, time, monkeypatch
+):
+    (claim,) = claimed(1)
+    recorder.record(function_missing(claim, recorder.clock.at(monotonic())))
+
+    def lose_the_answer(*args: Any) -> None:
+        finish(*args)
+        raise OperationalError("the server has gone away")
+
+    finish = querysets.JobQuerySet.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(querysets.JobQuerySet, "finish", lose_the_answer)
+        with pytest.raises(OperationalError, match="gone away"):
+            recorder.write(ME, urgent=True)
+    recorder.write(ME, urgent=True)
+
+    assert recorder.unwritten == []
+    assert row(claim).status == SCHEDULED
+    assert len(row(claim).errors) == 1
 
 
 # Progress
@@ -366,107 +477,107 @@ def writes(action: Callable[[], Any]) -> int:
     return sum(query["sql"].startswith("UPDATE") and TABLE in query["sql"] for query in context)
 
 
-def test_of_many_reports_the_last_is_written(book):
+def test_of_many_reports_the_last_is_written(recorder):
     (job,) = claimed(1)
     for number in range(100):
-        book.report(Report(job.pk, 1, f"row {number}", json.dumps({"progress": number})))
+        recorder.record_progress(
+            Report(job.pk, 1, f"row {number}", json.dumps({"progress": number}))
+        )
 
-    assert writes(lambda: book.write(ME, urgent=False)) == 1
+    assert writes(lambda: recorder.write(ME, urgent=False)) == 1
 
     assert shown(job) == ("row 99", {"progress": 99})
-    assert book.progress == {}
+    assert recorder.progress == {}
 
 
-def test_a_message_and_an_extra_that_were_reported_apart_are_both_written(book):
+def test_a_message_and_an_extra_that_were_reported_apart_are_both_written(recorder):
     (job,) = claimed(1)
-    book.report(Report(job.pk, 1, "importing", None))
-    book.report(Report(job.pk, 1, None, '{"progress": 5}'))
+    recorder.record_progress(Report(job.pk, 1, "importing", None))
+    recorder.record_progress(Report(job.pk, 1, None, '{"progress": 5}'))
 
-    book.write(ME, urgent=False)
+    recorder.write(ME, urgent=False)
 
     assert shown(job) == ("importing", {"progress": 5})
 
 
-def test_progress_is_written_a_few_times_a_second_however_urgent(book, time):
+def test_progress_is_written_a_few_times_a_second_however_urgent(recorder, time):
     (job,) = claimed(1)
 
     def report(message: str) -> int:
-        book.report(Report(job.pk, 1, message, None))
-        return writes(lambda: book.write(ME, urgent=True))
+        recorder.record_progress(Report(job.pk, 1, message, None))
+        return writes(lambda: recorder.write(ME, urgent=True))
 
     assert report("first") == 1
     assert [report(f"soon after {number}") for number in range(5)] == [0] * 5
-    time.now += PROGRESS_EVERY - 0.01
+    time.now += PROGRESS_INTERVAL - 0.01
     assert report("not yet") == 0
-    assert book.next_write(urgent=True) == pytest.approx(time.now + 0.01)
+    assert recorder.next_write_at(urgent=True) == pytest.approx(time.now + 0.01)
     time.now += 0.01
     assert report("now") == 1
     assert shown(job) == ("now", None)
-    assert PROGRESS_EVERY == 0.25
+    assert PROGRESS_INTERVAL == 0.25
 
 
-def test_the_last_progress_is_written_with_the_ending(book, time):
+def test_the_last_progress_is_written_with_the_ending(recorder, time):
     spoken, silent = claimed(2)
-    book.write(ME, urgent=True)
-    book.progress_at = time.now + 60
-    book.report(Report(spoken.pk, 1, "all done", '{"progress": 100}'))
-    book.end(done(spoken))
-    book.end(done(silent))
+    recorder.write(ME, urgent=True)
+    recorder.progress_at = time.now + 60
+    recorder.record_progress(Report(spoken.pk, 1, "all done", '{"progress": 100}'))
+    recorder.record(done(spoken))
+    recorder.record(done(silent))
 
-    book.write(ME, urgent=True)
+    recorder.write(ME, urgent=True)
 
     assert (row(spoken).status, *shown(spoken)) == (COMPLETED, "all done", {"progress": 100})
     assert (row(silent).status, *shown(silent)) == (COMPLETED, "", None)
-    assert book.progress == {}
+    assert recorder.progress == {}
 
 
 def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_reason(
-    book, caplog
+    recorder, caplog
 ):
     failed, asked = claimed(2)
-    in_a_minute = book.clock.at(monotonic() + 60.4)
+    in_a_minute = recorder.clock.at(monotonic() + 60.4)
     error = {
         "where": "here",
         "exception": "builtins.ValueError",
         "message": "ValueError: no",
         "traceback": "",
     }
-    book.end(JobUpdate(claim=failed, status=SCHEDULED, error=error, run_after=in_a_minute))
-    book.end(JobUpdate(claim=asked, status=SCHEDULED, run_after=in_a_minute, attempts=-1))
+    recorder.record(JobUpdate(claim=failed, status=SCHEDULED, error=error, run_after=in_a_minute))
+    recorder.record(JobUpdate(claim=asked, status=SCHEDULED, run_after=in_a_minute, attempts=-1))
 
     with caplog.at_level(logging.DEBUG, "peasy_jobs"):
-        book.write(ME, urgent=True)
+        recorder.write(ME, urgent=True)
 
     assert [
-        (record.levelname, record.message)
-        for record in caplog.records
-        if record.name == "peasy_jobs"
+        (entry.levelname, entry.message) for entry in caplog.records if entry.name == "peasy_jobs"
     ] == [
         ("WARNING", f"a job (job {failed.pk}) runs again in 60 s: ValueError: no"),
-        ("WARNING", f"a job (job {asked.pk}) runs again in 60 s: It asked to come back."),
+        ("WARNING", f"a job (job {asked.pk}) runs again in 60 s: It asked to run again later."),
     ]
 
 
-def test_a_job_that_cancelled_itself_is_one_line(book, caplog):
+def test_a_job_that_cancelled_itself_is_one_line(recorder, caplog):
     (job,) = claimed(1)
-    book.end(JobUpdate(claim=job, status=CANCELLED, completed=book.clock.at(monotonic())))
+    recorder.record(
+        JobUpdate(claim=job, status=CANCELLED, completed=recorder.clock.at(monotonic()))
+    )
 
     with caplog.at_level(logging.DEBUG, "peasy_jobs"):
-        book.write(ME, urgent=True)
+        recorder.write(ME, urgent=True)
 
     assert [
-        (record.levelname, record.message)
-        for record in caplog.records
-        if record.name == "peasy_jobs"
+        (entry.levelname, entry.message) for entry in caplog.records if entry.name == "peasy_jobs"
     ] == [("INFO", f"a job (job {job.pk}) cancelled itself.")]
 
 
-def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(book):
+def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(recorder):
     (job,) = claimed(1)
-    book.report(Report(job.pk, 0, "of another life", None))
-    book.end(done(job))
+    recorder.record_progress(Report(job.pk, 0, "of another life", None))
+    recorder.record(done(job))
 
-    book.write(ME, urgent=True)
+    recorder.write(ME, urgent=True)
 
     assert (row(job).status, row(job).status_msg) == (COMPLETED, "")
 
@@ -480,48 +591,48 @@ def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(book):
         {"status": ENQUEUED, "runner": None},
     ],
 )
-def test_progress_of_a_job_that_is_not_ours_any_more_is_dropped(book, meanwhile):
+def test_progress_of_a_job_that_is_not_ours_any_more_is_dropped(recorder, meanwhile):
     taken, mine = claimed(2)
     jobs.filter(pk=taken.pk).update(**meanwhile)
-    book.report(Report(taken.pk, 1, "late", "{}"))
-    book.report(Report(mine.pk, 1, "on time", None))
+    recorder.record_progress(Report(taken.pk, 1, "late", "{}"))
+    recorder.record_progress(Report(mine.pk, 1, "on time", None))
 
-    book.write(ME, urgent=False)
+    recorder.write(ME, urgent=False)
 
     assert shown(taken) == ("", None)
     assert shown(mine) == ("on time", None)
-    assert book.progress == {}
+    assert recorder.progress == {}
 
 
 @servers_only
-def test_progress_that_meets_a_lock_waits_and_the_others_land(book, time):
+def test_progress_that_meets_a_lock_waits_and_the_others_land(recorder, time):
     held, other = claimed(2)
     for claim in (held, other):
-        book.report(Report(claim.pk, 1, "half way", None))
+        recorder.record_progress(Report(claim.pk, 1, "half way", None))
 
     with locked(held.pk):
-        book.write(ME, urgent=False)
+        recorder.write(ME, urgent=False)
         assert [shown(claim)[0] for claim in (held, other)] == ["", "half way"]
 
-    time.now += PROGRESS_EVERY
-    book.write(ME, urgent=False)
+    time.now += PROGRESS_INTERVAL
+    recorder.write(ME, urgent=False)
     assert shown(held)[0] == "half way"
 
 
-def test_progress_that_the_database_refuses_is_dropped_and_the_job_goes_on(book, caplog):
+def test_progress_that_the_database_refuses_is_dropped_and_the_job_goes_on(recorder, caplog):
     bad, other = claimed(2)
-    book.report(Report(bad.pk, 1, "\ud800", None))
-    book.report(Report(other.pk, 1, "fine", None))
+    recorder.record_progress(Report(bad.pk, 1, "\ud800", None))
+    recorder.record_progress(Report(other.pk, 1, "fine", None))
 
     with caplog.at_level(logging.WARNING, "peasy_jobs"):
-        book.write(ME, urgent=False)
+        recorder.write(ME, urgent=False)
 
     assert statuses(bad, other) == [ONGOING, ONGOING]
     assert [shown(claim)[0] for claim in (bad, other)] == ["", "fine"]
     assert [message.partition(":")[0] for message in caplog.messages] == [
-        f"The progress of job {bad.pk} cannot be stored"
+        f"The progress of job {bad.pk} could not be stored"
     ]
-    assert book.progress == {}
+    assert recorder.progress == {}
 
 
 def test_the_refusals_of_a_database_are_no_outages():

@@ -71,7 +71,7 @@ def due_of(name, runner):
         ("lease", "rescue_at"),
         ("maintenance", "promote_at"),
         ("maintenance", "prune_at"),
-        ("maintenance", "tally_at"),
+        ("maintenance", "counters_at"),
         ("held", "cancel_check_at"),
         ("demand", "look_at"),
         ("outage", "retry_at"),

@@ -39,7 +39,7 @@ OLDER = (
 # Each as often as it makes long lives: a job that is over has none.
 STEPS = [
     *[("claim", runner) for runner in RUNNERS] * 30,
-    *[("end", runner, back, status) for runner in RUNNERS for back in OLDER for status in ENDS],
+    *[("finish", runner, back, status) for runner in RUNNERS for back in OLDER for status in ENDS],
     *[(what, runner, back) for what in ("report", "close") for runner in RUNNERS for back in OLDER],
     *[(what, runner) for what in ("rescue", "give back") for runner in RUNNERS] * 4,
     *[("promote",), ("keep house",)] * 8,
@@ -65,11 +65,11 @@ class World:
         """Returns the claims whose outcome was refused."""
         if what == "claim":
             self.claims[how[0]] += jobs.claim(ClaimRequest(runner_id=how[0], limit=1, now=self.now))
-        elif what == "end":
+        elif what == "finish":
             runner, back, status = how
             ended = self.now if status in (COMPLETED, FAILED) else None
             error = {"exception": "ValueError", "message": "no"} if status == FAILED else None
-            endings = [
+            updates = [
                 JobUpdate(
                     claim=claim,
                     status=status,
@@ -79,7 +79,7 @@ class World:
                 )
                 for claim in self.held(runner, back)
             ]
-            return jobs.end(runner, endings, self.now)
+            return [dropped.claim for dropped in jobs.finish(runner, updates, self.now)]
         elif what == "report":
             for claim in self.held(*how):
                 jobs.report(
@@ -127,7 +127,7 @@ def test_no_order_of_steps_makes_an_illegal_transition(plan):
         assert after["claims"] - before["claims"] == (1 if what == "claim" and move == "QO" else 0)
         if before["status"] in (COMPLETED, FAILED):
             assert after == before, "over is over"
-        if what == "end" and (held := world.held(how[0], how[1])):
+        if what == "finish" and (held := world.held(how[0], how[1])):
             owned = (before["status"], before["runner_id"], before["claims"]) == (
                 ONGOING,
                 how[0],

@@ -17,8 +17,8 @@ from django.utils import translation
 from peasy_jobs.conf import Conf
 from peasy_jobs.models import PeasyJobQueue, PeasyMinute
 from peasy_jobs.runner import maintenance
-from peasy_jobs.runner.counters import AGES, BATCH, KEPT, Tally
-from peasy_jobs.runner.maintenance import TALLY_EVERY, Maintenance
+from peasy_jobs.runner.counters import DELETE_BATCH, KEPT_MINUTES, MAX_SECONDS, Counters
+from peasy_jobs.runner.maintenance import COUNTERS_EVERY, Maintenance
 from peasy_jobs.runner.recorder import Recorder
 from peasy_jobs.statuses import CANCELLED, COMPLETED, ENQUEUED, FAILED, SCHEDULED
 from peasy_jobs.store import durations, vendors
@@ -43,11 +43,11 @@ SQLITE = settings.TEST_DATABASE == "sqlite"
 
 
 @pytest.fixture
-def tally() -> Tally:
+def counters() -> Counters:
     """Counts at `NOW`."""
     clock = Clock(connection)
     clock.offset = NOW.timestamp() - monotonic()
-    return Tally(connection.alias, clock)
+    return Counters(connection.alias, clock)
 
 
 def at(seconds: float) -> datetime:
@@ -143,8 +143,8 @@ def test_clocks_that_disagree_break_no_quantile(time):
 # Counting
 
 
-def test_each_end_is_counted_with_the_time_it_waited_and_ran(tally):
-    tally.count(
+def test_each_end_is_counted_with_the_time_it_waited_and_ran(counters):
+    counters.count(
         [
             ended(waited=0.3, run=3),
             ended(waited=0.3, run=30),
@@ -152,7 +152,7 @@ def test_each_end_is_counted_with_the_time_it_waited_and_ran(tally):
             ended(CANCELLED),
         ]
     )
-    tally.write()
+    counters.write()
 
     counts = {
         "completed": 2,
@@ -166,13 +166,13 @@ def test_each_end_is_counted_with_the_time_it_waited_and_ran(tally):
     }
     assert stored() == {MINUTE: counts}
     assert longest() == [(pytest.approx(70), 30)]
-    tally.write()
+    counters.write()
     assert stored() == {MINUTE: counts}, "once"
 
 
-def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(tally):
-    tally.count([ended(waited=60, run=10)] * 8)
-    tally.write()
+def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(counters):
+    counters.count([ended(waited=60, run=10)] * 8)
+    counters.write()
 
     assert history.last_hour(NOW)[-1][-4:] == history.last_day(NOW)[-1][-4:] == (60, 60, 10, 10)
     words = charts.seconds(history.last_hour(NOW))
@@ -180,45 +180,45 @@ def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(tally):
     assert "half of the jobs ran up to 10 s, 95% up to 10 s." in words
 
 
-def test_short_jobs_and_a_few_long_ones_read_as_both(tally):
-    tally.count([*[ended(run=0.05)] * 90, *[ended(run=70)] * 10])
-    tally.write()
+def test_short_jobs_and_a_few_long_ones_read_as_both(counters):
+    counters.count([*[ended(run=0.05)] * 90, *[ended(run=70)] * 10])
+    counters.write()
 
     *_, median, p95 = history.last_hour(NOW)[-1]
     assert 0.02 < median < 0.1
     assert 60 < p95 < 70
 
 
-def test_a_job_that_waited_since_the_beginning_of_time_breaks_no_chart(tally):
-    ending = ended(run=1)
-    ending.claim = ending.claim._replace(since=float("-inf"))
-    tally.count([ending])
-    tally.write()
+def test_a_job_that_waited_since_the_beginning_of_time_breaks_no_chart(counters):
+    update = ended(run=1)
+    since_ever = update.claim._replace(since=float("-inf"))
+    counters.count([update._replace(claim=since_ever)])
+    counters.write()
 
-    assert longest() == [(AGES, 1)]
+    assert longest() == [(MAX_SECONDS, 1)]
     assert " h" in charts.seconds(history.last_hour(NOW))
 
 
-def test_the_longest_time_of_a_minute_only_ever_grows(tally):
+def test_the_longest_time_of_a_minute_only_ever_grows(counters):
     known = []
     for waited, run in [(None, None), (None, 3), (2, 1), (1, None), (1, 4), (-1, 0)]:
-        tally.count([ended(waited=waited, run=run)])
-        tally.count([ended(FAILED)])
-        tally.write()
+        counters.count([ended(waited=waited, run=run)])
+        counters.count([ended(FAILED)])
+        counters.write()
         known += longest()
 
     assert known == [(None, None), (None, 3), (2, 3), (2, 3), (2, 4), (2, 4)]
-    tally.count([ended(waited=3, run=7), ended(waited=7, run=3)])
-    tally.count([ended(waited=5, run=5)])
-    tally.write()
+    counters.count([ended(waited=3, run=7), ended(waited=7, run=3)])
+    counters.count([ended(waited=5, run=5)])
+    counters.write()
     assert longest() == [(7, 7)]
-    assert not tally.longest
+    assert not counters.longest
 
 
 @pytest.mark.parametrize("status", [ENQUEUED, SCHEDULED])
-def test_a_job_that_runs_again_does_not_count(tally, status):
-    tally.count([ended(status, waited=1, run=1)])
-    assert not tally.counts
+def test_a_job_that_runs_again_does_not_count(counters, status):
+    counters.count([ended(status, waited=1, run=1)])
+    assert not counters.counts
 
 
 def claimed(count: int, **columns: Any) -> list[Claim]:
@@ -230,16 +230,16 @@ def claimed(count: int, **columns: Any) -> list[Claim]:
     return PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=count, now=now))
 
 
-def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_not(tally):
+def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_not(counters):
     done, cancelled, lost = claimed(3)
     PeasyJobQueue.objects.filter(pk=cancelled.pk).update(status=CANCELLED)
     PeasyJobQueue.objects.filter(pk=lost.pk).update(runner=ME + 1)
-    book = Recorder(connection, PeasyJobQueue.objects.all(), tally.clock, tally)
+    recorder = Recorder(connection, PeasyJobQueue.objects.all(), counters.clock, counters)
     for claim, status in ((done, COMPLETED), (cancelled, ENQUEUED), (lost, COMPLETED)):
-        book.end(JobUpdate(claim=claim, status=status))
-    book.write(ME, urgent=True)
+        recorder.record(JobUpdate(claim=claim, status=status))
+    recorder.write(ME, urgent=True)
 
-    assert tally.counts == {MINUTE: {"completed": 1, "cancelled": 1}}
+    assert counters.counts == {MINUTE: {"completed": 1, "cancelled": 1}}
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,9 @@ def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
         assert claim.since == pytest.approx(expected, abs=2)
 
 
-def test_a_job_that_was_given_back_has_waited_since_the_same_time(tally):
+def test_a_job_that_was_given_back_has_waited_since_the_same_time(counters):
     (claim,) = claimed(1, run_after=at(-600))
-    PeasyJobQueue.objects.end(ME, [JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)], at(0))
+    PeasyJobQueue.objects.finish(ME, [JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)], at(0))
     (again,) = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=1, now=at(0)))
 
     assert (again.fencing_token, again.since) == (2, claim.since)
@@ -292,22 +292,24 @@ def test_a_time_that_nobody_can_read_stops_no_claim():
 # Writing
 
 
-def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(tally):
-    book = Recorder(connection, PeasyJobQueue.objects.all(), tally.clock, tally)
+def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(counters):
+    recorder = Recorder(connection, PeasyJobQueue.objects.all(), counters.clock, counters)
 
     def queries(count: int) -> int:
         for claim in claimed(count):
-            book.end(JobUpdate(claim=claim, status=COMPLETED, started=at(0), completed=at(1)))
+            recorder.record(
+                JobUpdate(claim=claim, status=COMPLETED, started=at(0), completed=at(1))
+            )
         with CaptureQueriesContext(connection) as captured:
-            book.write(ME, urgent=True)
+            recorder.write(ME, urgent=True)
         assert not [query for query in captured if MINUTES in query["sql"]]
         return len(captured)
 
     assert queries(1) == queries(50) or not SQLITE, "pymysql sends executemany row by row"
     for expected in (3, 2):  # the first adds the row; the last of each looks for what is too old
-        tally.count([ended()])
+        counters.count([ended()])
         with CaptureQueriesContext(connection) as captured:
-            tally.write()
+            counters.write()
         assert len(captured) == expected
     assert stored()[MINUTE]["completed"] == 53
 
@@ -325,70 +327,70 @@ def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
     assert longest() == [(None, 5)] * 50
 
 
-def test_what_is_older_than_two_days_is_deleted_in_small_batches(tally):
-    old = [PeasyMinute(minute=MINUTE - KEPT - n) for n in range(1, BATCH + 11)]
+def test_what_is_older_than_two_days_is_deleted_in_small_batches(counters):
+    old = [PeasyMinute(minute=MINUTE - KEPT_MINUTES - n) for n in range(1, DELETE_BATCH + 11)]
     PeasyMinute.objects.bulk_create(
-        [*old, PeasyMinute(minute=MINUTE - KEPT), PeasyMinute(minute=MINUTE)]
+        [*old, PeasyMinute(minute=MINUTE - KEPT_MINUTES), PeasyMinute(minute=MINUTE)]
     )
-    tally.write()
+    counters.write()
     assert PeasyMinute.objects.count() == 12
-    tally.write()
-    assert set(stored()) == {MINUTE - KEPT, MINUTE}
+    counters.write()
+    assert set(stored()) == {MINUTE - KEPT_MINUTES, MINUTE}
 
 
-def test_a_runner_writes_every_ten_seconds_or_so(tally, monkeypatch):
+def test_a_runner_writes_every_ten_seconds_or_so(counters, monkeypatch):
     now = monotonic()
     monkeypatch.setattr(maintenance, "monotonic", lambda: now)
-    house = Maintenance(PeasyJobQueue.objects.all(), tally.clock, Conf())
+    house = Maintenance(PeasyJobQueue.objects.all(), counters.clock, Conf())
     written = []
-    for seconds in (0, TALLY_EVERY - 1, 2, 1, 2 * TALLY_EVERY):
+    for seconds in (0, COUNTERS_EVERY - 1, 2, 1, 2 * COUNTERS_EVERY):
         now += seconds
-        house.tally.count([ended()])
+        house.counters.count([ended()])
         house.run_due(backlog=False)
         written.append(sum(counts["completed"] for counts in stored().values()))
 
     assert written == [0, 0, 3, 3, 5]
 
 
-def test_a_lock_is_not_waited_for_and_nothing_is_lost(tally):
+def test_a_lock_is_not_waited_for_and_nothing_is_lost(counters):
     PeasyMinute.objects.create(minute=MINUTE)
     vendors.configure_session(connection, 0.05)
-    tally.count([ended()])
+    counters.count([ended()])
     with second_connection() as other:
         other.set_autocommit(False)
         with other.cursor() as cursor:
             cursor.execute(f"UPDATE {MINUTES} SET failed = 7")
-        tally.write()
-        assert tally.counts == {MINUTE: {"completed": 1}}
+        counters.write()
+        assert counters.counts == {MINUTE: {"completed": 1}}
         other.commit()
-    tally.write()
+    counters.write()
     connection.close()
 
     assert stored() == {MINUTE: {"completed": 1, "failed": 7}}
 
 
-def test_an_outage_is_raised_and_nothing_is_lost(tally, monkeypatch):
-    tally.count([ended(run=1)])
+def test_an_outage_is_raised_and_nothing_is_lost(counters, monkeypatch):
+    counters.count([ended(run=1)])
     with monkeypatch.context() as patch, pytest.raises(OperationalError):
         patch.setattr(
-            tally, "_add", raises(OperationalError("server closed the connection unexpectedly"))
+            counters, "_add", raises(OperationalError("server closed the connection unexpectedly"))
         )
-        tally.write()
-    tally.write()
+        counters.write()
+    counters.write()
 
     assert stored() == {MINUTE: {"completed": 1, "r5": 1}}
     assert longest() == [(None, 1)]
 
 
-def test_what_cannot_be_stored_is_dropped_and_said_once(tally, monkeypatch, caplog):
-    monkeypatch.setattr(tally, "_add", raises(DataError("integer out of range")))
+def test_what_cannot_be_stored_is_dropped_and_said_once(counters, monkeypatch, caplog):
+    monkeypatch.setattr(counters, "_add", raises(DataError("integer out of range")))
     for _ in range(2):
-        tally.count([ended(run=1)])
-        tally.write()
+        counters.count([ended(run=1)])
+        counters.write()
 
-    assert not tally.counts
-    assert not tally.longest
-    assert caplog.messages == ["Statistics cannot be written: integer out of range"]
+    assert not counters.counts
+    assert not counters.longest
+    assert caplog.messages == ["Statistics could not be written: integer out of range"]
 
 
 def raises(error: Exception) -> Callable[..., None]:
@@ -453,10 +455,10 @@ def test_a_minute_of_which_the_longest_time_is_not_known_may_have_had_any_of_its
     assert history.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 6**0.95)
 
 
-def test_a_longest_time_is_added_to_a_row_that_has_none(tally):
+def test_a_longest_time_is_added_to_a_row_that_has_none(counters):
     PeasyMinute.objects.create(minute=MINUTE, completed=1, r3=1)
-    tally.count([ended(run=3)])
-    tally.write()
+    counters.count([ended(run=3)])
+    counters.write()
     assert longest() == [(None, 3)]
 
 

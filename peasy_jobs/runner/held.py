@@ -68,7 +68,7 @@ class HeldJobs:
         held = self.jobs.get(outcome.pk)
         if held is None or held.claim.fencing_token != outcome.fencing_token:
             return False
-        self.end(outcomes.ended(held.claim, outcome, self.clock))
+        self.end(outcomes.finished(held.claim, outcome, self.clock))
         return True
 
     def record_exit(self, exit: WorkerExit, *, stopping: bool) -> None:
@@ -84,7 +84,7 @@ class HeldJobs:
             if exit.reason is None or stopping or is_stopped:
                 self.give_back(claim)
             elif request:
-                self.end(outcomes.killed_late(claim, exit, request.message, self.clock))
+                self.end(outcomes.timed_out(claim, exit, request.message, self.clock))
             else:
                 self.end(outcomes.crashed(claim, exit, self.crash_retries, self.clock))
 
@@ -99,7 +99,7 @@ class HeldJobs:
         if held is not None and held.claim is claim:  # not a later claim of the same job
             del self.jobs[claim.pk]
             self.stop_controller.forget(claim)
-        self.recorder.end(update)
+        self.recorder.record(update)
 
     # Jobs that were claimed ahead and have started
 
@@ -130,7 +130,7 @@ class HeldJobs:
 
         urgent: a worker has nothing to do, so outcomes are written at once.
         """
-        moments = [self.recorder.next_write(urgent=urgent)]
+        moments = [self.recorder.next_write_at(urgent=urgent)]
         moments += [due for due, _ in self._unmarked(workers)]
         if self.jobs:
             moments.append(self.cancel_check_at)

@@ -98,7 +98,7 @@ class Runner:
                 self.workers.stop()
                 with suppress(DatabaseError, InterfaceError):
                     self.lease.unregister()
-                    self.maintenance.tally.write()
+                    self.maintenance.counters.write()
         return not any(worker.pending for worker in self.workers.workers)
 
     def tick(self) -> None:
@@ -147,7 +147,7 @@ class Runner:
                 if self.held.record_outcome(event):
                     self.capacity.record_duration(event.ended - event.started)
             elif isinstance(event, Report):
-                self.held.recorder.report(event)
+                self.held.recorder.record_progress(event)
             else:
                 self.held.record_exit(event, stopping=self.shutdown.phase >= Phase.STOPPING)
 
@@ -220,7 +220,9 @@ class Runner:
         self.held = self._hold_nothing()
 
     def _hold_nothing(self) -> HeldJobs:
-        recorder = Recorder(self.session.connection, self.jobs, self.clock, self.maintenance.tally)
+        recorder = Recorder(
+            self.session.connection, self.jobs, self.clock, self.maintenance.counters
+        )
         return HeldJobs(recorder, self.clock, self.conf)
 
     def _rescue(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from django.db import IntegrityError
 
 from peasy_jobs import statuses
-from peasy_jobs.runner.counters import Tally
+from peasy_jobs.runner.counters import Counters
 from peasy_jobs.store import querysets
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ logger = logging.getLogger("peasy_jobs")
 
 PROMOTE_EVERY = 1.0  # seconds
 PRUNE_EVERY = 10.0  # seconds
-TALLY_EVERY = 10.0  # seconds
+COUNTERS_EVERY = 10.0  # seconds
 JITTER = (0.8, 1.2)  # times an interval, so that runners do not all work at once
 
 
@@ -38,10 +38,10 @@ class Maintenance:
         self.jobs = jobs
         self.clock = clock
         self.conf = conf
-        self.tally = Tally(jobs.db, clock)
+        self.counters = Counters(jobs.db, clock)
         self.promote_at = 0.0
         self.prune_at = 0.0
-        self.tally_at = monotonic() + TALLY_EVERY
+        self.counters_at = monotonic() + COUNTERS_EVERY
 
     def run_due(self, *, backlog: bool) -> None:
         """Do what is due.
@@ -57,13 +57,13 @@ class Maintenance:
             self.prune_at = now + PRUNE_EVERY * random.uniform(*JITTER)
             if self.prune(self.conf.prune_grace):
                 self.prune_at = now  # there may be another batch
-        if now >= self.tally_at:
-            self.tally_at = now + TALLY_EVERY * random.uniform(*JITTER)
-            self.tally.write()
+        if now >= self.counters_at:
+            self.counters_at = now + COUNTERS_EVERY * random.uniform(*JITTER)
+            self.counters.write()
 
     def next_due(self, *, backlog: bool) -> float:
         """Return when `run_due` has something to do (`time.monotonic()`)."""
-        first = min(self.prune_at, self.tally_at)
+        first = min(self.prune_at, self.counters_at)
         return min(first, self.promote_at) if backlog else first
 
     def prune(self, grace: float) -> int:

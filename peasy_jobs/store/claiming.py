@@ -81,12 +81,26 @@ def claim(jobs: QuerySet[PeasyJobQueue], request: ClaimRequest) -> list[Claim]:
 def _update_returning(
     connection: BaseDatabaseWrapper, table: str, request: ClaimRequest
 ) -> list[Claim]:
-    """Claim with one UPDATE … RETURNING, which the ORM does not have.
+    """Claim with one UPDATE … RETURNING, which the ORM does not have."""
+    started = connection.ops.adapt_datetimefield_value(request.now)
+    parameters = [
+        *request.distinct_queues,
+        request.runner_id,
+        request.at_once,
+        started,
+        request.at_once,
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(_claim_statement(connection, table, request), parameters)
+        return as_claims(cursor.fetchall())
+
+
+def _claim_statement(connection: BaseDatabaseWrapper, table: str, request: ClaimRequest) -> str:
+    """SQL for a claim.
 
     Each queue has a probe of its own, because the index of the queues is in order only within one.
     """
-    queues = request.distinct_queues
-    conditions = [OF_ONE_QUEUE] * len(queues) or [OF_ALL_QUEUES]
+    conditions = [OF_ONE_QUEUE] * len(request.distinct_queues) or [OF_ALL_QUEUES]
     probes = [
         _probe(connection, table, condition, request.limit, number)
         for number, condition in enumerate(conditions)
@@ -95,7 +109,7 @@ def _update_returning(
     # would then update more rows than the limit allows.
     # `status = waiting` instead of a constant, through the join: PostgreSQL must not expect to find
     # these rows by their status; see `vendors.configure_session`.
-    statement = f"""
+    return f"""
         WITH candidates AS MATERIALIZED (
             {" UNION ALL ".join(probes)}
         ),
@@ -123,12 +137,6 @@ def _update_returning(
             AND (place <= %s OR bytes_before <= {request.max_bytes:d})
         RETURNING {_claim_columns(connection.vendor, is_claimed=True)}
     """
-    started = connection.ops.adapt_datetimefield_value(request.now)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            statement, [*queues, request.runner_id, request.at_once, started, request.at_once]
-        )
-        return as_claims(cursor.fetchall())
 
 
 def _probe(

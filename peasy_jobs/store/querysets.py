@@ -1,14 +1,14 @@
-"""Every change of a job's status. Nothing else writes one.
+"""All job status changes. No module outside `store` writes `status`.
 
-Each change is an UPDATE guarded by the status it leaves; once a job is claimed also by its runner and by `claims`,
-which only grows: a runner that was taken for dead cannot write over the job's new life.
+Each verb is an UPDATE guarded by the status that it leaves and, once a job is claimed, by its
+runner and its fencing token. The token is the column `claims`, which only grows: a runner that is
+presumed dead cannot overwrite a later attempt. Verbs stand in the order of a job's life.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,36 +17,36 @@ from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce, Greatest, Least
 from django.db.utils import DataError
 
-from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED
-from peasy_jobs.store import claiming, wakeup
+from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING, SCHEDULED, sources
+from peasy_jobs.store import claiming, wakeup, writing
 from peasy_jobs.store.claiming import ClaimRequest
 from peasy_jobs.store.clock import as_field, database_now
-from peasy_jobs.store.values import Claim, JobUpdate
-from peasy_jobs.store.vendors import UNREADABLE, portions, refuse_too_large, table_sql, update_each
+from peasy_jobs.store.values import Claim, Dropped, JobUpdate
+from peasy_jobs.store.vendors import UNREADABLE, portions, refuse_too_large
 
 if TYPE_CHECKING:
     from peasy_jobs.models import PeasyJobQueue
 
-STATUS_MSG_LIMIT = 255
-ERRORS_KEPT = 25  # failed attempts of a job, the newest
+STATUS_MSG_LIMIT = 255  # characters
 MAX_INTEGER = 2**31 - 1  # the largest value of an integer column on every database
-# Of what `_ending_row` returns, on PostgreSQL.
-TYPES = "text bytea text jsonb jsonb timestamptz timestamptz text timestamptz int int bigint text bigint int".split()
-BATCH = 500  # rows that one round of housekeeping touches, so that it never holds a lock for long
-
-
-def _entries(errors: Any) -> list[dict[str, str]]:
-    """The failed attempts that a row keeps, whatever somebody else has written there."""
-    return (
-        [entry for entry in errors if isinstance(entry, dict)] if isinstance(errors, list) else []
-    )
+# Rows that one call of a maintenance verb changes at most, so that it never holds a lock for long.
+MAINTENANCE_BATCH = 500
 
 
 class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     """The jobs, and every verb that changes one."""
 
+    def in_queues(self, queues: Sequence[str]) -> JobQuerySet:
+        """Return the jobs of these queues, or of all queues if none is named."""
+        return self.filter(queue_name__in=queues) if queues else self
+
+    # Enqueue
+
     def enqueue(self, **columns: Any) -> PeasyJobQueue:
-        """One INSERT in the caller's own transaction: the job is there when and if that transaction commits."""
+        """Insert a job: SCHEDULED with a `run_after`, ENQUEUED otherwise. Return it.
+
+        The INSERT belongs to the caller's transaction: the job is created only if that commits.
+        """
         job = self.create(status=SCHEDULED if columns.get("run_after") else ENQUEUED, **columns)
         wakeup.announce(self.db)
         return job
@@ -54,12 +54,14 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def enqueue_many(
         self, calls: Iterable[tuple[bytes | None, bytes | None]], **columns: Any
     ) -> list[PeasyJobQueue]:
-        """Jobs that differ in their arguments only: all of them are there when the caller's transaction commits."""
-        self._for_write = True  # `self.db` is no replica from here on
+        """Insert jobs that differ only in their arguments. Return them, all or none created.
+
+        calls: the stored arguments and keyword arguments of each job.
+        """
+        self._for_write = True  # from here on `self.db` is not a replica
         with transaction.atomic(using=self.db, savepoint=False):
-            if not connections[
-                self.db
-            ].features.can_return_rows_from_bulk_insert:  # MySQL would not tell their keys
+            if not connections[self.db].features.can_return_rows_from_bulk_insert:
+                # MySQL does not return the primary keys of several rows.
                 return [
                     self.enqueue(args_data=args, kwargs_data=kwargs, **columns)
                     for args, kwargs in calls
@@ -68,26 +70,23 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             jobs = [
                 self.model(args_data=args, kwargs_data=kwargs, **columns) for args, kwargs in calls
             ]
-            for some in portions(
-                jobs, [len(job.args_data or b"") + len(job.kwargs_data or b"") for job in jobs]
-            ):
+            sizes = [len(job.args_data or b"") + len(job.kwargs_data or b"") for job in jobs]
+            for some in portions(jobs, sizes):
                 self.bulk_create(some)
         wakeup.announce(self.db)
         return jobs
 
-    def in_queues(self, queues: Sequence[str]) -> JobQuerySet:
-        """The jobs of these queues; of all of them when none is named."""
-        return self.filter(queue_name__in=queues) if queues else self
+    # Claim and run
 
     def peek(self, queues: Sequence[str]) -> claiming.Waiting:
         """Return whether a job of these queues may run now, and when the next scheduled one is due.
 
-        Take no lock. Without queues: of all of them.
+        Takes no lock. Looks at all queues if none is named.
         """
         return claiming.peek(self, queues)
 
     def claim(self, request: ClaimRequest) -> list[Claim]:
-        """Claim waiting jobs for a runner: ENQUEUED becomes ONGOING. Return them, first to run first.
+        """Claim jobs for a runner: ENQUEUED becomes ONGOING. Return them, first to run first.
 
         Counts the claim and the attempt. `started` is set for the jobs that start at once and stays
         empty for those claimed ahead, which tells whoever rescues them that they had not begun.
@@ -100,112 +99,42 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return []
 
     def _fail_exhausted_counters(self, now: datetime) -> int:
-        """Fail the waiting jobs that cannot be claimed, because a counter is at its largest value."""
-        entry = {"at": now.isoformat(), "where": "", "exception": "", "traceback": ""}
-        entry["message"] = (
+        """Fail the jobs that cannot be claimed because a counter has reached its largest value."""
+        message = (
             f"The counter `claims` or `attempts` of this job has reached {MAX_INTEGER:,}, the largest"
             " value of its column. Enqueue the job again."
         )
         exhausted = self.filter(
             Q(claims__gte=MAX_INTEGER) | Q(attempts__gte=MAX_INTEGER), status=ENQUEUED
         )
-        return exhausted.update(status=FAILED, completed=now, errors=[entry])
+        return exhausted.update(status=FAILED, completed=now, errors=[_entry(now, message)])
 
     def give_back_unknown(self, runner_id: int, known: Iterable[Claim]) -> int:
-        """Give back what a runner holds without knowing it: the answer to a claim was lost on the way."""
+        """Return jobs of a runner that it does not know of: ONGOING becomes ENQUEUED.
+
+        The answer to a claim was lost on its way. The attempt is not counted. Returns how many jobs
+        were given back.
+        """
         held = {(claim.pk, claim.fencing_token) for claim in known}
         claimed = self.filter(runner=runner_id, status=ONGOING).values_list("pk", "claims")
         return sum(
             self.filter(pk=pk, runner=runner_id, status=ONGOING, claims=claims).update(
-                status=ENQUEUED,
-                runner=None,
-                started=None,
-                attempts=Greatest(Greatest("attempts", 1) - 1, 0),
+                status=ENQUEUED, runner=None, started=None, attempts=_one_attempt_less()
             )
             for pk, claims in claimed
             if (pk, claims) not in held and type(claims) is int
         )
 
     def begin(self, runner_id: int, claims: Iterable[Claim], now: datetime) -> None:
-        """Jobs that were claimed ahead have started."""
-        self.filter(pk__in=[claim.pk for claim in claims], runner=runner_id, started=None).update(
-            started=now
-        )
-
-    def end(self, runner_id: int, endings: Sequence[JobUpdate], now: datetime) -> list[Claim]:
-        """Write what became of claimed jobs, in one transaction. Returns the claims that were not ours any more.
-
-        Such an outcome is dropped: the job was cancelled, or rescued from this runner, meanwhile.
-        """
-        if not endings:
-            return []
-        with transaction.atomic(using=self.db):
-            errors = self._errors_of([ending.claim.pk for ending in endings if ending.error])
-            rows = [
-                self._ending_row(runner_id, ending, errors.get(ending.claim.pk, []), now)
-                for ending in endings
-            ]
-            refuse_too_large(connections[self.db], rows)
-            if self._write_endings(rows) == len(endings):
-                return []
-            return self._not_landed(runner_id, endings, now)
-
-    def _write_endings(self, rows: list[list[Any]]) -> int:
-        # One statement for any mix of endings: the ORM would send a query for each. WHERE: see
-        # `vendors.configure_session`.
-        table = table_sql(connections[self.db], self.model._meta.db_table)
-        update = (
-            f"UPDATE {table} AS job{{join}} SET status = {{}}, result_data = {{}},"
-            " status_msg = COALESCE({}, job.status_msg), extra = COALESCE({}, job.extra),"
-            " errors = COALESCE({}, job.errors), started = {}, completed = {},"
-            " run_after = CASE WHEN {} = 'Q' THEN job.run_after ELSE {} END,"
-            " attempts = job.attempts + {}, crashes = job.crashes + {}, runner_id = NULL{source}"
-            " WHERE id = {} AND COALESCE(job.status, '') = {} AND COALESCE(job.runner_id, 0) = {} AND job.claims = {}"
-        )
-        return update_each(connections[self.db], update, TYPES, rows)
-
-    def _ending_row(
-        self, runner_id: int, ending: JobUpdate, errors: list[dict[str, str]], now: datetime
-    ) -> list[Any]:
-        entries = None
-        if ending.error:
-            kind = ending.error["exception"]
-            if ending.patience > sum(entry.get("exception") == kind for entry in errors):
-                ending.status, ending.completed, ending.attempts = SCHEDULED, None, -1
-            elif ending.status == FAILED:
-                ending.run_after = None
-            entries = json.dumps([*errors, {"at": now.isoformat(), **ending.error}][-ERRORS_KEPT:])
-        return [
-            *(ending.status, ending.result, ending.status_msg, ending.extra, entries),
-            *(ending.started, ending.completed),
-            *(ending.status, ending.run_after, ending.attempts, ending.crashes),
-            *(ending.claim.pk, ONGOING, runner_id, ending.claim.fencing_token),
-        ]
-
-    def _errors_of(self, pks: list[int]) -> dict[int, list[dict[str, str]]]:
-        found = self.filter(pk__in=pks).values_list("pk", "errors") if pks else []
-        return {pk: _entries(errors) for pk, errors in found}
-
-    def _not_landed(
-        self, runner_id: int, endings: Sequence[JobUpdate], now: datetime
-    ) -> list[Claim]:
-        # executemany gives only a total. What landed, now or before a COMMIT whose answer was lost, has our claim.
-        rows = self.filter(pk__in=[ending.claim.pk for ending in endings])
-        landed: set[tuple[Any, ...]] = set(rows.values_list("pk", "claims", "status", "runner"))
-        lost = [
-            ending for ending in endings if (*ending.claim[:2], ending.status, None) not in landed
-        ]
-        for ending in lost:
-            ending.cancelled = self.close_cancelled(runner_id, *ending.claim[:2], now)
-        return [ending.claim for ending in lost]
-
-    def close_cancelled(self, runner_id: int, pk: int, claims: int, now: datetime) -> bool:
-        """A job that was cancelled while it ran has stopped running. False: there is no such job."""
-        mine = self.filter(pk=pk, status=CANCELLED, runner=runner_id, claims=claims)
-        return bool(mine.update(runner=None, completed=now, run_after=None))
+        """Set `started` of jobs that were claimed ahead, unless they are no longer this runner's."""
+        pks = [claim.pk for claim in claims]
+        self.filter(pk__in=pks, runner=runner_id, started=None).update(started=now)
 
     def report(self, pk: int, status_msg: str | None, extra: str | None, **guards: Any) -> None:
-        """Write a job's progress: a message, `extra` as JSON text, or both."""
+        """Write the progress of a job, unless it no longer meets the guards.
+
+        extra: JSON text. None leaves the message, or `extra`, as it is.
+        """
         columns: dict[str, Any] = {} if status_msg is None else {"status_msg": status_msg}
         if extra is not None:
             columns["extra"] = json.loads(extra)
@@ -213,28 +142,64 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             refuse_too_large(connections[self.db], [[status_msg, extra]])
             self.filter(pk=pk, **guards).update(**columns)
 
+    # Finish
+
+    def finish(self, runner_id: int, updates: Sequence[JobUpdate], now: datetime) -> list[Dropped]:
+        """Write what has become of claimed jobs, in one transaction: ONGOING becomes any status.
+
+        Guarded by runner and fencing token. Returns the updates that were dropped, because the job
+        was cancelled or rescued from this runner. The cancelled ones are closed. An update may be
+        written again if the answer to the COMMIT was lost.
+        """
+        return writing.finish(self, runner_id, updates, now)
+
+    def stored_errors(self, pks: Sequence[int]) -> dict[int, list[dict[str, str]]]:
+        """Return the failed attempts of jobs by primary key, the newest last."""
+        return writing.stored_errors(self, pks)
+
+    # Cancel, retry, remove
+
     def cancel(self, *pks: int) -> int:
-        """Cancel jobs. One that waits never runs; one that runs is stopped by its runner. Returns how many."""
+        """Cancel jobs that have not ended. Return how many.
+
+        One that waits never runs. One that runs is stopped by its runner, and is over only when
+        `close_cancelled` says so.
+        """
         self._for_write = True
         now = as_field(database_now(connections[self.db]))
-        # One statement: between two, one for those that wait and one for those that run, a job could change sides.
+        # One statement: a job could start to run between one for those that wait and one for the rest.
         completed = Case(
             When(runner=None, then=Value(now, models.DateTimeField())), default=F("completed")
         )
-        alive = self.filter(pk__in=pks, status__in=(ENQUEUED, SCHEDULED, ONGOING))
+        alive = self.filter(pk__in=pks, status__in=sources("cancel"))
         return alive.update(status=CANCELLED, completed=completed)
 
+    def cancelled_of(self, runner_id: int) -> list[tuple[int, int]]:
+        """Return primary key and fencing token of the cancelled jobs that a runner still runs."""
+        cancelled = self.filter(runner=runner_id, status=CANCELLED).values_list("pk", "claims")
+        return [(pk, claims) for pk, claims in cancelled if type(claims) is int]
+
+    def close_cancelled(self, runner_id: int, pk: int, fencing_token: int, now: datetime) -> bool:
+        """Note that a cancelled job has stopped running: it names no runner any more.
+
+        Guarded by runner and fencing token. Returns whether there was such a job.
+        """
+        return writing.close_cancelled(self, runner_id, pk, fencing_token, now)
+
     def retry(self, *pks: int) -> int:
-        """Run jobs that have failed or were cancelled again, with new budgets. Their errors are kept. How many."""
+        """Run jobs again that are FAILED or CANCELLED: they become ENQUEUED. Return how many.
+
+        Their budgets start anew, and their errors are kept.
+        """
         self._for_write = True
-        over = self.filter(pk__in=pks, status__in=(FAILED, CANCELLED), runner=None)
+        over = self.filter(pk__in=pks, status__in=sources("retry"), runner=None)
         count = over.update(
             status=ENQUEUED,
             status_msg="",
             extra=None,
             attempts=0,
             crashes=0,
-            run_after=as_field(database_now(connections[self.db])),  # it waits from here on
+            run_after=as_field(database_now(connections[self.db])),  # it waits from now on
             started=None,
             completed=None,
         )
@@ -242,109 +207,140 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return count
 
     def remove(self, *pks: int) -> int:
-        """Delete jobs, none that is running. Returns how many."""
+        """Delete jobs, except running ones. Return how many."""
         jobs = self.filter(pk__in=pks, runner=None).exclude(status=ONGOING)
         return jobs.delete()[1].get(self.model._meta.label, 0)
 
-    def cancelled_of(self, runner_id: int) -> list[tuple[int, int]]:
-        """Primary key and claims of the jobs that this runner runs and that were cancelled."""
-        cancelled = self.filter(runner=runner_id, status=CANCELLED).values_list("pk", "claims")
-        return [(pk, claims) for pk, claims in cancelled if type(claims) is int]
+    # Rescue
 
-    def promote(self, now: datetime) -> int:
-        """Scheduled jobs that are due may run now. Returns how many there were in this batch."""
-        due = self.filter(status=SCHEDULED, run_after__lte=now).order_by("run_after")
-        pks = list(due.values_list("pk", flat=True)[:BATCH])
-        return self.filter(pk__in=pks, status=SCHEDULED).update(status=ENQUEUED) if pks else 0
+    def rescue(
+        self, runner_id: int | None, reason: str, crash_retries: int, where: str = ""
+    ) -> int:
+        """Take the jobs of a runner that is gone: ONGOING becomes ENQUEUED or FAILED.
 
-    def rescue(self, dead: int | None, reason: str, crash_retries: int, where: str = "") -> int:
-        """Give back the jobs of a runner that is gone; `None` stands for those of the published package.
+        A job that had started is charged with a crash, and fails with `reason` if it has had its
+        `crash_retries`. One that had not started is given back and charged with nothing. Cancelled
+        jobs are closed. Returns how many jobs were given back or failed.
 
-        A job that had started is charged with a crash, and FAILED with `reason` if it had its `crash_retries`.
+        runner_id: None for jobs of peasy-jobs 0.4, which name no runner.
+        crash_retries: of jobs that have no budget of their own.
         """
         now = as_field(database_now(connections[self.db]))
         with transaction.atomic(using=self.db):
-            ongoing = self.filter(runner=dead, status=ONGOING)
-            entry = {
-                "at": now.isoformat(),
-                "where": where,
-                "exception": "",
-                "message": reason,
-                "traceback": "",
-            }
-            spent = ongoing.filter(
-                crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False
-            )
-            rescued = 0
-            for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
-                if (
-                    type(claims) is not int
-                ):  # what is no number cannot be compared: it runs again, and is one then
-                    continue
-                kept = [*_entries(errors), entry][-ERRORS_KEPT:]
-                rescued += ongoing.filter(pk=pk, claims=claims).update(
-                    status=FAILED,
-                    errors=kept,
-                    completed=now,
-                    runner=None,
-                    run_after=None,
-                    crashes=Least(F("crashes"), MAX_INTEGER - 1) + 1,
-                )
+            ongoing = self.filter(runner=runner_id, status=ONGOING)
+            rescued = self._fail_crashed(ongoing, crash_retries, _entry(now, reason, where), now)
             rescued += ongoing.filter(started__isnull=False).update(
                 status=ENQUEUED, runner=None, started=None, crashes=F("crashes") + 1
             )
-            rescued += ongoing.update(
-                status=ENQUEUED, runner=None, attempts=Greatest(Greatest("attempts", 1) - 1, 0)
-            )
-            if dead is not None:
-                self.filter(runner=dead, status=CANCELLED).update(runner=None, completed=now)
+            rescued += ongoing.update(status=ENQUEUED, runner=None, attempts=_one_attempt_less())
+            if runner_id is not None:
+                self.filter(runner=runner_id, status=CANCELLED).update(runner=None, completed=now)
         return rescued
 
-    def runners_named(self) -> set[int]:
-        """The runners that jobs name, whether there is such a runner or not."""
-        named = (
-            self.filter(runner__isnull=False).order_by().values_list("runner", flat=True).distinct()
+    def _fail_crashed(
+        self, ongoing: JobQuerySet, crash_retries: int, entry: dict[str, str], now: datetime
+    ) -> int:
+        """Fail those of a dead runner's jobs that may not crash once more. Return how many."""
+        failed = 0
+        spent = ongoing.filter(
+            crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False
         )
-        return {
-            runner_id for runner_id in named if type(runner_id) is int
-        }  # SQLite takes anything else as well
+        for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
+            if type(claims) is not int:
+                continue  # SQLite holds something else: the job runs again, which makes it a number
+            failed += ongoing.filter(pk=pk, claims=claims).update(
+                status=FAILED,
+                errors=writing.with_entry(writing.error_entries(errors), entry),
+                completed=now,
+                runner=None,
+                run_after=None,
+                crashes=Least(F("crashes"), MAX_INTEGER - 1) + 1,
+            )
+        return failed
+
+    def runners_named(self) -> set[int]:
+        """Return the ids of the runners that jobs name, whether such a runner exists or not."""
+        named = self.filter(runner__isnull=False).order_by().values_list("runner", flat=True)
+        # SQLite may hold something else than a number.
+        return {runner_id for runner_id in named.distinct() if type(runner_id) is int}
+
+    # Maintenance
 
     def prune(self, status: str, maximum: int | None, before: datetime) -> int:
-        """Delete the oldest finished jobs beyond `maximum`, none that finished after `before`. Returns how many."""
+        """Delete the oldest jobs of a finished status beyond `maximum`, in batches.
+
+        Keeps those that finished after `before`, and all if `maximum` is None. Returns how many
+        jobs were deleted or changed: call it again until there are none.
+        """
+        if maximum is None:
+            return 0
         finished = self.filter(status=status, runner=None, completed__isnull=False).order_by(
             "-completed", "-pk"
         )
-        if maximum is None:
-            return 0
-        beyond = finished[maximum : maximum + 1]
-        edge: tuple[datetime | None, int | None] | None = None, None
-        with suppress(*UNREADABLE):
-            edge = beyond.values_list("completed", "pk").first()
+        newest_beyond = finished[maximum : maximum + 1]
+        edge: tuple[datetime | None, int | None] | None
+        try:
+            edge = newest_beyond.values_list("completed", "pk").first()
+        except UNREADABLE:
+            edge = (None, None)
         if edge is None:
             return 0
-        if edge[0] is None:  # somebody has written what is no time: it counts as just old enough
-            return self.filter(pk__in=list(beyond.values_list("pk", flat=True))).update(
-                completed=before
-            )
-        older = finished.filter(
-            Q(completed__lt=edge[0]) | Q(completed=edge[0], pk__lte=edge[1]), completed__lte=before
+        completed, pk = edge
+        if completed is None:
+            # Another program has stored what is not a time: it counts as just old enough.
+            unreadable = list(newest_beyond.values_list("pk", flat=True))
+            return self.filter(pk__in=unreadable).update(completed=before)
+        beyond = finished.filter(
+            Q(completed__lt=completed) | Q(completed=completed, pk__lte=pk), completed__lte=before
         )
-        pks = list(older.reverse().values_list("pk", flat=True)[:BATCH])
+        pks = _first_pks(beyond.reverse())
         return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0
 
-    def normalise_external_changes(self, now: datetime) -> int:
-        """Finish what a site has begun by writing a status itself. Returns how many there were in this batch.
+    def promote(self, now: datetime) -> int:
+        """Let scheduled jobs run that are due: SCHEDULED becomes ENQUEUED, in batches.
 
-        Jobs that were cancelled while they waited are over: their grace counts from here. Jobs that were scheduled
-        without a time may run now.
+        Returns how many there were in this batch.
+        """
+        due = self.filter(status=SCHEDULED, run_after__lte=now).order_by("run_after")
+        pks = _first_pks(due)
+        return self.filter(pk__in=pks, status=SCHEDULED).update(status=ENQUEUED) if pks else 0
+
+    def normalise_external_changes(self, now: datetime) -> int:
+        """Complete status changes that a site has made with a plain `update()`, in batches.
+
+        Jobs that were cancelled while they waited are over from `now` on. Jobs that were scheduled
+        without a time become ENQUEUED. Returns how many there were in this batch.
         """
         changed = 0
         undated = self.filter(status=SCHEDULED, run_after=None)
-        if pks := list(undated.order_by("run_after").values_list("pk", flat=True)[:BATCH]):
+        # Both are selected first: an UPDATE takes SQLite's write lock even if it finds nothing.
+        if pks := _first_pks(undated.order_by("run_after")):
             changed += undated.filter(pk__in=pks).update(status=ENQUEUED)
         over = self.filter(status=CANCELLED, runner=None, completed=None)
-        if pks := list(
-            over.values_list("pk", flat=True)[:BATCH]
-        ):  # looked at first: an UPDATE takes the write lock
+        if pks := _first_pks(over):
             changed += over.filter(pk__in=pks).update(completed=now)
         return changed
+
+
+def _first_pks(jobs: models.QuerySet[PeasyJobQueue]) -> list[int]:
+    return list(jobs.values_list("pk", flat=True)[:MAINTENANCE_BATCH])
+
+
+def _one_attempt_less() -> Greatest:
+    """Return `attempts` less one, and at least 0.
+
+    The inner Greatest is for MariaDB and MySQL, where 0 - 1 is an error in an unsigned column; the
+    outer one for a text that SQLite may hold: it is greater than any number, but counts as 0.
+    """
+    return Greatest(Greatest("attempts", 1) - 1, 0)
+
+
+def _entry(now: datetime, message: str, where: str = "") -> dict[str, str]:
+    """Return an entry of `errors` for a failure outside of any job's code."""
+    return {
+        "at": now.isoformat(),
+        "where": where,
+        "exception": "",
+        "message": message,
+        "traceback": "",
+    }

@@ -1,8 +1,7 @@
-"""A claimed job as its runner and its worker hold it, and what is to be written of it in the end. Values, no more."""
+"""A claimed job, as its runner and its worker hold it, and what is written of it in the end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
 from types import NoneType
@@ -17,11 +16,11 @@ class Run(NamedTuple):
     job_name: str
     args: bytes | None
     kwargs: bytes | None
-    failures: int  # failed attempts there will have been if this one fails
+    failures: int  # failed attempts, counting this one if it fails
 
 
 class Claim(NamedTuple):
-    """A job as its runner holds it. `fencing_token` is the number that every later write must still find."""
+    """A job as its runner holds it. Every later write is guarded by `fencing_token`."""
 
     pk: int
     fencing_token: int
@@ -29,7 +28,7 @@ class Claim(NamedTuple):
     job_name: str
     args: bytes | None
     kwargs: bytes | None
-    attempts: int  # this one included
+    attempts: int  # counting this one
     crashes: int
     crash_retries: int | None
     timeout: float | None  # seconds
@@ -39,22 +38,26 @@ class Claim(NamedTuple):
     rank: float = 0  # jobs run in the order of rank and pk
 
     def invalid_field(self) -> str:
-        """Return why the row cannot be used, as SQLite stores any value in any column. Empty if it can."""
-        if tuple(map(type, self)) in SOUND:
+        """Return what is wrong with the row, empty if nothing is.
+
+        SQLite lets every column hold any value.
+        """
+        if tuple(map(type, self)) in VALID_TYPES:
             return ""
-        wrong = next(
+        name = next(
             name
             for name, value in zip(self._fields, self, strict=True)
-            if type(value) not in KINDS[name]
+            if type(value) not in TYPES[name]
         )
-        return f"The row of this job is damaged: {COLUMNS.get(wrong, wrong)} is {getattr(self, wrong)!r:.100}."
+        value = getattr(self, name)
+        return f"The row of this job is damaged: {COLUMNS.get(name, name)} is {value!r:.100}."
 
     def payload_bytes(self) -> int:
-        """Return the size of its arguments in bytes, plus one."""
+        """Return the size of its arguments, and at least 1."""
         return len(self.args or b"") + len(self.kwargs or b"") + 1
 
     def run(self) -> Run:
-        """What a worker needs of it."""
+        """Return what a worker needs of it."""
         return Run(
             self.pk,
             self.fencing_token,
@@ -66,7 +69,7 @@ class Claim(NamedTuple):
 
 
 COLUMNS = {"fencing_token": "claims"}  # where a column has another name
-KINDS: dict[str, tuple[type, ...]] = {
+TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("pk", "fencing_token", "attempts", "crashes"), (int,)),
     **dict.fromkeys(("title", "job_name"), (str,)),
     **dict.fromkeys(("args", "kwargs"), (bytes, NoneType)),
@@ -75,12 +78,15 @@ KINDS: dict[str, tuple[type, ...]] = {
     "since": (float, NoneType),
     "rank": (int, float),
 }
-SOUND = set(product(*(KINDS[name] for name in Claim._fields)))
+# Every valid combination, so that checking a claim takes a single look-up.
+VALID_TYPES = set(product(*(TYPES[name] for name in Claim._fields)))
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class JobUpdate:
-    """What becomes of a claimed job: its outcome, or back to the queue. `None` leaves a column as it is."""
+class JobUpdate(NamedTuple):
+    """What a claimed job becomes: its outcome, or back into the queue.
+
+    None leaves `status_msg` or `extra` as it is, and empties any other column.
+    """
 
     claim: Claim
     status: str
@@ -90,10 +96,14 @@ class JobUpdate:
     extra: str | None = None  # JSON text
     started: datetime | None = None
     completed: datetime | None = None
-    run_after: datetime | None = None
-    patience: int = 0  # put back until `run_after` instead, while so many errors of the same kind were not yet kept
+    run_after: datetime | None = None  # kept as it is for a job that becomes ENQUEUED
     attempts: int = 0  # added to the column
     crashes: int = 0  # added to the column
-    cancelled: bool = (
-        False  # found out while it was written: somebody had cancelled the job as it ran
-    )
+    function_missing: bool = False  # it is not decided yet whether the job waits or fails
+
+
+class Dropped(NamedTuple):
+    """An update that was not written, because its job was no longer the runner's."""
+
+    claim: Claim
+    was_cancelled: bool  # while it ran; it is closed now

@@ -37,8 +37,6 @@ from peasy_jobs.workers.protocol import Outcome, Report, StopReason
 
 logger = logging.getLogger("peasy_jobs")
 
-NOT_FOUND_DELAY = 60.0  # seconds until a job whose function was not found is tried again
-NOT_FOUND_PATIENCE = 3  # how often that is done
 BROKEN_BACKOFF_DELAY = 60.0  # seconds until a job runs again whose `backoff` cannot be used
 
 
@@ -57,6 +55,7 @@ def run_job(execution: Execution) -> Outcome:
     status, result, error, delay = COMPLETED, None, None, 0.0
     started = monotonic()
     job = None
+    function_missing = False
     try:
         job = find_job_function(run.job_name)
         args, kwargs = _load_arguments(run)
@@ -67,9 +66,20 @@ def run_job(execution: Execution) -> Outcome:
         BaseException
     ) as exception:  # sys.exit() and KeyboardInterrupt end the job, not the worker
         result = None
+        function_missing = job is None and isinstance(exception, JobFunctionNotFound)
         status, delay, error = _outcome_of_exception(exception, execution, job)
     progress.leave(execution, token)
-    return Outcome(run.pk, run.fencing_token, started, monotonic(), status, result, error, delay)
+    return Outcome(
+        run.pk,
+        run.fencing_token,
+        started,
+        monotonic(),
+        status,
+        result,
+        error,
+        delay,
+        function_missing,
+    )
 
 
 def find_job_function(job_name: str) -> Job[..., Any]:
@@ -224,9 +234,9 @@ def decide_outcome(
         return SCHEDULED, exception.seconds()
     if isinstance(exception, Cancel):
         return CANCELLED, 0.0
-    if isinstance(exception, JobFunctionNotFound):
-        return FAILED, NOT_FOUND_DELAY
-    is_final = isinstance(exception, Fail | NotStorable | payloads.PayloadRefused)
+    is_final = isinstance(
+        exception, Fail | NotStorable | JobFunctionNotFound | payloads.PayloadRefused
+    )
     if is_final or job is None or failures > job.policy.retries:
         return FAILED, 0.0
     if not isinstance(exception, job.policy.retry_on):

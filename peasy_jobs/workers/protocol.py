@@ -218,6 +218,7 @@ class Outcome(NamedTuple):
     result: bytes | None
     error: dict[str, str] | None
     delay: float  # seconds until it runs again, if it does
+    function_missing: bool = False  # the runner decides what the job becomes
 
 
 WorkerMessage = JobStarted | Report | Outcome

@@ -315,7 +315,7 @@ def test_of_many_cancelled_jobs_each_is_compared_once_with_what_is_not_written(
     claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
     runner.held.add(claims, started=20)
     for claim in claims[:10]:
-        runner.held.recorder.end(given_back(claim))
+        runner.held.recorder.record(given_back(claim))
 
     runner._stop_cancelled()
 

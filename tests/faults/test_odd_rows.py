@@ -197,9 +197,9 @@ def own_connection(transactional_db: None):
     connection.close()
 
 
-def a_runner_works(record: Recorder, lease: Lease, house: Maintenance) -> None:
+def a_runner_works(recorder: Recorder, lease: Lease, house: Maintenance) -> None:
     """One turn of what a runner does to the table, with jobs that all complete."""
-    all_jobs, clock = record.jobs, record.clock
+    all_jobs, clock = recorder.jobs, recorder.clock
     lease.rescue_at = house.promote_at = house.prune_at = float("-inf")
     lease.looked_for_orphans = False
     lease.rescue()
@@ -212,12 +212,14 @@ def a_runner_works(record: Recorder, lease: Lease, house: Maintenance) -> None:
         now = as_field(database_now(connection))
         for claim in all_jobs.claim(ClaimRequest(runner_id=ME, limit=10, queues=queues, now=now)):
             if why := claim.invalid_field():
-                record.end(outcomes.invalid_row(claim, why, clock))
+                recorder.record(outcomes.invalid_row(claim, why, clock))
             else:
                 claim.run()
-                record.end(JobUpdate(claim=claim, status=COMPLETED, result=b"J1", completed=now))
-    record.write(ME, urgent=True)
-    assert not record.unwritten
+                recorder.record(
+                    JobUpdate(claim=claim, status=COMPLETED, result=b"J1", completed=now)
+                )
+    recorder.write(ME, urgent=True)
+    assert not recorder.unwritten
 
 
 @only_sqlite

@@ -16,7 +16,6 @@ from peasy_jobs.runner import outcomes
 from peasy_jobs.statuses import CANCELLED, COMPLETED, FAILED, SCHEDULED
 from peasy_jobs.store.clock import as_field, database_now
 from peasy_jobs.store.querysets import Claim
-from peasy_jobs.workers import execution
 from peasy_jobs.workers.execution import decide_outcome
 from peasy_jobs.workers.protocol import Outcome
 from tests import jobs
@@ -325,7 +324,7 @@ def with_policy(**options) -> SimpleNamespace:
         (NotStorable("no"), 1, (FAILED, 0)),
         (Retry(5), 99, (SCHEDULED, 5)),
         (exceptions.Cancel(), 1, (CANCELLED, 0)),
-        (JobFunctionNotFound("no"), 1, (FAILED, execution.NOT_FOUND_DELAY)),
+        (JobFunctionNotFound("no"), 1, (FAILED, 0)),
     ],
 )
 def test_what_a_job_becomes_after_an_exception(exception, failures, expected):
@@ -380,7 +379,7 @@ class FixedClock:
 @pytest.mark.parametrize("delay", [0.0, 5.0])
 def test_an_attempt_that_raised_retry_is_not_counted(delay):
     claim = Claim(1, 3, "title", "tests.jobs.nothing", None, None, 2, 0, None, None)
-    later = outcomes.ended(
+    later = outcomes.finished(
         claim, Outcome(1, 3, 1.0, 2.0, SCHEDULED, None, None, delay), FixedClock()
     )
     assert later.status == SCHEDULED

@@ -48,17 +48,22 @@ def _late() -> None:
 
 def _fence() -> None:
     """An outcome is written whoever holds the job by now."""
-    from peasy_jobs.store.querysets import JobQuerySet
+    from peasy_jobs.models import PeasyJobQueue
+    from peasy_jobs.store import writing
 
-    row_of = JobQuerySet._ending_row
+    guard_values = writing._guard_values
 
-    def unfenced(self: Any, runner_id: int, ending: Any, errors: Any, now: Any) -> list[Any]:
-        row = row_of(self, runner_id, ending, errors, now)
-        assert row[-2:] == [runner_id, ending.claim.fencing_token]
-        held = self.filter(pk=ending.claim.pk).values_list("runner", "claims").get()
-        return [*row[:-2], *held]
+    def unfenced(runner_id: int, updates: Any) -> dict[str, list[Any]]:
+        values = guard_values(runner_id, updates)
+        held = [
+            PeasyJobQueue.objects.filter(pk=pk).values_list("runner", "claims").get()
+            for pk in values["pk"]
+        ]
+        values["held_by"] = [runner for runner, _ in held]
+        values["fencing_token"] = [claims for _, claims in held]
+        return values
 
-    JobQuerySet._ending_row = unfenced
+    writing._guard_values = unfenced
 
 
 def _lease() -> None:
@@ -77,6 +82,6 @@ def _flush() -> None:
     def forgetful(self: Any) -> None:
         process_events(self)
         if self.shutdown.signals.count:
-            self.held.recorder.endings.clear()
+            self.held.recorder.updates.clear()
 
     Runner._process_events = forgetful
