@@ -1,4 +1,7 @@
-"""A zoo of jobs, most of them misbehaving. The runner finds this module by itself: it is called `jobs`."""
+"""The jobs of the tests, many of which misbehave.
+
+A runner imports this module by itself, because it is a module `jobs` of an installed app.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,14 @@ started = time.time()
 
 
 def note(path: str, line: object) -> None:
-    """Append a line to a side record: what really ran, whatever the database says."""
+    """Append a line to a file: a record of what ran that does not depend on the database."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, f"{line}\n".encode())
     os.close(descriptor)
 
 
 def notes(path: str | Path) -> list[str]:
+    """Return the lines that `note` has written to a file."""
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
@@ -106,7 +110,7 @@ def lots(size: int) -> str:
 
 @peasy.job("wait for a file")
 def wait_for(path: str, record: str | None = None) -> str:
-    """Runs until `path` exists."""
+    """Run until `path` exists."""
     if record:
         note(record, f"started {os.getpid()}")
     while not Path(path).exists():
@@ -203,7 +207,7 @@ def die_by(how: str, record: str) -> None:
 
 @peasy.job("hold the interpreter lock")
 def hold_gil(record: str) -> int:
-    """One call of C code that lets no other thread of this process run for an hour."""
+    """Call C code that does not let any other thread of this process run for an hour."""
     note(record, f"started {os.getpid()}")
     return sum(range(10**12))
 
@@ -216,7 +220,7 @@ def enqueue_notes(record: str, count: int) -> None:
 
 @peasy.job("wait in each run for a file of its own")
 def wait_in_run(directory: str) -> str:
-    """The first run waits for the file `1` in `directory`, the second for `2`, and so on."""
+    """Wait for the file `1` in `directory` in the first run, for `2` in the second, and so on."""
     record = Path(directory, "record")
     note(str(record), f"started {os.getpid()}")
     run = len(notes(record))
@@ -260,7 +264,7 @@ def leave_write_open(pk: int) -> None:
 
 @peasy.job("leave a process behind and die")
 def die_with_daemon(path: str, record: str) -> None:
-    """A forked process in a session of its own keeps what this worker had open, until `path` exists."""
+    """Fork a process that keeps the worker's files open in a new session until `path` exists."""
     if os.fork() == 0:
         os.setsid()
         note(record, f"daemon {os.getpid()}")
@@ -285,7 +289,7 @@ def return_twice(record: str) -> str:
 
 @peasy.job("use multiprocessing")
 def use_multiprocessing(method: str, path: str) -> list[int | None]:
-    """Exit codes: of a child that ends by itself, of one that is asked to end."""
+    """Return two exit codes: of a child that ended by itself, and of one that was terminated."""
     context = multiprocessing.get_context(method)
     worker = context.Process(target=Path(path).touch)
     sleeper = context.Process(target=time.sleep, args=[600])
@@ -312,7 +316,7 @@ def kill_runner(pid: int, record: str) -> None:
         time.sleep(600)
 
 
-# Jobs that fail, and come back
+# Jobs that fail and are retried
 
 
 def _time() -> float:
@@ -352,7 +356,7 @@ def fail_thirty_times() -> None:
 
 @peasy.job("retry on some", retries=5, backoff=[0], retry_on=(ConnectionError, TimeoutError))
 def retry_on_some(record: str) -> None:
-    """Raises what is worth a retry twice, and then what is not."""
+    """Raise an exception of `retry_on` twice, then another one."""
     note(record, "started")
     if len(notes(record)) <= 2:
         raise ConnectionRefusedError("busy")
@@ -411,7 +415,7 @@ def limited(path: str, record: str) -> str:
 
 @peasy.job("ignore the request", timeout=0.5)
 def stubborn(path: str, record: str) -> None:
-    """Goes on whatever it is told, and has started a program."""
+    """Start a program, and ignore every request to stop."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as program:
         note(record, f"started {os.getpid()} {program.pid}")
         _wait_whatever_is_said(path, record)
@@ -446,7 +450,7 @@ def stubborn_with_retry(record: str) -> str:
 
 
 def _wait_whatever_is_said(path: str, record: str) -> None:
-    # All of it inside `try`: the request may come between any two lines.
+    # Everything is inside `try`: the request may arrive between any two lines.
     while True:
         try:
             return _wait(path)
@@ -464,7 +468,7 @@ def slow_thread(path: str, record: str) -> str:
 
 @peasy.job("a slow thread, with retries", timeout=0.5, retries=1, backoff=[0])
 def slow_thread_with_retry(directory: str, record: str) -> str:
-    """The first run waits for the file `go`; a second one does not."""
+    """Wait for the file `go` in the first run, but not in the second."""
     note(record, "started")
     if notes(record).count("started") == 1:
         _wait(f"{directory}/go")
@@ -511,7 +515,7 @@ def short_work(record: str, number: int) -> int:
     return number
 
 
-# Jobs in the way of the database
+# Jobs that hold locks in the database
 
 
 @peasy.job("hold the write lock")
@@ -534,7 +538,7 @@ def start_and_end(record: str, number: int, seconds: float = 0.02) -> int:
 
 @peasy.job("cancel those that wait behind")
 def cancel_others(record: str, job_pk: int) -> None:
-    """Cancels the jobs whose keys are in its `extra`, and goes on until the runner has taken them back."""
+    """Cancel the jobs whose primary keys are in `extra`, and wait until no runner has them."""
     pks = PeasyJobQueue.objects.values_list("extra", flat=True).get(pk=job_pk)
     note(record, f"cancelled {[peasy.cancel(pk) for pk in pks]}")
     while PeasyJobQueue.objects.filter(pk__in=pks, runner__isnull=False).exists():
@@ -554,7 +558,7 @@ def fail_and_die(record: str) -> str:
 
 @peasy.job("hold one's own row")
 def hold_own_row(path: str, record: str, job_pk: int) -> str:
-    """Inside a transaction that has written to the row of this very job."""
+    """Wait inside a transaction that has written to the row of this job."""
     with transaction.atomic():
         PeasyJobQueue.objects.filter(pk=job_pk).update(title="held")
         note(record, "started")
@@ -563,11 +567,11 @@ def hold_own_row(path: str, record: str, job_pk: int) -> str:
     return "let go"
 
 
-# Jobs that spoil their worker
+# Jobs that damage their worker process
 
 
 class Unflushable:
-    """What some library has put in the place of a stream."""
+    """A stream that some library has put in place of standard output, and that is broken."""
 
     def write(self, text: str) -> None:
         pass
@@ -596,7 +600,7 @@ def close_descriptors(record: str, returns: bool) -> None:
 
 @peasy.job("leave the process group")
 def leave_group(how: str, record: str) -> None:
-    """Goes on whatever it is told."""
+    """Leave the process group, and ignore every request to stop."""
     os.setpgid(0, os.getpgid(os.getppid()))
     if how == "setsid":
         os.setsid()
@@ -606,7 +610,7 @@ def leave_group(how: str, record: str) -> None:
             time.sleep(0.01)
 
 
-# Jobs that tell where they run
+# Jobs that return facts about their process
 
 
 @peasy.job("tell the flags of the interpreter")
@@ -616,7 +620,7 @@ def interpreter_flags() -> list[int]:
 
 @peasy.job("tell the session of PostgreSQL")
 def database_session(record: str, count: int) -> int:
-    """Ends when so many of these have one."""
+    """Return when `count` of these jobs have a session."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         session = int(cursor.fetchone()[0])
@@ -626,12 +630,12 @@ def database_session(record: str, count: int) -> int:
     return session
 
 
-# Jobs that leave something behind
+# Jobs that change the state of their process
 
 
 @peasy.job("take over the signals")
 def seize_signals(how: str) -> int:
-    """Leaves its own handlers, blocked signals or a running timer to the next job of this process."""
+    """Leave handlers, blocked signals or a running timer to the next job of this process."""
     if how == "handlers":
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, lambda *_: os._exit(9))

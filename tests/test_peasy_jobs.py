@@ -1,4 +1,4 @@
-"""The documented API: what a site imports, decorates, calls and reads, with exactly the code of the documentation."""
+"""Tests of the documented API: what a site imports, decorates, calls and reads."""
 
 import importlib
 import inspect
@@ -54,7 +54,7 @@ def undecorated() -> None:
 
 
 def run_next() -> PeasyJobQueue:
-    """Claim the next job, run it here, and write what came of it: what a runner does."""
+    """Claim the next job, run it in this process and write its outcome, as a runner does."""
     now = as_field(database_now(connection))
     [claim] = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=1, limit=1, now=now))
     outcome = execution.run(claim.run(), lambda report: None)
@@ -70,20 +70,20 @@ def run_next() -> PeasyJobQueue:
     return PeasyJobQueue.objects.get(pk=claim.pk)
 
 
-def elsewhere(ask: Callable[[], Any]) -> Any:
-    """What another connection sees."""
-    answers: list[Any] = []
+def from_another_connection(query: Callable[[], Any]) -> Any:
+    """Return what `query` returns in another thread, which has a connection of its own."""
+    results: list[Any] = []
 
-    def look() -> None:
+    def run() -> None:
         try:
-            answers.append(ask())
+            results.append(query())
         finally:
             connections.close_all()
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    return answers[0]
+    return results[0]
 
 
 # Enqueue
@@ -99,10 +99,18 @@ def test_calling_a_job_function_enqueues_the_call_and_returns_its_row() -> None:
     assert job.job_name == "tests.test_peasy_jobs.export"
     assert job.args == ("orders",)
     assert job.kwargs == {"year": 2025}
-    assert (job.user, job.status_msg, job.extra, job.result) == (None, "", None, None)
-    assert (job.started, job.completed, job.attempts) == (None, None, 0)
-    assert (job.error, job.traceback) == ("", "")
-    assert (job.priority, job.queue_name, job.run_after) == (0, "default", None)
+    assert job.user is None
+    assert job.status_msg == ""
+    assert job.extra is None
+    assert job.result is None
+    assert job.started is None
+    assert job.completed is None
+    assert job.attempts == 0
+    assert job.error == ""
+    assert job.traceback == ""
+    assert job.priority == 0
+    assert job.queue_name == "default"
+    assert job.run_after is None
     assert abs(job.created - as_field(database_now(connection))) < timedelta(minutes=5)
     assert timezone.is_aware(job.created) == conf.uses_time_zones()
 
@@ -110,7 +118,8 @@ def test_calling_a_job_function_enqueues_the_call_and_returns_its_row() -> None:
 @needs_database
 def test_a_call_without_arguments_has_none() -> None:
     job = PeasyJobQueue.objects.get(pk=jobs.nothing().pk)
-    assert (job.args, job.kwargs) == ((), {})
+    assert job.args == ()
+    assert job.kwargs == {}
 
 
 @needs_database
@@ -120,7 +129,8 @@ def test_the_job_runs_with_its_arguments_and_keeps_its_result() -> None:
     assert job.status == PeasyJobQueue.COMPLETED
     assert job.result == "orders/2025"
     assert job.attempts == 1
-    assert job.started and job.completed
+    assert job.started is not None
+    assert job.completed is not None
 
 
 @needs_database
@@ -135,7 +145,7 @@ def test_a_failed_job_keeps_its_error_and_traceback() -> None:
 
 
 @commits
-def test_a_job_is_not_there_when_the_transaction_of_the_caller_is_rolled_back() -> None:
+def test_a_job_is_not_created_when_the_callers_transaction_is_rolled_back() -> None:
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         job = export("orders")
         assert PeasyJobQueue.objects.filter(pk=job.pk).exists()
@@ -144,23 +154,23 @@ def test_a_job_is_not_there_when_the_transaction_of_the_caller_is_rolled_back() 
 
 
 @commits
-def test_a_job_is_there_for_others_once_the_transaction_of_the_caller_is_committed() -> None:
+def test_others_see_a_job_when_the_callers_transaction_is_committed() -> None:
     with transaction.atomic():
         user = User.objects.create(username="with it")
         job = export("orders")
-        assert not elsewhere(PeasyJobQueue.objects.exists)
-    assert elsewhere(lambda: PeasyJobQueue.objects.get().pk) == job.pk
-    assert elsewhere(lambda: User.objects.get().pk) == user.pk
+        assert not from_another_connection(PeasyJobQueue.objects.exists)
+    assert from_another_connection(lambda: PeasyJobQueue.objects.get().pk) == job.pk
+    assert from_another_connection(lambda: User.objects.get().pk) == user.pk
 
 
 @commits
-def test_a_job_can_be_enqueued_where_the_caller_manages_transactions_by_hand() -> None:
+def test_a_job_can_be_enqueued_without_autocommit() -> None:
     transaction.set_autocommit(False)
     try:
         job = export("orders")
-        assert not elsewhere(PeasyJobQueue.objects.exists)
+        assert not from_another_connection(PeasyJobQueue.objects.exists)
         transaction.commit()
-        assert elsewhere(lambda: PeasyJobQueue.objects.get().pk) == job.pk
+        assert from_another_connection(lambda: PeasyJobQueue.objects.get().pk) == job.pk
     finally:
         transaction.rollback()
         transaction.set_autocommit(True)
@@ -193,13 +203,10 @@ def test_enqueueing_takes_one_query_outside_of_a_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wakeup, "_notified_at", float("-inf"))
-    jobs_made = [queries(jobs.nothing) for _ in range(3)]
-    assert [made[0].partition(" ")[0] for made in jobs_made] == ["INSERT"] * 3
-    # The wake-up of idle runners comes after the commit, and not for every job.
-    announced = (
-        [["NOTIFY peasy_jobs"], [], []] if connection.vendor == "postgresql" else [[], [], []]
-    )
-    assert [made[1:] for made in jobs_made] == announced
+    verbs = [[sql.partition(" ")[0] for sql in queries(jobs.nothing)] for _ in range(3)]
+    # Idle runners are woken up after the commit, and not for every job.
+    notify = {"postgresql": ["NOTIFY"]}.get(connection.vendor, [])
+    assert verbs == [["INSERT", *notify], ["INSERT"], ["INSERT"]]
 
 
 @needs_database
@@ -219,17 +226,19 @@ def test_map_enqueues_a_call_for_each_item_in_their_order() -> None:
         ((4,), {}),
     ]
     assert sorted(job.pk for job in made) == [job.pk for job in made]
-    assert {
-        (job.status, job.title, job.job_name, job.queue_name, job.priority) for job in stored
-    } == {("Q", "give back", "tests.jobs.give_back", "mail", 3)}
-    assert [job.status for job in made] == ["Q"] * 8
+    for job in [*stored, *made]:
+        assert job.status == PeasyJobQueue.ENQUEUED
+        assert job.title == "give back"
+        assert job.job_name == "tests.jobs.give_back"
+        assert job.queue_name == "mail"
+        assert job.priority == 3
 
 
 @needs_database
-def test_map_can_have_its_jobs_wait() -> None:
+def test_map_can_schedule_its_jobs_for_later() -> None:
     made = export.using(run_after=timedelta(hours=1)).map(["a", "b"])
     assert {job.status for job in PeasyJobQueue.objects.all()} == {PeasyJobQueue.SCHEDULED}
-    assert len({job.run_after for job in made}) == 1
+    assert made[0].run_after == made[1].run_after
 
 
 @needs_database
@@ -238,7 +247,7 @@ def test_map_can_have_its_jobs_wait() -> None:
     [("too", "many", "of", "them"), {"nobody": 1}, {1: 2}, threading.Lock()],
     ids=["many", "name", "key", "lock"],
 )
-def test_map_enqueues_nothing_when_one_item_is_wrong(wrong: Any) -> None:
+def test_map_enqueues_nothing_when_one_item_is_invalid(wrong: Any) -> None:
     with pytest.raises((TypeError, payloads.PayloadError), match="Cannot enqueue"):
         export.map(["orders", wrong])
     assert not PeasyJobQueue.objects.exists()
@@ -246,7 +255,7 @@ def test_map_enqueues_nothing_when_one_item_is_wrong(wrong: Any) -> None:
 
 
 @needs_database
-def test_map_inserts_a_thousand_rows_at_a_time_and_fewer_large_ones() -> None:
+def test_map_inserts_up_to_a_thousand_rows_at_a_time_and_fewer_large_rows() -> None:
     many = queries(lambda: jobs.nothing.map([()] * 2001))
     large = queries(lambda: jobs.echo.map(["x" * 200_000] * 4))
     assert len(PeasyJobQueue.objects.values_list("pk")) == 2005
@@ -258,7 +267,7 @@ def test_map_inserts_a_thousand_rows_at_a_time_and_fewer_large_ones() -> None:
 
 
 @needs_database
-def test_map_knows_the_keys_where_a_server_tells_only_the_last_one(
+def test_map_returns_the_primary_keys_on_servers_that_return_only_the_last_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
@@ -281,11 +290,11 @@ def test_map_wakes_runners_once_and_rolls_back_with_its_caller(
     assert not PeasyJobQueue.objects.exists()
 
 
-# Here and now
+# Calling without the queue
 
 
-def test_call_runs_the_function_here_and_now_without_the_queue() -> None:
-    # The database is out of bounds for this test.
+def test_call_runs_the_function_without_the_queue() -> None:
+    # This test may not use the database.
     assert export.call("orders", year=2025) == "orders/2025"
     assert jobs.own_pk.call() is None
     assert jobs.own_pk.call(job_pk=5) == 5
@@ -293,7 +302,7 @@ def test_call_runs_the_function_here_and_now_without_the_queue() -> None:
         jobs.boom.call()
 
 
-def test_an_argument_that_cannot_be_stored_can_be_passed_here_and_now() -> None:
+def test_call_accepts_arguments_that_cannot_be_stored() -> None:
     value = threading.Lock()
     assert jobs.echo.call(value) is value
 
@@ -302,18 +311,21 @@ def test_an_argument_that_cannot_be_stored_can_be_passed_here_and_now() -> None:
 
 
 @needs_database
-def test_options_of_the_job_hold_for_its_calls() -> None:
+def test_the_options_of_the_decorator_apply_to_every_call() -> None:
     job = mail("somebody")
-    assert (job.priority, job.queue_name) == (5, "mail")
+    assert job.priority == 5
+    assert job.queue_name == "mail"
 
 
 @needs_database
-def test_options_of_a_call_go_before_those_of_the_job() -> None:
+def test_the_options_of_a_call_override_those_of_the_decorator() -> None:
     job = mail.using(priority=-7, queue_name="slow")("somebody")
     job.refresh_from_db()
-    assert (job.priority, job.queue_name) == (-7, "slow")
+    assert job.priority == -7
+    assert job.queue_name == "slow"
     job = mail.using(priority=0)("somebody")
-    assert (job.priority, job.queue_name) == (0, "mail"), "what is not given stays, and 0 is given"
+    assert job.priority == 0
+    assert job.queue_name == "mail", "None leaves an option as it is, but 0 does not"
 
 
 @needs_database
@@ -324,16 +336,19 @@ def test_all_options_of_a_call_have_the_names_that_django_tasks_gives_them(rf: A
         *args
     )
     job.refresh_from_db()
-    assert (job.user, job.priority, job.queue_name) == (request.user, 5, "mail")
-    assert (job.status, job.args) == (PeasyJobQueue.SCHEDULED, ("orders",))
+    assert job.user == request.user
+    assert job.priority == 5
+    assert job.queue_name == "mail"
+    assert job.status == PeasyJobQueue.SCHEDULED
+    assert job.args == ("orders",)
     assert job.run_after > job.created
 
 
 @needs_database
-def test_using_changes_a_copy() -> None:
+def test_using_returns_a_changed_copy() -> None:
     urgent = mail.using(priority=100)
-    elsewhere_too = urgent.using(queue_name="slow")
-    made = [fn("somebody") for fn in (mail, urgent, elsewhere_too)]
+    slow = urgent.using(queue_name="slow")
+    made = [fn("somebody") for fn in (mail, urgent, slow)]
     assert [(job.priority, job.queue_name) for job in made] == [
         (5, "mail"),
         (100, "mail"),
@@ -342,9 +357,11 @@ def test_using_changes_a_copy() -> None:
     assert {job.job_name for job in made} == {"tests.test_peasy_jobs.mail"}
 
 
-def refused(error: type[Exception], message: str, give: Callable[..., Any], **options: Any) -> None:
+def assert_refused_with(
+    error: type[Exception], message: str, set_option: Callable[..., Any], **options: Any
+) -> None:
     with pytest.raises(error) as caught:
-        give(**options)
+        set_option(**options)
     assert str(caught.value) == message
 
 
@@ -353,62 +370,64 @@ def decorate(**options: Any) -> Job[..., Any]:
 
 
 @pytest.mark.parametrize("priority", [-100, 0, 100])
-def test_priorities_from_minus_100_to_100_are_taken(priority: int) -> None:
+def test_a_priority_from_minus_100_to_100_is_accepted(priority: int) -> None:
     assert mail.using(priority=priority).options.priority == priority
     assert decorate(priority=priority).options.priority == priority
 
 
-@pytest.mark.parametrize("give", [mail.using, decorate], ids=["call", "decorator"])
+@pytest.mark.parametrize("set_option", [mail.using, decorate], ids=["call", "decorator"])
 @pytest.mark.parametrize("priority", [-101, 101, 1.0, "5", True, 10**9], ids=repr)
-def test_another_priority_is_refused(give: Any, priority: Any) -> None:
+def test_any_other_priority_is_refused(set_option: Any, priority: Any) -> None:
     message = f"priority is {priority!r}. Give a whole number from -100 to 100."
-    refused(ValueError, message, give, priority=priority)
+    assert_refused_with(ValueError, message, set_option, priority=priority)
 
 
-@pytest.mark.parametrize("give", [mail.using, decorate], ids=["call", "decorator"])
+@pytest.mark.parametrize("set_option", [mail.using, decorate], ids=["call", "decorator"])
 @pytest.mark.parametrize("name", ["", "x" * 65, 5, b"mail", "ma\0il", ["mail"]], ids=repr)
-def test_a_queue_name_that_cannot_be_stored_is_refused(give: Any, name: Any) -> None:
+def test_a_queue_name_that_cannot_be_stored_is_refused(set_option: Any, name: Any) -> None:
     message = f"queue_name is {name!r}. Give a name of 1 to 64 characters."
-    refused(ValueError, message, give, queue_name=name)
+    assert_refused_with(ValueError, message, set_option, queue_name=name)
 
 
 @needs_database
-def test_the_longest_queue_name_is_stored_whole() -> None:
+def test_the_longest_queue_name_is_stored_completely() -> None:
     job = mail.using(queue_name="é" * 64)("somebody")
     job.refresh_from_db()
     assert job.queue_name == "é" * 64
 
 
+def as_aware(moment: datetime) -> datetime:
+    """Return a datetime of the site as an aware one, with and without `USE_TZ`."""
+    return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+
+
 @needs_database
 @pytest.mark.parametrize("zone", [UTC, timezone.get_fixed_timezone(330)], ids=str)
 @pytest.mark.parametrize("aware", [True, False], ids=["USE_TZ", "no USE_TZ"])
-def test_run_after_makes_a_job_wait_as_scheduled(settings: Any, zone: Any, aware: bool) -> None:
+def test_a_job_with_run_after_is_scheduled(settings: Any, zone: Any, aware: bool) -> None:
     settings.USE_TZ = aware
     due = datetime(2100, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     job = export.using(run_after=due.astimezone(zone))("orders")
     job.refresh_from_db()
     assert job.status == PeasyJobQueue.SCHEDULED
     assert timezone.is_aware(job.run_after) == aware
-    assert (job.run_after if aware else timezone.make_aware(job.run_after)) == due
+    assert as_aware(job.run_after) == due
 
 
 @needs_database
 @pytest.mark.parametrize("aware", [True, False], ids=["USE_TZ", "no USE_TZ"])
-def test_run_after_may_be_a_time_from_now_by_the_clock_of_the_database(
-    settings: Any, aware: bool
-) -> None:
+def test_a_timedelta_as_run_after_counts_from_the_databases_now(settings: Any, aware: bool) -> None:
     settings.USE_TZ = aware
     before = database_now(connection)
     job = export.using(run_after=timedelta(hours=2))("orders")
     after = database_now(connection)
     job.refresh_from_db()
     assert job.status == PeasyJobQueue.SCHEDULED
-    due = job.run_after if aware else timezone.make_aware(job.run_after)
-    assert before <= due - timedelta(hours=2) <= after
+    assert before <= as_aware(job.run_after) - timedelta(hours=2) <= after
 
 
 @needs_database
-def test_a_naive_run_after_is_the_time_of_the_site_without_use_tz(settings: Any) -> None:
+def test_a_naive_run_after_is_accepted_without_use_tz(settings: Any) -> None:
     settings.USE_TZ = False
     job = export.using(run_after=datetime(2100, 1, 2, 3))("orders")
     job.refresh_from_db()
@@ -417,12 +436,12 @@ def test_a_naive_run_after_is_the_time_of_the_site_without_use_tz(settings: Any)
 
 @pytest.mark.parametrize("aware", [True, False], ids=["USE_TZ", "no USE_TZ"])
 @pytest.mark.parametrize("edge", [datetime.min, datetime.max])
-def test_a_run_after_that_is_no_date_in_utc_is_refused(
+def test_a_run_after_that_is_out_of_range_in_utc_is_refused(
     settings: Any, edge: datetime, aware: bool
 ) -> None:
     settings.USE_TZ = aware
     beyond = edge.replace(tzinfo=timezone.get_fixed_timezone(840 if edge.year == 1 else -720))
-    refused(
+    assert_refused_with(
         ValueError,
         f"run_after is {beyond!r}, which is out of range. Give an earlier or later time.",
         export.using,
@@ -433,18 +452,21 @@ def test_a_run_after_that_is_no_date_in_utc_is_refused(
 def test_a_naive_run_after_is_refused_with_use_tz(settings: Any) -> None:
     settings.USE_TZ = True
     naive = datetime(2100, 1, 2, 3)
-    message = f"run_after is {naive!r}, which has no time zone. Give an aware datetime, or a timedelta from now."
-    refused(ValueError, message, export.using, run_after=naive)
+    message = (
+        f"run_after is {naive!r}, which has no time zone. "
+        "Give an aware datetime, or a timedelta from now."
+    )
+    assert_refused_with(ValueError, message, export.using, run_after=naive)
 
 
 @pytest.mark.parametrize("value", ["tomorrow", 60, datetime(2100, 1, 2).date()], ids=repr)
-def test_another_run_after_is_refused(value: Any) -> None:
+def test_any_other_run_after_is_refused(value: Any) -> None:
     message = f"run_after is {value!r}. Give a datetime, or a timedelta from now."
-    refused(TypeError, message, export.using, run_after=value)
+    assert_refused_with(TypeError, message, export.using, run_after=value)
 
 
 @needs_database
-def test_a_job_remembers_the_user_who_asked_for_it() -> None:
+def test_the_user_of_a_job_is_stored() -> None:
     user = User.objects.create(username="anna")
     assert PeasyJobQueue.objects.get(pk=export.using(user=user)("orders").pk).user == user
     lazy = SimpleLazyObject(lambda: user)  # what request.user is
@@ -457,7 +479,7 @@ def test_a_job_remembers_the_user_who_asked_for_it() -> None:
     [AnonymousUser(), SimpleLazyObject(AnonymousUser), None],
     ids=["anonymous", "lazy", "none"],
 )
-def test_an_anonymous_user_counts_as_none(user: Any) -> None:
+def test_an_anonymous_user_is_stored_as_no_user(user: Any) -> None:
     job = export.using(user=user)("orders")
     job.refresh_from_db()
     assert job.user is None
@@ -466,14 +488,14 @@ def test_an_anonymous_user_counts_as_none(user: Any) -> None:
 @pytest.mark.parametrize(
     "user", ["anna", 5, PeasyJobQueue(pk=5)], ids=["name", "primary key", "another row"]
 )
-def test_what_is_no_user_is_refused(user: Any) -> None:
-    refused(
+def test_a_user_that_is_no_user_is_refused(user: Any) -> None:
+    assert_refused_with(
         TypeError, f"user is {user!r}. Give a user, such as request.user.", export.using, user=user
     )
 
 
 @needs_database
-def test_a_job_survives_the_deletion_of_its_user() -> None:
+def test_a_job_remains_when_its_user_is_deleted() -> None:
     user = User.objects.create(username="anna")
     job = export.using(user=user)("orders")
     user.delete()
@@ -489,37 +511,38 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
 
 # Arguments
 
+OWN_PK = "own pk"  # stands for the primary key of the job
+
 
 @needs_database
 @pytest.mark.parametrize(
     ("args", "kwargs", "expected"),
     [
-        ((), {}, (None, "own")),
-        ((1,), {}, (1, "own")),
-        ((1, -2), {}, (1, -2)),  # the pk of no row
-        ((1,), {"job_pk": -3}, (1, -3)),
-        ((1,), {"job_pk": None}, (1, None)),
-        ((), {"value": 1}, (1, "own")),
+        ((), {}, [None, OWN_PK]),
+        ((1,), {}, [1, OWN_PK]),
+        ((1, -2), {}, [1, -2]),  # the primary key of no row
+        ((1,), {"job_pk": -3}, [1, -3]),
+        ((1,), {"job_pk": None}, [1, None]),
+        ((), {"value": 1}, [1, OWN_PK]),
     ],
     ids=repr,
 )
-def test_job_pk_is_injected_when_the_caller_gave_none(
+def test_job_pk_is_injected_when_the_caller_passes_none(
     args: Any, kwargs: Any, expected: Any
 ) -> None:
     job = maybe_pk(*args, **kwargs)
-    assert "job_pk" not in job.kwargs or "job_pk" in kwargs, "it is injected when the job runs"
-    value, pk = run_next().result
-    assert (value, "own" if pk == job.pk else pk) == expected
+    assert job.kwargs == kwargs, "it is injected when the job runs, not when it is enqueued"
+    assert list(run_next().result) == [job.pk if value == OWN_PK else value for value in expected]
 
 
 @needs_database
-def test_a_required_job_pk_need_not_be_given() -> None:
+def test_a_required_job_pk_need_not_be_passed() -> None:
     job = jobs.own_pk()
     assert run_next().result == job.pk
 
 
 @needs_database
-def test_job_pk_is_not_injected_into_a_function_that_does_not_ask_for_it() -> None:
+def test_job_pk_is_not_injected_into_a_function_without_that_parameter() -> None:
     jobs.give_back()  # takes any keyword
     assert run_next().result == [[], {}]
 
@@ -548,9 +571,7 @@ def test_wrong_arguments_are_refused_at_the_caller(
     assert str(refused.value) == f'Cannot enqueue "export data to s3": {message}.'
 
 
-def test_a_call_without_arguments_of_a_function_without_parameters_that_gets_one_is_refused() -> (
-    None
-):
+def test_a_function_without_parameters_refuses_an_argument() -> None:
     with pytest.raises(
         TypeError, match='^Cannot enqueue "do nothing": too many positional arguments.$'
     ):
@@ -561,28 +582,30 @@ def test_a_call_without_arguments_of_a_function_without_parameters_that_gets_one
 
 
 @needs_database
-def test_update_status_shows_a_message_and_extra() -> None:
+def test_update_status_stores_what_is_given_and_leaves_the_rest() -> None:
     job = export("orders")
     job_pk = job.pk
     peasy.update_status(job_pk, status_msg="…", extra={"progress": 50})
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("…", {"progress": 50})
+    assert job.status_msg == "…"
+    assert job.extra == {"progress": 50}
     peasy.update_status(job_pk, status_msg="more")
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("more", {"progress": 50})
+    assert job.status_msg == "more"
+    assert job.extra == {"progress": 50}
     peasy.update_status(job_pk, extra={"rows": 7})
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("more", {"rows": 7}), (
-        "extra replaces the stored dictionary"
-    )
+    assert job.status_msg == "more"
+    assert job.extra == {"rows": 7}, "extra replaces the stored dictionary"
     peasy.update_status(job_pk, status_msg="", extra={})
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("", {}), "empty is not left out"
+    assert job.status_msg == ""
+    assert job.extra == {}, "empty values are stored too"
     assert queries(lambda: peasy.update_status(job_pk)) == []
 
 
 @needs_database
-def test_update_status_is_for_one_job() -> None:
+def test_update_status_changes_only_one_job() -> None:
     job, other = export("orders"), export("orders")
     peasy.update_status(job.pk, "mine")
     other.refresh_from_db()
@@ -591,7 +614,7 @@ def test_update_status_is_for_one_job() -> None:
 
 
 @needs_database
-def test_messages_are_cut_and_cleaned() -> None:
+def test_long_messages_are_cut_and_unstorable_characters_replaced() -> None:
     job = export("orders")
     peasy.update_status(job.pk, "é" * 300)
     job.refresh_from_db()
@@ -628,7 +651,7 @@ looped["itself"] = looped
 def test_extra_that_is_not_a_dictionary_of_json_raises_at_the_caller(
     extra: Any, error: type[Exception]
 ) -> None:
-    # The database is out of bounds for this test: nothing is written.
+    # This test may not use the database, so nothing is written.
     with pytest.raises(
         error,
         match=r"^extra (is|cannot be stored as JSON: ).*\. Give a dictionary of JSON values\.$",
@@ -637,7 +660,7 @@ def test_extra_that_is_not_a_dictionary_of_json_raises_at_the_caller(
 
 
 def test_update_status_and_track_do_nothing_without_a_job() -> None:
-    # The database is out of bounds for this test.
+    # This test may not use the database.
     peasy.update_status(None, status_msg="…", extra={"progress": 50})
     assert list(peasy.track(None, [1, 2, 3], "Importing rows")) == [1, 2, 3]
     assert jobs.track_rows.call(4) == 6
@@ -650,7 +673,7 @@ def test_update_status_of_a_job_that_does_not_exist_does_nothing() -> None:
     assert not PeasyJobQueue.objects.exists()
 
 
-def reports(job: Job[..., Any], *args: Any) -> list[tuple[str | None, str | None]]:
+def reports_of(job: Job[..., Any], *args: Any) -> list[tuple[str | None, str | None]]:
     sent: list[Report] = []
     name = job.job_name
     data = payloads.dumps(
@@ -661,28 +684,30 @@ def reports(job: Job[..., Any], *args: Any) -> list[tuple[str | None, str | None
     return [(report.status_msg, report.extra) for report in sent]
 
 
-def test_a_running_job_and_its_threads_tell_their_runner() -> None:
-    # The database is out of bounds for this test.
-    assert reports(jobs.progress_from_thread) == [("from a thread", '{"progress": 30}')]
+def test_a_running_job_and_its_threads_report_to_their_runner() -> None:
+    # This test may not use the database.
+    assert reports_of(jobs.progress_from_thread) == [("from a thread", '{"progress": 30}')]
 
 
 @commits
-def test_a_process_that_the_job_forked_writes_its_progress_itself() -> None:
+def test_a_process_forked_by_a_job_writes_its_progress_to_the_database() -> None:
     job = jobs.progress_from_fork()
     name = jobs.progress_from_fork.job_name
     sent: list[Any] = []
     assert execution.run(Run(job.pk, 1, name, None, None, 1), sent.append).error is None
     assert sent == []
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("from a fork", {"progress": 40})
+    assert job.status_msg == "from a fork"
+    assert job.extra == {"progress": 40}
 
 
 @needs_database
-def test_a_job_can_show_the_progress_of_another() -> None:
+def test_a_job_can_update_the_status_of_another_job() -> None:
     other = export("orders")
-    assert reports(jobs.progress_of, other.pk) == []
+    assert reports_of(jobs.progress_of, other.pk) == []
     other.refresh_from_db()
-    assert (other.status_msg, other.extra) == ("from afar", {"progress": 60})
+    assert other.status_msg == "from afar"
+    assert other.extra == {"progress": 60}
 
 
 # Track
@@ -690,14 +715,14 @@ def test_a_job_can_show_the_progress_of_another() -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Time that passes only when a test says so."""
+    """The clock of `track`: seconds in a list, which only the test changes."""
     now = [0.0]
     monkeypatch.setattr("peasy_jobs.peasy_jobs.monotonic", lambda: now[0])
     yield now
 
 
 @needs_database
-def test_track_goes_through_all_and_shows_how_far_it_is(clock: list[float]) -> None:
+def test_track_yields_every_item_and_shows_the_progress(clock: list[float]) -> None:
     job_pk, rows, seen = export("orders").pk, ["a", "b", "c", "d"], []
     for row in peasy.track(job_pk, rows, "Importing rows"):
         job = PeasyJobQueue.objects.get(pk=job_pk)
@@ -710,11 +735,12 @@ def test_track_goes_through_all_and_shows_how_far_it_is(clock: list[float]) -> N
         ("d", "Importing rows: 3 of 4", {"progress": 75}),
     ]
     job = PeasyJobQueue.objects.get(pk=job_pk)
-    assert (job.status_msg, job.extra) == ("Importing rows: 4 of 4", {"progress": 100})
+    assert job.status_msg == "Importing rows: 4 of 4"
+    assert job.extra == {"progress": 100}
 
 
 @needs_database
-def test_track_merges_into_extra() -> None:
+def test_track_keeps_the_rest_of_extra() -> None:
     job = export("orders")
     peasy.update_status(job.pk, extra={"file": "a.csv", "progress": 1})
     list(peasy.track(job.pk, range(3)))
@@ -724,8 +750,8 @@ def test_track_merges_into_extra() -> None:
 
 
 @needs_database
-def test_track_merges_into_what_the_running_job_has_told_its_runner() -> None:
-    assert reports(set_extra_then_track)[-1] == ("3 of 3", '{"file": "b.csv", "progress": 100}')
+def test_track_keeps_extra_that_the_runner_has_not_written_yet() -> None:
+    assert reports_of(set_extra_then_track)[-1] == ("3 of 3", '{"file": "b.csv", "progress": 100}')
 
 
 @peasy.job("set extra, then track")
@@ -734,42 +760,38 @@ def set_extra_then_track(job_pk: int) -> None:
     list(peasy.track(job_pk, range(3)))
 
 
+def updates(call: Callable[[], Any]) -> list[str]:
+    return [sql for sql in queries(call) if sql.startswith("UPDATE")]
+
+
 @needs_database
-def test_track_writes_a_few_times_a_second_however_many_rows_there_are(clock: list[float]) -> None:
+def test_track_writes_at_most_ten_times_a_second(clock: list[float]) -> None:
     job = export("orders")
 
     def go() -> None:
         for _ in peasy.track(job.pk, range(1024)):
             clock[0] += 1 / 1024
 
-    updates = [sql for sql in queries(go) if sql.startswith("UPDATE")]
-    assert 8 <= len(updates) <= 12, "ten in this second"
+    assert 8 <= len(updates(go)) <= 12, "about ten in this second"
     clock[0] += 1
-    assert (
-        len(
-            [
-                sql
-                for sql in queries(lambda: list(peasy.track(job.pk, range(10_000))))
-                if "UPDATE" in sql
-            ]
-        )
-        == 2
-    )
+    first_and_last = updates(lambda: list(peasy.track(job.pk, range(10_000))))
+    assert len(first_and_last) == 2
 
 
 @needs_database
-def test_track_shows_the_count_alone_where_nobody_knows_how_many_there_are() -> None:
+def test_track_shows_only_the_count_when_the_total_is_unknown() -> None:
     job = export("orders")
     peasy.update_status(job.pk, extra={"file": "a.csv"})
     assert list(peasy.track(job.pk, (n for n in range(1234)), "Importing rows")) == list(
         range(1234)
     )
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("Importing rows: 1,234", {"file": "a.csv"})
+    assert job.status_msg == "Importing rows: 1,234"
+    assert job.extra == {"file": "a.csv"}
 
 
 @needs_database
-def test_track_can_be_told_how_many_there_are(clock: list[float]) -> None:
+def test_track_uses_the_given_total(clock: list[float]) -> None:
     job, seen = export("orders"), []
     for _ in peasy.track(job.pk, iter("abc"), "Importing rows", total=2):
         job.refresh_from_db()
@@ -784,48 +806,67 @@ def test_track_can_be_told_how_many_there_are(clock: list[float]) -> None:
 @pytest.mark.parametrize(
     "rows", [[], {}, range(0), PeasyJobQueue.objects.none()], ids=["list", "dict", "range", "rows"]
 )
-def test_track_of_nothing_is_done_at_once(rows: Any) -> None:
+def test_track_of_no_items_shows_100_percent(rows: Any) -> None:
     job = export("orders")
     assert list(peasy.track(job.pk, rows, "Importing rows")) == []
     job.refresh_from_db()
-    assert (job.status_msg, job.extra) == ("Importing rows: 0 of 0", {"progress": 100})
+    assert job.status_msg == "Importing rows: 0 of 0"
+    assert job.extra == {"progress": 100}
+
+
+class Interrupted(Exception):
+    """Raised in the middle of `track`."""
+
+
+def four_items() -> Iterator[int]:
+    yield from range(4)
+
+
+def two_items_and_an_exception() -> Iterator[int]:
+    yield from range(2)
+    raise Interrupted
+
+
+def leave_with_break(tracked: Iterator[int], clock: list[float]) -> None:
+    for number in tracked:
+        clock[0] += 1
+        if number == 2:
+            break
+
+
+def leave_with_exception(tracked: Iterator[int], clock: list[float]) -> None:
+    with pytest.raises(Interrupted):
+        for number in tracked:
+            clock[0] += 1
+            if number == 2:
+                raise Interrupted
 
 
 @needs_database
-@pytest.mark.parametrize("leave", ["break", "raise", "iterable raises"])
-def test_track_that_is_left_half_way_does_not_claim_to_be_done(
-    clock: list[float], leave: str
+@pytest.mark.parametrize(
+    ("items", "leave", "status_msg", "progress"),
+    [
+        (four_items, leave_with_break, "Importing rows: 2 of 4", 50),
+        (four_items, leave_with_exception, "Importing rows: 2 of 4", 50),
+        (two_items_and_an_exception, leave_with_exception, "Importing rows: 1 of 4", 25),
+    ],
+    ids=["break", "exception", "exception of the iterable"],
+)
+def test_a_loop_that_leaves_track_early_does_not_show_100_percent(
+    clock: list[float],
+    items: Callable[[], Iterator[int]],
+    leave: Callable[[Iterator[int], list[float]], None],
+    status_msg: str,
+    progress: int,
 ) -> None:
-    def rows() -> Iterator[int]:
-        yield from range(2)
-        if leave == "iterable raises":
-            raise ZeroDivisionError
-        yield from range(2)
-
-    def go() -> None:
-        for number, _ in enumerate(peasy.track(job.pk, rows(), "Importing rows", total=4)):
-            clock[0] += 1
-            if number == 2 and leave == "break":
-                break
-            if number == 2 and leave == "raise":
-                raise ZeroDivisionError
-
     job = export("orders")
-    if leave == "break":
-        go()
-    else:
-        with pytest.raises(ZeroDivisionError):
-            go()
+    leave(peasy.track(job.pk, items(), "Importing rows", total=4), clock)
     job.refresh_from_db()
-    expected = (
-        ("Importing rows: 2 of 4", 50)
-        if leave != "iterable raises"
-        else ("Importing rows: 1 of 4", 25)
-    )
-    assert (job.status_msg, job.extra["progress"]) == expected
+    assert job.status_msg == status_msg
+    assert job.extra == {"progress": progress}
 
 
-def test_track_asks_for_the_next_row_only_when_it_is_wanted() -> None:
+def test_track_is_lazy() -> None:
     taken: list[int] = []
     rows = (taken.append(number) or number for number in range(9))
     tracked = peasy.track(None, rows)
@@ -850,7 +891,7 @@ def test_a_job_that_is_cancelled_before_it_is_claimed_never_runs() -> None:
 
 
 @needs_database
-def test_saving_an_old_copy_of_a_row_does_not_undo_what_happened_since() -> None:
+def test_saving_an_outdated_copy_of_a_row_writes_only_the_fields_of_the_user() -> None:
     old = export("orders")
     PeasyJobQueue.objects.filter(pk=old.pk).update(
         status=PeasyJobQueue.CANCELLED,
@@ -869,32 +910,30 @@ def test_saving_an_old_copy_of_a_row_does_not_undo_what_happened_since() -> None
     )
     old.save()
     row = PeasyJobQueue.objects.get(pk=old.pk)
-    assert (row.status, row.claims, row.attempts, row.runner_id) == (
-        PeasyJobQueue.CANCELLED,
-        4,
-        2,
-        9,
-    )
-    assert (row.priority, row.result) == (7, 1)
-    assert (row.title, row.status_msg, row.extra, row.user) == (
-        "new title",
-        "new message",
-        {"progress": 5},
-        user,
-    )
+    assert row.status == PeasyJobQueue.CANCELLED
+    assert row.claims == 4
+    assert row.attempts == 2
+    assert row.runner_id == 9
+    assert row.priority == 7
+    assert row.result == 1
+    assert row.title == "new title"
+    assert row.status_msg == "new message"
+    assert row.extra == {"progress": 5}
+    assert row.user == user
 
 
 @needs_database
-def test_saving_with_update_fields_writes_what_they_say() -> None:
+def test_saving_with_update_fields_writes_only_these_fields() -> None:
     old = export("orders")
     old.priority, old.title = 9, "not this"
     old.save(update_fields=["priority"])
     row = PeasyJobQueue.objects.get(pk=old.pk)
-    assert (row.priority, row.title) == (9, "export data to s3")
+    assert row.priority == 9
+    assert row.title == "export data to s3"
 
 
 @needs_database
-def test_a_row_can_be_saved_as_a_new_one() -> None:
+def test_a_copy_of_a_row_can_be_saved_as_a_new_row() -> None:
     job = export("orders")
     job.pk, job._state.adding, job.priority = None, True, 9
     job.save()
@@ -913,15 +952,17 @@ def test_every_status_has_its_own_letter_and_word() -> None:
 def test_error_and_traceback_are_those_of_the_last_failed_attempt() -> None:
     errors = [{"message": f"error {n}", "traceback": f"traceback {n}"} for n in (1, 2)]
     job = PeasyJobQueue(errors=errors)
-    assert (job.error, job.traceback) == ("error 2", "traceback 2")
-    assert (PeasyJobQueue().error, PeasyJobQueue().traceback) == ("", "")
+    assert job.error == "error 2"
+    assert job.traceback == "traceback 2"
+    assert PeasyJobQueue().error == ""
+    assert PeasyJobQueue().traceback == ""
     assert str(PeasyJobQueue(title="export", pk=5)) == "export (job 5)"
 
 
 # The decorator
 
 
-def test_a_job_function_still_looks_like_the_function() -> None:
+def test_a_job_function_has_the_name_docstring_and_signature_of_the_function() -> None:
     assert export.__name__ == "export"
     assert export.__qualname__ == "export"
     assert export.__module__ == __name__
@@ -930,14 +971,16 @@ def test_a_job_function_still_looks_like_the_function() -> None:
     assert export.__wrapped__ is export.function
 
 
-def test_an_attribute_of_the_function_does_not_get_in_the_way_of_the_job() -> None:
+def test_an_attribute_of_the_function_does_not_replace_one_of_the_job_function() -> None:
     def decorated() -> None:
         pass
 
     decorated.__qualname__ = "decorated"
-    decorated.title, decorated.options, decorated.mine = "another", 5, "kept"
+    decorated.title, decorated.options, decorated.of_the_function = "another", 5, "kept"
     job = peasy.job("title")(decorated)
-    assert (job.title, job.options.priority, job.mine) == ("title", 0, "kept")
+    assert job.title == "title"
+    assert job.options.priority == 0
+    assert job.of_the_function == "kept"
 
 
 @needs_database
@@ -946,7 +989,7 @@ def test_an_async_function_can_be_a_job() -> None:
     assert run_next().result == 42
 
 
-def test_an_async_job_is_awaited_by_who_calls_it_here_and_now() -> None:
+def test_call_of_an_async_job_returns_a_coroutine() -> None:
     coroutine = jobs.asynchronous.call(41)
     with pytest.raises(StopIteration) as returned:
         coroutine.send(None)
@@ -954,12 +997,11 @@ def test_an_async_job_is_awaited_by_who_calls_it_here_and_now() -> None:
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Writes a module "shop" that starts by importing `peasy`, and imports it."""
+def load_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Return a function that writes a module "shop", which imports `peasy`, and loads it."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(
-        sys, "dont_write_bytecode", True
-    )  # two versions within a second have the same time stamp
+    # Two versions within a second have the same time stamp, so that the first would be cached.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def load_module(source: str) -> Any:
         (tmp_path / "shop.py").write_text(f"from peasy_jobs.peasy_jobs import peasy\n{source}")
@@ -972,10 +1014,10 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 
 
 EXPORT = '@peasy.job("export data")\ndef export():\n    return {}\n'
-MANUAL = "the runner has to import it by name."
+IMPORT_BY_NAME = "the runner has to import it by name."
 
 MISTAKES: dict[str, tuple[str, type[Exception], str]] = {
-    "without a title": (
+    "no title": (
         "@peasy.job\ndef export(): pass",
         TypeError,
         '@peasy.job needs a title: write @peasy.job("export data"), not @peasy.job.',
@@ -985,7 +1027,7 @@ MISTAKES: dict[str, tuple[str, type[Exception], str]] = {
         TypeError,
         "@peasy.job needs a title of 1 to 255 characters, not ''.",
     ),
-    "a title that is no text": (
+    "a title that is not text": (
         "@peasy.job(5)\ndef export(): pass",
         TypeError,
         "@peasy.job needs a title of 1 to 255 characters, not 5.",
@@ -998,24 +1040,27 @@ MISTAKES: dict[str, tuple[str, type[Exception], str]] = {
     "a nested function": (
         "def view():\n  @peasy.job('export data')\n  def export(): pass\nview()",
         ValueError,
-        f"@peasy.job cannot decorate 'view.<locals>.export': {MANUAL} Define it at the top level of a module.",
+        f"@peasy.job cannot decorate 'view.<locals>.export': {IMPORT_BY_NAME} "
+        "Define it at the top level of a module.",
     ),
     "a lambda": (
         "export = peasy.job('export data')(lambda: 1)",
         ValueError,
-        f"@peasy.job cannot decorate '<lambda>': {MANUAL} Define it at the top level of a module.",
+        f"@peasy.job cannot decorate '<lambda>': {IMPORT_BY_NAME} "
+        "Define it at the top level of a module.",
     ),
     "a method": (
         "class Shop:\n  @peasy.job('export data')\n  def export(self): pass",
         ValueError,
-        f"@peasy.job cannot decorate 'Shop.export': {MANUAL} Define it at the top level of a module.",
+        f"@peasy.job cannot decorate 'Shop.export': {IMPORT_BY_NAME} "
+        "Define it at the top level of a module.",
     ),
     "a class": (
         "@peasy.job('export data')\nclass Export: pass",
         TypeError,
         "@peasy.job cannot decorate <class 'shop.Export'>: it is not a function.",
     ),
-    "a function of C": (
+    "a built-in function": (
         "peasy.job('export data')(len)",
         TypeError,
         "@peasy.job cannot decorate <built-in function len>: it is not a function.",
@@ -1026,14 +1071,17 @@ MISTAKES: dict[str, tuple[str, type[Exception], str]] = {
         f"@peasy.job cannot decorate shop.e{'x' * 250}: its dotted name has 256 characters. "
         "Shorten it to 255 or fewer.",
     ),
-    "two of one name": (
+    "two of the same name": (
         EXPORT.format(1) + EXPORT.format(2),
         ValueError,
         "Two jobs are named shop.export, so the runner could run the wrong one. Rename one.",
     ),
-    "two of one name behind another decorator": (
+    "two of the same name behind another decorator": (
         "from functools import wraps\n"
-        "def logged(function):\n  @wraps(function)\n  def wrapper(): return function()\n  return wrapper\n"
+        "def logged(function):\n"
+        "  @wraps(function)\n"
+        "  def wrapper(): return function()\n"
+        "  return wrapper\n"
         "@peasy.job('one')\n@logged\ndef export(): return 1\n"
         "@peasy.job('two')\n@logged\ndef export(): return 2\n",
         ValueError,
@@ -1044,14 +1092,14 @@ MISTAKES: dict[str, tuple[str, type[Exception], str]] = {
 
 @pytest.mark.parametrize(("source", "error", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_a_function_that_cannot_be_a_job_is_refused(
-    load: Any, source: str, error: type[Exception], message: str
+    load_shop: Any, source: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as refused:
-        load(source)
+        load_shop(source)
     assert str(refused.value) == message
 
 
-def test_a_job_is_refused_as_a_job() -> None:
+def test_a_job_function_cannot_be_decorated_again() -> None:
     with pytest.raises(TypeError, match="^@peasy.job cannot decorate .*: it is not a function.$"):
         peasy.job("twice")(export)
 
@@ -1063,26 +1111,26 @@ def test_a_job_in_a_script_is_refused(tmp_path: Path) -> None:
         runpy.run_path(str(script), run_name="__main__")
     assert (
         str(refused.value)
-        == f"@peasy.job cannot decorate 'export' in a script: {MANUAL} Move it to a module."
+        == f"@peasy.job cannot decorate 'export' in a script: {IMPORT_BY_NAME} Move it to a module."
     )
 
 
-def test_a_module_may_be_loaded_again(load: Any) -> None:
-    assert load(EXPORT.format(1)).export.call() == 1
-    assert load(EXPORT.format(2)).export.call() == 2
+def test_a_module_may_be_loaded_again(load_shop: Any) -> None:
+    assert load_shop(EXPORT.format(1)).export.call() == 1
+    assert load_shop(EXPORT.format(2)).export.call() == 2
 
 
-def test_a_module_may_be_loaded_again_after_its_lines_have_moved(load: Any) -> None:
-    assert load(EXPORT.format(1)).export.call() == 1
-    assert load("\n\n" + EXPORT.format(2)).export.call() == 2
+def test_a_module_may_be_loaded_again_after_its_lines_have_moved(load_shop: Any) -> None:
+    assert load_shop(EXPORT.format(1)).export.call() == 1
+    assert load_shop("\n\n" + EXPORT.format(2)).export.call() == 2
 
 
-def test_a_decorated_module_may_import_a_job_of_another(load: Any) -> None:
-    assert load("from tests.jobs import nothing\n" + EXPORT.format(1)).export.call() == 1
+def test_a_module_may_import_jobs_of_another_module(load_shop: Any) -> None:
+    assert load_shop("from tests.jobs import nothing\n" + EXPORT.format(1)).export.call() == 1
 
 
 @needs_database
-def test_a_job_behind_another_decorator_runs(load: Any) -> None:
-    source = MISTAKES["two of one name behind another decorator"][0]
-    load(source.partition("@peasy.job('two')")[0]).export()
+def test_a_job_behind_another_decorator_runs(load_shop: Any) -> None:
+    source = MISTAKES["two of the same name behind another decorator"][0]
+    load_shop(source.partition("@peasy.job('two')")[0]).export()
     assert run_next().result == 1
