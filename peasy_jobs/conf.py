@@ -92,7 +92,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)  # not a bool, which is an int in Python
 
 
-def setting(default: T, check_id: str, rule: Rule, description: str) -> T:
+def setting(default: T, *, check_id: str, rule: Rule, description: str) -> T:
     """Declare a setting: a dataclass field with this default.
 
     check_id: id of the system check that reports an invalid value, without "peasy_jobs.".
@@ -111,109 +111,129 @@ class Conf:
     """The value of every setting. The setting of `lease` is `PEASY_LEASE`, and so on."""
 
     max_completed: int | None = setting(
-        10, "E001", JOBS_TO_KEEP, "completed jobs to keep; None keeps all"
+        10,
+        check_id="E001",
+        rule=JOBS_TO_KEEP,
+        description="completed jobs to keep; None keeps all",
     )
     max_failed: int | None = setting(
-        10, "E002", JOBS_TO_KEEP, "failed jobs to keep; None keeps all"
+        10,
+        check_id="E002",
+        rule=JOBS_TO_KEEP,
+        description="failed jobs to keep; None keeps all",
     )
     max_cancelled: int | None = setting(
-        10, "E003", JOBS_TO_KEEP, "cancelled jobs to keep; None keeps all"
+        10,
+        check_id="E003",
+        rule=JOBS_TO_KEEP,
+        description="cancelled jobs to keep; None keeps all",
     )
     prune_grace: float = setting(
         60,
-        "E004",
-        seconds(minimum=0),
-        "how long every finished job is kept, so that a page watching the job sees how it ended",
+        check_id="E004",
+        rule=seconds(minimum=0),
+        description="how long every finished job is kept, "
+        "so that a page watching the job sees how it ended",
     )
     polling_interval: float = setting(
         2,
-        "E005",
-        seconds(minimum=0.01),
-        "maximum time between two checks for new jobs if no wake-up arrives",
+        check_id="E005",
+        rule=seconds(minimum=0.01),
+        description="maximum time between two checks for new jobs if no wake-up arrives",
     )
     concurrency: int = setting(
         1,
-        "E006",
-        whole_number("workers", minimum=1),
-        "workers of a runner: jobs that it runs at the same time",
+        check_id="E006",
+        rule=whole_number("workers", minimum=1),
+        description="workers of a runner: jobs that it runs at the same time",
     )
     worker_type: str = setting(
         "process",
-        "E007",
-        one_of("process", "thread"),
-        "whether a worker is a process or a thread",
+        check_id="E007",
+        rule=one_of("process", "thread"),
+        description="whether a worker is a process or a thread",
     )
     shutdown_timeout: float = setting(
         30,
-        "E008",
-        seconds(minimum=0),
-        "how long a runner waits for its running jobs after SIGINT or SIGTERM",
+        check_id="E008",
+        rule=seconds(minimum=0),
+        description="how long a runner waits for its running jobs after SIGINT or SIGTERM",
     )
     lease: float = setting(
         30,
-        "E009",
-        seconds(minimum=2),
-        "time without a heartbeat after which a runner is presumed dead; 2 or more",
+        check_id="E009",
+        rule=seconds(minimum=2),
+        description="time without a heartbeat after which a runner is presumed dead; 2 or more",
     )
     crash_retries: int = setting(
         1,
-        "E010",
-        whole_number("retries", minimum=0),
-        "how often a job runs again after its worker or runner died",
+        check_id="E010",
+        rule=whole_number("retries", minimum=0),
+        description="how often a job runs again after its worker or runner died",
     )
     job_timeout: float | None = setting(
         None,
-        "E013",
-        seconds_above_zero().or_none("for no limit"),
-        "time limit of a job; None for no limit",
+        check_id="E013",
+        rule=seconds_above_zero().or_none("for no limit"),
+        description="time limit of a job; None for no limit",
     )
     max_jobs_per_worker: int | None = setting(
         None,
-        "E014",
-        whole_number("jobs", minimum=1).or_none("to never replace a worker"),
-        "jobs after which a worker process is replaced, if code leaks memory; None: never",
+        check_id="E014",
+        rule=whole_number("jobs", minimum=1).or_none("to never replace a worker"),
+        description="jobs after which a worker process is replaced, "
+        "if code leaks memory; None: never",
     )
     max_payload: int = setting(
         10 * 1024 * 1024,
-        "E011",
-        whole_number("bytes", minimum=1),
-        "maximum size of a job's arguments, and of its result; the default is 10 MiB",
+        check_id="E011",
+        rule=whole_number("bytes", minimum=1),
+        description="maximum size of a job's arguments, and of its result; the default is 10 MiB",
     )
     serializer: str = setting(
         "pickle",
-        "E012",
-        one_of("pickle", "json"),
-        'format of values that are not plain JSON; "json" refuses such values',
+        check_id="E012",
+        rule=one_of("pickle", "json"),
+        description='format of values that are not plain JSON; "json" refuses such values',
     )
     token_max_age: float = setting(
         24 * 60 * 60,
-        "E016",
-        seconds(minimum=1),
-        "how long a signed link to the status of a job is valid; the default is one day",
+        check_id="E016",
+        rule=seconds(minimum=1),
+        description="how long a signed link to the status of a job is valid; the default "
+        "is one day",
     )
     dashboard_poll: float = setting(
         5,
-        "E017",
-        seconds(minimum=1).or_zero("to turn updates off"),
-        "time between two updates of an open dashboard, 1 or more; 0 turns updates off",
+        check_id="E017",
+        rule=seconds(minimum=1).or_zero("to turn updates off"),
+        description="time between two updates of an open dashboard, 1 or more; 0 turns updates off",
     )
     dashboard_permission: str | None = setting(
         None,
-        "E018",
-        CALLABLE,
-        "`(request, action)` returns whether it is allowed, instead of staff and permissions",
+        check_id="E018",
+        rule=CALLABLE,
+        description="`(request, action)` returns whether it is allowed, "
+        "instead of staff and permissions",
     )
     can_view_job: str | None = setting(
         None,
-        "E019",
-        CALLABLE,
-        "`(request, job)` returns whether it is visible, instead of the job's user and staff",
+        check_id="E019",
+        rule=CALLABLE,
+        description="`(request, job)` returns whether it is visible, "
+        "instead of the job's user and staff",
     )
     job_json: str | None = setting(
-        None, "E020", CALLABLE, "`(request, job, document)` returns the JSON document to send"
+        None,
+        check_id="E020",
+        rule=CALLABLE,
+        description="`(request, job, document)` returns the JSON document to send",
     )
     mask_argument: str | None = setting(
-        None, "E021", CALLABLE, "`(name)` returns whether pages mask this argument"
+        None,
+        check_id="E021",
+        rule=CALLABLE,
+        description="`(name)` returns whether pages mask this argument",
     )
 
 
