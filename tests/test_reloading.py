@@ -62,7 +62,7 @@ class Project:
         self.touch(command, self.jobs)
 
     def touch(self, command: Command, file: Path) -> None:
-        """Touch a file until the runner reports it, which it cannot before its watcher has started."""
+        """Touch a file until the runner reports it: its watcher may not have started yet."""
         line = f"{file.relative_to(self.directory)} changed: reloading."
         seen, again_at = command.output().count(line), 0.0
 
@@ -86,7 +86,7 @@ def enqueue() -> PeasyJobQueue:
 
 
 def reloaded(command: Command, times: int = 1) -> list[str]:
-    """Wait until the runner has restarted so often. Return what it said of its workers each time."""
+    """Wait until the runner has restarted so often. Return the line about its workers each time."""
     last_line = "Ctrl-C stops it."
     wait_until(lambda: command.output().count(last_line) == 1 + times, message=command.describe)
     return [line for line in command.output().splitlines() if line.endswith(last_line)]

@@ -344,7 +344,8 @@ def test_polling_finds_jobs_that_plain_sql_has_inserted(run_peasy):
             "title": "by hand",
         }
         cursor.execute(
-            f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})",
+            f"INSERT INTO {table} ({', '.join(columns)}) "
+            f"VALUES ({', '.join(['%s'] * len(columns))})",
             [values[column] for column in columns],
         )
     (job,) = finished(PeasyJobQueue.objects.get(title="by hand"))
@@ -580,55 +581,57 @@ def test_arguments_results_and_job_pk_arrive_unchanged(run_peasy, worker_type):
     assert {job.runner_id for job in done} == {None}
 
 
+def with_columns(job, **columns):
+    """Overwrite columns of a job's row, and return the job."""
+    PeasyJobQueue.objects.filter(pk=job.pk).update(**columns)
+    return job
+
+
+def failing_jobs():
+    """Enqueue jobs that fail. Return the text that each error has to contain."""
+    return {
+        with_columns(jobs.nothing(), job_name="os.system", args_data=b"J[]"): (
+            "os.system is not decorated with @peasy.job, so the runner will not call it."
+        ),
+        with_columns(jobs.nothing(), job_name="antigravity.fly"): (
+            "antigravity.fly is not inside an installed app, so the runner will not import it."
+        ),
+        with_columns(jobs.echo(1), args_data=b"cos\nsystem\n(S'exit 1'\ntR."): (
+            "The stored arguments of this job are not in a format that peasy_jobs writes."
+        ),
+        with_columns(jobs.give_back({1}), job_name="tests.jobs.echo"): (
+            "The stored arguments of this job were not signed by this site for tests.jobs.echo"
+        ),
+        with_columns(jobs.nothing(), job_name="tests.jobs.no_job"): (
+            "tests.jobs.no_job is not decorated with @peasy.job"
+        ),
+        jobs.boom(): "ValueError: boom",
+        jobs.leave(3): "The job called sys.exit(3).",
+        jobs.generator(): "its result (generator) cannot be stored",
+        jobs.lots(1001): (
+            "its result (str) cannot be stored: "
+            "1,004 bytes are more than PEASY_MAX_PAYLOAD, which is 1,000"
+        ),
+    }
+
+
 @both_worker_types
 def test_a_runner_survives_invalid_rows_and_failing_jobs(run_peasy, worker_type):
-    forged = jobs.nothing()
-    PeasyJobQueue.objects.filter(pk=forged.pk).update(job_name="os.system", args_data=b"J[]")
-    foreign = jobs.nothing()
-    PeasyJobQueue.objects.filter(pk=foreign.pk).update(job_name="antigravity.fly")
-    unsigned = jobs.echo(1)
-    PeasyJobQueue.objects.filter(pk=unsigned.pk).update(args_data=b"cos\nsystem\n(S'exit 1'\ntR.")
-    moved = jobs.give_back({1})
-    PeasyJobQueue.objects.filter(pk=moved.pk).update(job_name="tests.jobs.echo")
-    no_job = jobs.nothing()
-    PeasyJobQueue.objects.filter(pk=no_job.pk).update(job_name="tests.jobs.no_job")
-    unknown = jobs.nothing()
-    PeasyJobQueue.objects.filter(pk=unknown.pk).update(job_name="tests.jobs.renamed_since")
-    bad = [
-        forged,
-        foreign,
-        unsigned,
-        moved,
-        no_job,
-        jobs.boom(),
-        jobs.leave(3),
-        jobs.generator(),
-        jobs.lots(1001),
-    ]
+    errors = failing_jobs()
+    missing = with_columns(jobs.nothing(), job_name="tests.jobs.renamed_since")
     good = jobs.echo("still here")
     command = run_peasy("--worker-type", worker_type, settings={"PEASY_MAX_PAYLOAD": 1000})
-    *bad, good = finished(*bad, good)
-    errors = [
-        "os.system is not decorated with @peasy.job, so the runner will not call it.",
-        "antigravity.fly is not inside an installed app, so the runner will not import it.",
-        "The stored arguments of this job are not in a format that peasy_jobs writes.",
-        "The stored arguments of this job were not signed by this site for tests.jobs.echo",
-        "tests.jobs.no_job is not decorated with @peasy.job",
-        "ValueError: boom",
-        "The job called sys.exit(3).",
-        "its result (generator) cannot be stored",
-        "its result (str) cannot be stored: 1,004 bytes are more than PEASY_MAX_PAYLOAD, which is 1,000",
-    ]
-    for job, error in zip(bad, errors, strict=True):
+    good, *failed = finished(good, *errors)
+    for job, error in zip(failed, errors.values(), strict=True):
         assert error in job.error
         assert job.status == FAILED
         assert job.attempts == 1
         assert job.crashes == 0
     assert good.result == "still here"
-    unknown.refresh_from_db()  # waits for a minute: this may be an old runner, and the job a new one
-    assert unknown.error == str(JobFunctionNotFound("tests.jobs.renamed_since"))
-    assert unknown.status == PeasyJobQueue.SCHEDULED
-    assert unknown.attempts == 0
+    missing = row(missing)  # tried again in a minute: the runner may be older than the job
+    assert missing.error == str(JobFunctionNotFound("tests.jobs.renamed_since"))
+    assert missing.status == SCHEDULED
+    assert missing.attempts == 0
     assert stop(command).count("Traceback") == 0
 
 

@@ -56,7 +56,7 @@ class Reloader:
         Return if it ended for a signal. Call it after the runner has ended.
         """
         with suppress(KeyboardInterrupt):
-            # Without this SIGINT stays ignored if a shell has started the process in the background.
+            # A shell that starts a process in the background lets it ignore SIGINT.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             while self.changed.is_set() and not self.signals.received:
                 self.changed.clear()

@@ -27,8 +27,8 @@ class Capacity:
         # Jobs of dead runners that are still to be claimed. One of them may have killed its runner:
         # while there are any, jobs run one at a time, so that only the right one is charged.
         self.recovered_jobs = 0
-        # When the workers' events were last collected (`time.monotonic()`). Nothing is known of what
-        # workers have done since, so they are judged as of this moment.
+        # When the workers' events were last collected (`time.monotonic()`). Nothing is known of
+        # what workers have done since, so they are judged as of this moment.
         self.as_of = 0.0
 
     def record_duration(self, seconds: float) -> None:
@@ -43,14 +43,17 @@ class Capacity:
         self.recovered_jobs += count
 
     def record_claim(self, count: int, largest_payload: int) -> None:
-        """So many jobs were claimed. `largest_payload`: bytes of the largest arguments among them."""
+        """So many jobs were claimed.
+
+        largest_payload: bytes of the largest arguments among them.
+        """
         self.recovered_jobs = max(0, self.recovered_jobs - count)
         self.largest_payload = largest_payload
 
     def free_slots(self, workers: Iterable[Worker]) -> dict[Worker, int]:
-        """Return how many more jobs each worker may be given, without those that may be given none.
+        """Return how many more jobs each worker may be given, without those that may get none.
 
-        A worker is filled up again when half of its jobs have ended, so that jobs travel in batches.
+        A worker is filled up when half of its jobs have ended, so that jobs travel in batches.
         """
         depth = self._depth()
         return {
@@ -60,16 +63,16 @@ class Capacity:
         }
 
     def claim_size(self, free_slots: dict[Worker, int]) -> tuple[int, int]:
-        """Return how many jobs to claim, and how many of them will wait behind another in a worker.
+        """Return how many jobs to claim, and how many of them will wait behind another one.
 
-        While jobs are claimed no outcome is written, and idle workers wait: claim in small portions.
+        While jobs are claimed no outcome is written, and idle workers wait: claim in portions.
         """
         limit = min(sum(free_slots.values()), max(LOOK_AHEAD_JOBS, len(free_slots)))
         idle = sum(not worker.pending for worker in free_slots)
         return limit, limit - idle
 
     def is_held_up(self, worker: Worker) -> bool:
-        """Whether a worker has taken longer for its current job than it was meant to for all of them."""
+        """Whether a worker's current job takes longer than all of its jobs were meant to take."""
         return self.as_of - worker.busy_since > LOOK_AHEAD
 
     def next_due(self, workers: Iterable[Worker]) -> float:

@@ -1,8 +1,8 @@
 """Whether there are jobs to claim, as far as that can be told without taking a lock.
 
-There are three ways to know: the last claim left jobs behind, a wake-up has signalled, or it is time
-to look at the queue. The loop asks `needs_look` and `should_claim`, which change nothing, and reports
-what it has done.
+There are three ways to know: the last claim left jobs behind, a wake-up has signalled, or it is
+time to look at the queue. The loop asks `needs_look` and `should_claim`, which change nothing, and
+reports what it has done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Demand:
-    """What is known about jobs that wait, and when to find out more."""
+    """What is known about waiting jobs, and when to find out more."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ class HeldJob:
     """A claimed job without an outcome."""
 
     claim: Claim
-    started: bool  # its row says that it has started; if this runner dies, it is charged with that
+    started: bool  # its row is marked as started: it is charged if this runner dies
 
 
 class HeldJobs:
@@ -59,7 +59,7 @@ class HeldJobs:
     # From the claim to the outcome
 
     def add(self, claims: Sequence[Claim], started: int) -> None:
-        """Jobs were claimed; so many of them, from the first on, were marked as started with that."""
+        """Jobs were claimed. The first `started` of them were marked as started by the claim."""
         for number, claim in enumerate(claims):
             self.jobs[claim.pk] = HeldJob(claim, started=number < started)
 
@@ -108,7 +108,7 @@ class HeldJobs:
         return [claim for due, claim in self._unmarked(workers) if due <= now]
 
     def mark_started(self, claims: Iterable[Claim]) -> None:
-        """The rows of these jobs say now that they have started."""
+        """The rows of these jobs were marked as started."""
         for claim in claims:
             self.jobs[claim.pk].started = True
 

@@ -1,8 +1,9 @@
 """The lease of this runner, and the jobs of runners whose lease has run out.
 
-Each runner has a row in `PeasyRunner` with the moment until which its lease is valid by the database's
-clock. While it is valid nobody else touches the runner's jobs. A runner that does not renew it in time
-is presumed dead: another runner deletes its row and puts its jobs back into the queue.
+Each runner has a row in `PeasyRunner` with the moment until which its lease is valid by the
+database's clock. While it is valid nobody else touches the runner's jobs. A runner that does not
+renew it in time is presumed dead: another runner deletes its row and puts its jobs back into the
+queue.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from django.db import DatabaseError
 
 from peasy_jobs.models import PeasyRunner
+from peasy_jobs.runner.jitter import jittered
 from peasy_jobs.store import querysets, vendors
 from peasy_jobs.store.clock import Clock
 
@@ -29,7 +31,6 @@ logger = logging.getLogger("peasy_jobs")
 NEVER = float("-inf")
 UNREGISTER_TIMEOUT = 3.0  # seconds that a lock may keep this process from ending
 RESCUE_EVERY = 2.0  # seconds; also how soon a dead runner of the same host is found
-JITTER = (0.8, 1.2)  # times an interval, so that runners do not all work at once
 
 
 class Lease:
@@ -106,7 +107,7 @@ class Lease:
         """
         if monotonic() < self.rescue_at:
             return 0
-        self.rescue_at = monotonic() + RESCUE_EVERY * random.uniform(*JITTER)
+        self.rescue_at = monotonic() + jittered(RESCUE_EVERY)
         rescued = self._rescue_orphans()
         # Read before the runners are: each runner that is named now has registered before.
         named = self.jobs.runners_named()
@@ -117,7 +118,7 @@ class Lease:
         return rescued + sum(map(self._rescue_stray, strays))
 
     def unregister(self) -> None:
-        """Delete this runner's row, unless jobs still name it: the row says whose jobs to rescue."""
+        """Delete this runner's row, unless jobs still name it: they are rescued by that row."""
         until = monotonic() + UNREGISTER_TIMEOUT
         while not self.jobs.filter(runner=self.id).exists():
             try:
@@ -128,7 +129,7 @@ class Lease:
                     raise
 
     def _record_renewal(self, at: float) -> None:
-        # `at` is before the clocks were read: the time that the query took does not prolong the lease.
+        # `at` is before the clocks were read: the lease is not prolonged by the time of the query.
         self.last_renewal = at
         self.renew_at = at + self.conf.lease / 5 * random.uniform(0.8, 1)
         self.leased_until = at + self.conf.lease
@@ -144,7 +145,7 @@ class Lease:
 
     def _rescue_jobs_of(self, runner: PeasyRunner) -> int:
         # Delete the row first, and only if the lease was not renewed since it was read. If this
-        # process is killed in between, the jobs name no runner that exists and are rescued as strays.
+        # process is killed in between, the jobs name a runner without a row and are strays.
         row = self.runners.filter(pk=runner.pk, lease_until=runner.lease_until)
         deleted, _ = row.delete()
         if not deleted:
@@ -170,7 +171,7 @@ class Lease:
 
 
 def _is_gone(runner: PeasyRunner) -> bool:
-    """Whether the runner's process has ended. False if it runs on another host or cannot be seen."""
+    """Whether the runner's process has ended. False if it is on another host or cannot be seen."""
     if not runner.host_id or runner.host_id != _host_id():
         return False
     try:
@@ -204,6 +205,6 @@ def _started(pid: int) -> str:
 
     Raises `OSError` if there is no such process, or if it cannot be seen.
     """
-    # See proc(5): the command in parentheses may contain spaces; state and start time come after it.
+    # See proc(5): the command in parentheses may contain spaces. State and start time follow it.
     state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return "" if state in "ZX" else fields[18]

@@ -244,7 +244,10 @@ class Runner:
             self.demand.signalled = True  # jobs went back to the queue, which no wake-up signals
 
     def _mark_started(self) -> None:
-        """Mark the jobs that were claimed ahead and have started. Only those are charged if this runner dies."""
+        """Mark the jobs that were claimed ahead and have started.
+
+        Only marked jobs are charged if this runner dies.
+        """
         started = self.held.to_mark_started(self.workers.workers, self.capacity.as_of)
         if started:
             self.jobs.begin(self.lease.id, started, self.clock.at(monotonic()))

@@ -6,7 +6,6 @@ Every runner does it. What two of them do at the same time is harmless.
 from __future__ import annotations
 
 import logging
-import random
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from django.db import IntegrityError
 
 from peasy_jobs import statuses
 from peasy_jobs.runner.counters import Counters
+from peasy_jobs.runner.jitter import jittered
 from peasy_jobs.store import querysets
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ logger = logging.getLogger("peasy_jobs")
 PROMOTE_EVERY = 1.0  # seconds
 PRUNE_EVERY = 10.0  # seconds
 COUNTERS_EVERY = 10.0  # seconds
-JITTER = (0.8, 1.2)  # times an interval, so that runners do not all work at once
 
 
 class Maintenance:
@@ -54,11 +53,11 @@ class Maintenance:
             self.promote_at = now + PROMOTE_EVERY
             self.jobs.promote(self.clock.at(now))
         if now >= self.prune_at:
-            self.prune_at = now + PRUNE_EVERY * random.uniform(*JITTER)
+            self.prune_at = now + jittered(PRUNE_EVERY)
             if self.prune(self.conf.prune_grace):
                 self.prune_at = now  # there may be another batch
         if now >= self.counters_at:
-            self.counters_at = now + COUNTERS_EVERY * random.uniform(*JITTER)
+            self.counters_at = now + jittered(COUNTERS_EVERY)
             self.counters.write()
 
     def next_due(self, *, backlog: bool) -> float:

@@ -15,7 +15,7 @@ RETRY_BETWEEN = (0.1, 0.5)  # seconds, at random so that runners do not all try 
 
 
 class Outage:
-    """The time since the database last worked. There is one warning and one line when it is over."""
+    """The time since the database last worked: one warning when it begins, one when it ends."""
 
     def __init__(self) -> None:
         self.since: float | None = None  # `time.monotonic()`; None while the database works

@@ -20,7 +20,10 @@ class Session:
     """One connection that is opened with a runner's settings and closed after an error."""
 
     def __init__(self, connection: BaseDatabaseWrapper, answer_timeout: float) -> None:
-        """Prepare to open `connection`. `answer_timeout`: seconds to wait for the server's answer."""
+        """Prepare to open `connection`.
+
+        answer_timeout: seconds to wait for an answer of the server.
+        """
         self.connection = connection
         self.answer_timeout = answer_timeout
         self.watchdog = Watchdog(answer_timeout)

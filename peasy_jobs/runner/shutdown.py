@@ -1,4 +1,4 @@
-"""How a runner ends: the signals that stop it, and the phases from the first signal to the end of its process."""
+"""How a runner ends: the signals that stop it, and the phases it goes through."""
 
 from __future__ import annotations
 

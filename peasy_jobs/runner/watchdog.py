@@ -10,9 +10,9 @@ from time import monotonic, sleep
 
 
 class Watchdog:
-    """Shut down the runner's socket when one iteration with the database takes longer than `limit` seconds.
+    """Shut down the runner's socket when an iteration takes longer than `limit` seconds.
 
-    The query that waits then fails, and the runner connects again. Needed because a suspended
+    The query that waits fails then, and the runner connects again. Needed because a suspended
     server, or a network that drops packets, leaves a query waiting for ever: the kernel still
     acknowledges, so keep-alives do not help, and libpq has no time limit for an answer.
     """

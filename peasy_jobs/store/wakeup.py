@@ -2,20 +2,23 @@
 
 The contract of a wake-up:
 
-- It is a hint. A signal may be missed, may come late, and may come without a reason. Correctness must
-  not depend on any of them: `PEASY_POLLING_INTERVAL` alone is sufficient, and a signal that never comes
-  delays a job by at most that long.
-- `has_signal` is edge-triggered: it returns whether something may have changed since the last call, and
-  thereby takes the signal. Any number of commits between two calls are one signal. `PollWakeup` sees the
-  jobs themselves and is level-triggered: it returns True as long as jobs wait.
-- What the first call returns is undefined. A runner therefore looks at the queue once after `watch`,
-  which also finds what was committed before.
-- `has_signal` may be called at any time. Before `check_at` it returns False without using the database;
-  a signal stays until a later call takes it. It raises what the database raises.
-- `fileno` is a descriptor that turns readable when there may be a signal, or −1 without one. Whoever
-  selects on it calls `readable` each time, which does not use the database, and calls `has_signal` soon.
-- One thread calls all of it: the one that owns the connection, the main thread of a runner. `wait` calls
-  both methods while the runner is idle, and the runner's loop calls `has_signal` once in each iteration.
+- It is a hint. A signal may be missed, may come late, and may come without a reason. Correctness
+  must not depend on any of them: `PEASY_POLLING_INTERVAL` alone is sufficient, and a signal that
+  never comes delays a job by at most that long.
+- `has_signal` is edge-triggered: it returns whether something may have changed since the last call,
+  and thereby takes the signal. Any number of commits between two calls are one signal.
+  `PollWakeup` sees the jobs themselves and is level-triggered: it returns True as long as jobs
+  wait.
+- What the first call returns is undefined. A runner therefore looks at the queue, or
+  claims, once after `watch`, which also finds what was committed before.
+- `has_signal` may be called at any time. Before `check_at` it returns False without using the
+  database; a signal stays until a later call takes it. It raises what the database raises.
+- `fileno` is a descriptor that turns readable when there may be a signal, or −1 without one.
+  Whoever selects on it calls `readable` each time, which does not use the database, and calls
+  `has_signal` soon.
+- One thread calls all of it: the one that owns the connection, the main thread of a runner. `wait`
+  calls both methods while the runner is idle, and the runner's loop calls `has_signal` once in each
+  iteration.
 """
 
 from __future__ import annotations
@@ -55,11 +58,11 @@ class Wakeup(Protocol):
     """One way to learn of new work. The module's docstring has the contract."""
 
     description: str  # completes "woken …" in what `run_peasy` says when it starts
-    polls: bool  # `has_signal` looks at the queue, so that no other look for waiting jobs is needed
+    polls: bool  # `has_signal` looks at the queue: no other look for waiting jobs is needed
     check_at: float  # when to call `has_signal` although `fileno` is not readable (`monotonic`)
-    # Seconds after a signal, one after the other, until the queue is looked at again. Empty unless a
-    # signal may come before the commit of another job that it also stands for. If there are any, a
-    # signal is sent for jobs only, and the runner may claim without a look.
+    # Seconds after a signal, one after the other, until the queue is looked at again. Empty unless
+    # a signal may come before the commit of another job that it also stands for. If there are any,
+    # a signal is sent for jobs only, and the runner may claim without a look.
     recheck_delays: tuple[float, ...]
 
     def fileno(self) -> int: ...
@@ -104,7 +107,9 @@ def watch(connection: BaseDatabaseWrapper, peek: Peek, polling_interval: float) 
 
 
 def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) -> bool:
-    """Wait until `until` (`time.monotonic()`), an event or a signal. Return whether it was a signal.
+    """Wait until `until` (`time.monotonic()`), an event or a signal.
+
+    Return whether it was a signal.
 
     Every registered file object has a callable as its data, which is called when it turns readable.
     """
@@ -113,13 +118,10 @@ def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) 
     wakeup_fd = wakeup.fileno() if wakeup is not None else -1
     while (timeout := until - monotonic()) > 0:
         if wakeup is not None:
-            try:
-                # Also before the first select: a notification that arrived during a query does not
-                # make the socket readable.
-                if wakeup.has_signal():
-                    return True
-            except (DatabaseError, InterfaceError):
-                return True  # the next iteration meets the same error and handles it
+            # Also before the first select: a notification that arrived during a query does not make
+            # the socket readable.
+            if _has_signal_or_error(wakeup):
+                return True
             timeout = min(timeout, wakeup.check_at - monotonic())
         if _call_readable(selector, timeout, wakeup_fd):
             return False
@@ -127,8 +129,15 @@ def wait(selector: selectors.BaseSelector, until: float, wakeup: Wakeup | None) 
     return False
 
 
+def _has_signal_or_error(wakeup: Wakeup) -> bool:
+    try:
+        return wakeup.has_signal()
+    except (DatabaseError, InterfaceError):
+        return True  # the runner's next iteration meets the same error and handles it
+
+
 def _call_readable(selector: selectors.BaseSelector, timeout: float, wakeup_fd: int) -> bool:
-    """Handle what turns readable within `timeout`. Return whether that was more than the wake-up."""
+    """Handle what turns readable within `timeout`. Return whether there was an event."""
     ready = selector.select(max(0, timeout))
     for key, _ in ready:
         key.data()
@@ -138,8 +147,8 @@ def _call_readable(selector: selectors.BaseSelector, timeout: float, wakeup_fd: 
 class SqliteCommitWakeup:
     """SQLite: read `PRAGMA data_version`, which changes with every commit of another connection.
 
-    On Linux inotify reports that the file or its write-ahead log is being written to, and the pragma
-    is read only for a moment after that. Elsewhere it is read every `READ_EVERY` seconds.
+    On Linux inotify reports that the file or its write-ahead log is being written to, and the
+    pragma is read only for a moment after that. Elsewhere it is read every `READ_EVERY` seconds.
     """
 
     description = "by every commit"

@@ -1,4 +1,4 @@
-"""Failed jobs run again: after which exceptions, when, how often, and what is stored of each failure."""
+"""Failed jobs run again: after what, when and how often, and what is stored of each failure."""
 
 import socket
 from datetime import datetime, timedelta
