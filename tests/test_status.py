@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from html import unescape
 from html.parser import HTMLParser
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import hypothesis.strategies as some
 import pytest
@@ -108,13 +108,18 @@ def can_see(client: Client, job: PeasyJobQueue, query: str = "") -> bool:
     return not gone
 
 
-def whole_response(response: HttpResponse) -> tuple[int, bytes, list[tuple[str, str]], str]:
-    return (
-        response.status_code,
-        response.content,
-        sorted(response.items()),
-        response.cookies.output(),
-    )
+class WholeResponse(NamedTuple):
+    """Everything by which a client could tell two responses apart."""
+
+    status: int
+    content: bytes
+    headers: list[tuple[str, str]]
+    cookies: str
+
+
+def whole_response(response: HttpResponse) -> WholeResponse:
+    headers = sorted(response.items())
+    return WholeResponse(response.status_code, response.content, headers, response.cookies.output())
 
 
 def expected_document(**columns: Any) -> Any:
@@ -319,9 +324,9 @@ def test_a_link_stays_valid_while_its_secret_key_is_a_fallback(settings):
 
 
 @pytest.mark.parametrize("visitor", ["anonymous", "logged in", "session over", "bad token"])
-@pytest.mark.parametrize("view", [0, 1])
+@pytest.mark.parametrize(("view", "status"), [(0, 404), (1, 200)], ids=["document", "widget"])
 @pytest.mark.parametrize("method", ["get", "head"])
-def test_a_missing_and_a_forbidden_job_get_the_same_answer(visitor, view, method):
+def test_a_missing_and_a_forbidden_job_get_the_same_answer(visitor, view, status, method):
     job = make(user=create_user("owner"))
     url = plain_urls(job)[view] + ("?t=bad" if visitor == "bad token" else "")
 
@@ -335,10 +340,17 @@ def test_a_missing_and_a_forbidden_job_get_the_same_answer(visitor, view, method
     forbidden = ask()
     job.delete()
     assert forbidden == ask()
-    assert forbidden[0] == (200 if view else 404)
-    if not view and method == "get":
-        assert json.loads(forbidden[1]) == NOT_FOUND
-        assert dict(forbidden[2])["Content-Type"] == "application/problem+json"
+    assert forbidden.status == status
+
+
+@pytest.mark.parametrize("query", ["", "?t=bad"])
+@pytest.mark.parametrize("is_logged_in", [True, False])
+def test_a_forbidden_document_is_a_problem_document(query, is_logged_in):
+    job = make(user=create_user("owner"))
+    client = client_of(create_user("other") if is_logged_in else None)
+    response = client.get(plain_urls(job)[0] + query)
+    assert response["Content-Type"] == "application/problem+json"
+    assert json.loads(response.content) == NOT_FOUND
 
 
 def test_the_answers_are_the_same_if_only_a_hook_reads_the_session(settings, monkeypatch):
@@ -358,23 +370,23 @@ MANY = "?" + "&".join(["a=1"] * 1001)  # more than DATA_UPLOAD_MAX_NUMBER_FIELDS
 
 
 @pytest.mark.parametrize(
-    ("query", "headers"),
+    ("query", "headers", "statuses"),
     [
-        (MANY, {}),
-        ("?t=%2B2AA-", {"CONTENT_TYPE": "text/plain; charset=utf-7"}),
-        (r"?t=1:\ud800", {"CONTENT_TYPE": "text/plain; charset=unicode_escape"}),
+        (MANY, {}, (400, 400)),
+        ("?t=%2B2AA-", {"CONTENT_TYPE": "text/plain; charset=utf-7"}, (404, 200)),
+        (r"?t=1:\ud800", {"CONTENT_TYPE": "text/plain; charset=unicode_escape"}, (404, 200)),
     ],
     ids=["too many fields", "half a surrogate pair", "another half"],
 )
-@pytest.mark.parametrize("view", [0, 1])
-def test_the_answers_are_the_same_for_an_unreadable_query_string(view, query, headers):
+@pytest.mark.parametrize("view", [0, 1], ids=["document", "widget"])
+def test_the_answers_are_the_same_for_an_unreadable_query_string(view, query, headers, statuses):
     job = make()
     url = plain_urls(job)[view] + query
     client = Client(raise_request_exception=False)
     forbidden = whole_response(client.generic("GET", url, **headers))
     job.delete()
     assert forbidden == whole_response(client.generic("GET", url, **headers))
-    assert forbidden[0] == (400 if query == MANY else 200 if view else 404)
+    assert forbidden.status == statuses[view]
 
 
 @pytest.mark.parametrize("no", [PermissionDenied, Http404])
@@ -459,7 +471,9 @@ def test_peasy_can_view_job_decides_who_sees_a_job(settings, monkeypatch):
     job = make(user=owner)
     assert not can_see(client_of(owner), job)
     assert can_see(Client(headers={"shop": "yes"}), job)
-    assert asked[0] == (f"/peasy/jobs/{job.pk}.json", job.pk)
+    path, pk = asked[0]
+    assert path == f"/peasy/jobs/{job.pk}.json"
+    assert pk == job.pk
     asked.clear()
     assert can_see(Client(), job, f"?t={links.token(job)}")
     assert asked == []
@@ -603,14 +617,19 @@ def test_a_finished_job_has_no_retry_after():
 def test_the_widget_polls_less_often_the_longer_nothing_changes(monkeypatch):
     job, now = make(status="O"), time.time()
     url = poll_url(Client().get(job.progress_url))
-    for passed, every in ((59, None), (61, 5), (120, None), (601, 15), (3601, 60)):
-        monkeypatch.setattr(widget, "time", lambda passed=passed: now + passed)
-        response = Client().get(url)
-        assert response.status_code == (200 if every else 204), passed
-        if every:
-            assert f'hx-trigger="every {every}s, ' in response.content.decode()
-            assert "-live" not in response.content.decode()  # nothing to read out
-            url = poll_url(response)
+
+    def poll_after(seconds: int) -> HttpResponse:
+        monkeypatch.setattr(widget, "time", lambda: now + seconds)
+        return Client().get(url)
+
+    assert poll_after(59).status_code == 204
+    for seconds, interval in ((61, 5), (601, 15), (3601, 60)):
+        response = poll_after(seconds)
+        assert response.status_code == 200, seconds
+        assert f'hx-trigger="every {interval}s, ' in response.content.decode()
+        assert "-live" not in response.content.decode(), "there is nothing to announce"
+        url = poll_url(response)
+        assert poll_after(seconds + 59).status_code == 204, seconds
     change(job, status_msg="x")
     assert 'hx-trigger="every 2s, ' in Client().get(url).content.decode()
 
@@ -826,11 +845,11 @@ def test_texts_of_a_job_are_escaped(text):
         .get(job.progress_url, {"t": links.token(job), "a": text, "p": text})
         .content.decode()
     )
-    for html in (page, fragment):
+    for html, expected_count in ((page, 2), (fragment, 1)):
         parser = Elements()
         parser.feed(html)
         assert parser.tags == {"div", "p", "span", "progress"}
-        assert parser.texts.count(text) == (2 if html is page else 1)
+        assert parser.texts.count(text) == expected_count
     assert fetch_document(job)["title"] == text
     assert Client().get(job.status_url)["Content-Type"] == "application/json"
 
@@ -870,24 +889,24 @@ class Fuzz(TestCase):
     def test_no_query_string_causes_an_error(self, query, good):
         job = make(status="O")
         query = {**query, "t": links.token(job)} if good else query
-        for url in plain_urls(job):
-            response = Client().get(url, query)
-            expected = {200, 204} if good or "progress" in url else {404}
-            assert response.status_code in expected
-            assert (
-                "p" not in query
-                or query["p"].isascii()
-                or query["p"] not in response.content.decode()
-            )
+        document, fragment = (Client().get(url, query) for url in plain_urls(job))
+        expected = 200 if good else 404
+        assert document.status_code == expected
+        assert fragment.status_code in {200, 204}
+        prefix = query.get("p", "")
+        if not prefix.isascii():
+            assert prefix not in document.content.decode()
+            assert prefix not in fragment.content.decode()
 
     @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(raw=some.binary(max_size=40).map(lambda data: data.replace(b"#", b"")))
     @example(raw=b"t=%00&t=%ff&&;=;%")
     def test_no_bytes_in_the_query_string_cause_an_error(self, raw):
         job = make(status="O")
-        for url in plain_urls(job):
-            response = Client().get(url, QUERY_STRING=raw.decode("latin-1"))
-            assert response.status_code == (200 if "progress" in url else 404)
+        query = raw.decode("latin-1")
+        document, fragment = (Client().get(url, QUERY_STRING=query) for url in plain_urls(job))
+        assert document.status_code == 404
+        assert fragment.status_code == 200
 
 
 # Mounting
@@ -1011,14 +1030,12 @@ def shown_time(job: PeasyJobQueue) -> str:
 def test_a_scheduled_time_within_an_hour_is_shown_to_the_second(minutes):
     after = (timezone.now() + timedelta(minutes=minutes)).replace(microsecond=0)
     local = timezone.localtime(after) if timezone.is_aware(after) else after
-    near = local.strftime("%-I:%M:%S ") + ("a.m." if local.hour < 12 else "p.m.")
-    far = date_format(local, "DATETIME_FORMAT")
-    assert shown_time(make(status="S", run_after=after)).startswith(
-        near if abs(minutes) < 60 else far
-    )
-    assert (
-        "<time" not in Client().get(make(status="O", run_after=after).progress_url).content.decode()
-    )
+    to_the_second = local.strftime("%-I:%M:%S ") + ("a.m." if local.hour < 12 else "p.m.")
+    with_the_date = date_format(local, "DATETIME_FORMAT")
+    expected = to_the_second if abs(minutes) < 60 else with_the_date
+    assert shown_time(make(status="S", run_after=after)).startswith(expected)
+    ongoing = make(status="O", run_after=after)
+    assert "<time" not in Client().get(ongoing.progress_url).content.decode()
 
 
 def test_a_widget_is_updated_once_when_its_scheduled_time_comes_near(monkeypatch):
