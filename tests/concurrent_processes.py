@@ -1,4 +1,4 @@
-"""Somebody else at the same database: second connections of this process, and processes that compete."""
+"""Concurrent access to the test database: further connections, locks, and other processes."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,8 +20,8 @@ TABLE = PeasyJobQueue._meta.db_table
 
 @contextmanager
 def second_connection() -> Iterator[BaseDatabaseWrapper]:
-    """Another connection to the database of the running test."""
-    other = connection.copy("rival")
+    """Open another connection to the database of the running test."""
+    other = connection.copy("second")
     try:
         yield other
     finally:
@@ -30,7 +30,7 @@ def second_connection() -> Iterator[BaseDatabaseWrapper]:
 
 @contextmanager
 def default_database(settings: dict[str, Any]) -> Iterator[None]:
-    """The default database of this process is another one meanwhile."""
+    """Replace the default database of this process by one with these settings."""
     own = connections["default"]
     other = own.copy()
     other.settings_dict = {**own.settings_dict, **settings}
@@ -44,7 +44,7 @@ def default_database(settings: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def locked(*pks: int) -> Iterator[BaseDatabaseWrapper]:
-    """These jobs, or the whole file on SQLite, are locked by a transaction of another connection."""
+    """Lock these jobs, on SQLite the whole file, in a transaction of another connection."""
     with second_connection() as other:
         other.set_autocommit(False)
         with other.cursor() as cursor:
@@ -55,10 +55,10 @@ def locked(*pks: int) -> Iterator[BaseDatabaseWrapper]:
 
 
 class ConcurrentProcess:
-    """A process that plays one part of `tests/concurrent_tasks.py`, once all that compete are ready."""
+    """A process that runs one task of `tests/concurrent_tasks.py`, in step with others."""
 
-    def __init__(self, part: str, **options: Any) -> None:
-        self.part = part
+    def __init__(self, task: str, **options: Any) -> None:
+        self.task = task
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -66,7 +66,7 @@ class ConcurrentProcess:
                 "error",
                 "-m",
                 "tests.concurrent_tasks",
-                part,
+                task,
                 json.dumps(options),
             ],
             cwd=REPOSITORY,
@@ -77,37 +77,48 @@ class ConcurrentProcess:
             text=True,
         )
 
-    def tell(self, word: str) -> None:
+    def let_continue(self) -> None:
         assert self.process.stdin
-        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
-    def hears(self) -> str:
-        """What it says next; it waits for a word then, unless these are its results."""
+    def read_line(self) -> str:
+        """Return the next line: the name of a step before which it waits, or its results."""
         assert self.process.stdout
         if line := self.process.stdout.readline():
             return line.rstrip()
         _, errors = self.process.communicate(timeout=90)
-        raise AssertionError(f"{self.part} ended with {self.process.returncode}:\n{errors}")
+        raise AssertionError(f"{self.task} ended with {self.process.returncode}:\n{errors}")
 
 
-def run_concurrently(*rivals: ConcurrentProcess) -> list[Any]:
-    """Let all of them start at the same moment. Returns what each of them says it has done.
+class Result(NamedTuple):
+    """What a process has done, and from when to when (monotonic seconds) it worked."""
 
-    They meet again at least after the first step of each. Fails when no two of them worked at the same time after
-    that: whatever they have done then shows nothing.
+    done: Any
+    span: tuple[float, float] | None
+
+
+def run_concurrently(*processes: ConcurrentProcess) -> list[Any]:
+    """Start all processes at the same moment. Return the result of each.
+
+    They wait for each other again at least after their first step. Fail if no two of them worked
+    at the same time after that, because then the test shows nothing.
     """
     try:
-        while "begun" in (said := [rival.hears() for rival in rivals]) or "ready" in said:
-            assert len(set(said)) == 1, f"They do not meet: {said}"
-            for rival in rivals:
-                rival.tell("go")
-        results = [json.loads(line) for line in said]
-        spans = [span for _, span in results if span]
-        overlap = [max(one[0], two[0]) < min(one[1], two[1]) for one, two in combinations(spans, 2)]
-        assert any(overlap), f"No two of them worked at the same time: {spans}"
-        return [did for did, _ in results]
+        lines = [process.read_line() for process in processes]
+        while "begun" in lines or "ready" in lines:
+            assert len(set(lines)) == 1, f"The processes are not in step: {lines}"
+            for process in processes:
+                process.let_continue()
+            lines = [process.read_line() for process in processes]
+        results = [Result(*json.loads(line)) for line in lines]
+        spans = [result.span for result in results if result.span]
+        overlaps = [
+            max(one[0], two[0]) < min(one[1], two[1]) for one, two in combinations(spans, 2)
+        ]
+        assert any(overlaps), f"No two processes worked at the same time: {spans}"
+        return [result.done for result in results]
     finally:
-        for rival in rivals:
-            rival.process.kill()
-            rival.process.communicate()
+        for process in processes:
+            process.process.kill()
+            process.process.communicate()

@@ -1,7 +1,8 @@
 """The tasks that `ConcurrentProcess` runs, each on its own connection, configured as a runner configures it.
 
-A part prints "ready" and waits for a line, prints "begun" after its first step and waits for another, and prints what
-it has done as JSON, with the span in which it did the rest. All that compete are told to go on at the same moment.
+A task prints "ready" and waits for a line, prints "begun" after its first step and waits for
+another, and at the end prints as JSON what it has done and in which span of time. All tasks are
+told to continue at the same moment.
 """
 
 import json
@@ -32,9 +33,9 @@ times: list[float] = []  # when each step was done
 
 
 def step(*, meet: bool = False) -> None:
-    """A step is done. After the first wait for all rivals: nobody may have done everything before another begins.
+    """Record a step, and wait after the first: no task may be done before another begins.
 
-    With `meet` do so after every step, which all rivals of this part have as many of.
+    With `meet`, wait after every step; the concurrent tasks must then have equally many.
     """
     if meet or not times:
         print("begun", flush=True)
@@ -42,22 +43,23 @@ def step(*, meet: bool = False) -> None:
     times.append(monotonic())
 
 
-class Over:
-    """Whether so many jobs were made and none of them may still run. Fails when that takes too long."""
+class AllFinished:
+    """Tell whether `total` jobs exist and all are finished. Fail if that takes too long."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.deadline = total, monotonic() + PATIENCE
+        self.total = total
+        self.deadline = monotonic() + PATIENCE
 
     def __call__(self) -> bool:
-        alive = jobs.filter(status__in=(ENQUEUED, SCHEDULED, ONGOING))
+        unfinished = jobs.filter(status__in=(ENQUEUED, SCHEDULED, ONGOING))
         assert monotonic() < self.deadline, (
-            f"{jobs.count()} jobs, still alive: {list(alive.values()[:5])}"
+            f"{jobs.count()} jobs, unfinished: {list(unfinished.values()[:5])}"
         )
-        return jobs.count() == self.total and not alive.exists()
+        return jobs.count() == self.total and not unfinished.exists()
 
 
 def patiently(action: Callable[[], Any]) -> Any:
-    """Do the whole of it again when a lock was in the way, as a runner does at its next turn."""
+    """Repeat an action until no lock prevents it, as a runner does in its next iteration."""
     deadline = monotonic() + PATIENCE
     while True:
         try:
@@ -72,7 +74,7 @@ def now() -> Any:
 
 
 def claim_jobs(runner: int, limit: int, queues: list[str]) -> list[tuple[int, int]]:
-    """Claims until nothing is left. Says what it got, as primary key and `claims`."""
+    """Claim until nothing is left. Return the primary key and fencing token of each claim."""
     mine: list[Claim] = []
     waiting = jobs.in_queues(queues).filter(status=ENQUEUED)
     while True:
@@ -84,18 +86,18 @@ def claim_jobs(runner: int, limit: int, queues: list[str]) -> list[tuple[int, in
         step()
         assert len(claims) <= limit
         mine += claims
-        if not claims and not waiting.exists():  # what others hold may still come back
+        if not claims and not waiting.exists():  # another process may still give some back
             return [(claim.pk, claim.fencing_token) for claim in mine]
 
 
 def run_jobs(runner: int, limit: int, total: int) -> list[tuple[int, int, str, bool]]:
-    """Claims and ends until all is over: of its claims every third fails and every fifth goes back at first.
+    """Claim and finish jobs until none is left. Every third fails, every fifth is first given back.
 
-    Says of each run: primary key, `claims`, the status it was to get, whether it got it.
+    Return for each claim: primary key, fencing token, intended status, whether it was written.
     """
     runs: list[tuple[int, int, str, bool]] = []
-    over = Over(total)
-    while not over():
+    all_finished = AllFinished(total)
+    while not all_finished():
         claims = patiently(
             lambda: jobs.claim(ClaimRequest(runner_id=runner, limit=limit, now=now()))
         )
@@ -122,7 +124,7 @@ def ended(claim: Claim) -> JobUpdate:
 
 
 def enqueue_jobs(count: int) -> list[int]:
-    """Enqueues so many jobs, each in a transaction of its own, and as many that it rolls back."""
+    """Enqueue `count` jobs, each in its own transaction, and as many that are rolled back."""
     pks = []
     for _ in range(count):
         pks.append(patiently(enqueued).pk)
@@ -138,10 +140,13 @@ def enqueued() -> PeasyJobQueue:
 
 
 def cancel_some_jobs(every: int, total: int) -> list[int]:
-    """Cancels each so-manieth job that it sees alive, in turn by its verb and by an update. Says which it got."""
+    """Cancel unfinished jobs whose key is a multiple of `every`. Return those it cancelled.
+
+    Odd keys by `cancel`, even ones by an update of the queryset.
+    """
     cancelled: list[int] = []
-    over = Over(total)
-    while not over():
+    all_finished = AllFinished(total)
+    while not all_finished():
         alive = (
             jobs.filter(status__in=(ENQUEUED, ONGOING)).order_by("pk").values_list("pk", flat=True)
         )
@@ -159,7 +164,7 @@ def cancel(pk: int) -> bool:
 
 
 def cancel_all_jobs(backwards: bool) -> list[int]:
-    """Cancels all jobs, oldest or newest first. Says which it was the one to cancel."""
+    """Cancel all jobs, oldest or newest first. Return those that this task cancelled."""
     pks = jobs.order_by("-pk" if backwards else "pk").values_list("pk", flat=True)
     cancelled = []
     for pk in list(pks):
@@ -170,7 +175,7 @@ def cancel_all_jobs(backwards: bool) -> list[int]:
 
 
 def rescue_jobs(dead: list[int]) -> list[int]:
-    """Rescues the jobs of each of these runners. Says how many it got of each."""
+    """Rescue the jobs of each of these runners. Return how many of each."""
     rescued = []
     for runner in dead:
         rescued.append(patiently(lambda runner=runner: jobs.rescue(runner, "gone", 1)))
@@ -179,7 +184,10 @@ def rescue_jobs(dead: list[int]) -> list[int]:
 
 
 def write_outcomes(dead: list[int]) -> list[int]:
-    """Ends the jobs of each of these runners, which do not know yet that they were presumed dead. Says which."""
+    """Write outcomes for runners that do not know yet that they are presumed dead.
+
+    Return the primary keys of those that were written.
+    """
     written: list[int] = []
     for runner in dead:
         pks = jobs.filter(title=f"of runner {runner}").order_by("pk").values_list("pk", flat=True)
@@ -198,7 +206,7 @@ def write_outcomes(dead: list[int]) -> list[int]:
 
 
 def write_statistics(minutes: list[int], seconds: list[float]) -> None:
-    """Adds a job to each of these minutes, in turn, that ran for each of these seconds, over and over again."""
+    """Add a job to the statistics of each minute, with the run times in turn."""
     counters = Counters("default", Clock(connection))
     for minute, run in zip(minutes, cycle(seconds), strict=False):
         counters.counts, counters.longest = (
@@ -210,9 +218,9 @@ def write_statistics(minutes: list[int], seconds: list[float]) -> None:
         step(meet=True)
 
 
-PARTS: dict[str, Callable[..., Any]] = {
-    part.__name__: part
-    for part in (
+TASKS: dict[str, Callable[..., Any]] = {
+    task.__name__: task
+    for task in (
         claim_jobs,
         run_jobs,
         enqueue_jobs,
@@ -225,13 +233,13 @@ PARTS: dict[str, Callable[..., Any]] = {
 }
 
 if __name__ == "__main__":
-    part, options = sys.argv[1], json.loads(sys.argv[2])
+    task, options = sys.argv[1], json.loads(sys.argv[2])
     if options.pop("configure_session", True):
         vendors.configure_session(connection, LOCK_TIMEOUT)
     elif connection.vendor == "mysql":
-        with connection.cursor() as cursor:  # what the server gives to those who set nothing
+        with connection.cursor() as cursor:  # the server's own default
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
     print("ready", flush=True)
     sys.stdin.readline()
-    did = PARTS[part](**options)
-    print(json.dumps([did, [times[1], times[-1]] if len(times) > 1 else None]))
+    done = TASKS[task](**options)
+    print(json.dumps([done, [times[1], times[-1]] if len(times) > 1 else None]))

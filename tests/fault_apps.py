@@ -1,4 +1,7 @@
-"""Apps that make a runner's life harder: installed in the process of a test's `run_peasy` only."""
+"""Apps that inject a fault into the `run_peasy` process of a test.
+
+Some end their fault once the file named by the environment variable `FAULT_ENDS_FILE` exists.
+"""
 
 import os
 import signal
@@ -12,7 +15,7 @@ from django.apps import AppConfig
 
 
 class NoWakeups(AppConfig):
-    """No hint of new work ever comes."""
+    """No wake-up ever signals new work."""
 
     name = "tests.fault_apps"
 
@@ -34,7 +37,7 @@ class NoWakeups(AppConfig):
 
 
 class ClockTwoHoursAhead(AppConfig):
-    """The clock of this host is wrong."""
+    """The clock of this host is two hours fast."""
 
     name = "tests.fault_apps"
 
@@ -47,7 +50,7 @@ class ClockTwoHoursAhead(AppConfig):
 
 
 class SignalAtInterpreterExit(AppConfig):
-    """One more Ctrl-C comes when Python takes its modules apart."""
+    """Another SIGINT arrives while the interpreter shuts down."""
 
     name = "tests.fault_apps"
 
@@ -62,7 +65,7 @@ class SignalAtInterpreterExit(AppConfig):
 
 
 class ForkFails(AppConfig):
-    """The system has no process left to give, until the file that `FAULT_ENDS_FILE` names exists."""
+    """The system allows no further process."""
 
     name = "tests.fault_apps"
 
@@ -78,7 +81,7 @@ class ForkFails(AppConfig):
 
 
 class WorkersStartLate(AppConfig):
-    """A worker process gets to its first job when the file that `FAULT_ENDS_FILE` names exists."""
+    """A worker process does not reach its first job."""
 
     name = "tests.fault_apps"
 
@@ -96,7 +99,7 @@ class WorkersStartLate(AppConfig):
 
 
 class WorkersRaiseAtStart(AppConfig):
-    """No worker process gets as far as a job, until the file that `FAULT_ENDS_FILE` names exists."""
+    """Every worker process raises an exception before its first job."""
 
     name = "tests.fault_apps"
 
@@ -114,7 +117,7 @@ class WorkersRaiseAtStart(AppConfig):
 
 
 class WorkersDieAtStart(AppConfig):
-    """Each worker process dies as soon as it is there, until the file that `FAULT_ENDS_FILE` names exists."""
+    """Every worker process is killed as soon as it exists."""
 
     name = "tests.fault_apps"
 
@@ -132,7 +135,7 @@ class WorkersDieAtStart(AppConfig):
 
 
 class TruncatedReport(AppConfig):
-    """The fork server stops in the middle of a message until the file named by `FAULT_ENDS_FILE` exists."""
+    """The fork server stops in the middle of a message."""
 
     name = "tests.fault_apps"
 
@@ -152,7 +155,7 @@ class TruncatedReport(AppConfig):
 
 
 class OtherProcessesHidden(AppConfig):
-    """Every other process belongs to another user, and /proc is mounted with hidepid."""
+    """All other processes belong to another user, and /proc is mounted with hidepid."""
 
     name = "tests.fault_apps"
 
@@ -167,7 +170,7 @@ class OtherProcessesHidden(AppConfig):
             return started(pid)
 
         def forbidden(pid: int, signum: int) -> NoReturn:
-            kill(pid, 0)  # the system says first that there is none
+            kill(pid, 0)  # raises ProcessLookupError if it does not exist
             raise PermissionError
 
         lease._started, os.kill = hidden, forbidden

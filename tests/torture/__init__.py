@@ -1,4 +1,4 @@
-"""The torture run: many faults at random, many jobs at random, and afterwards a look at every single one of them.
+"""The torture run: random faults, random jobs, and afterwards a check of every single job.
 
 `python -m tests.torture --database sqlite --seconds 600 --seed 1`, or `make torture`.
 """

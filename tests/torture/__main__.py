@@ -1,4 +1,4 @@
-"""`python -m tests.torture`: the torture run and its table. Exit code 1 when anything was not as promised."""
+"""`python -m tests.torture`: run the torture and print its table. Exit code 1 on a violation."""
 
 import argparse
 import os
@@ -15,11 +15,11 @@ from random import Random
 from time import monotonic, sleep
 from typing import Any
 
-SHOWN = 8  # violations of a sort
-WAITING = 25  # jobs that wait for a runner, at most: more are enqueued when it is less
+SHOWN = 8  # violations of one kind
+WAITING = 25  # the number of jobs that is kept waiting for a runner
 
 
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.torture")
     parser.add_argument("--database", choices=("sqlite", "postgres", "mariadb"), default="sqlite")
     parser.add_argument("--seconds", type=float, default=600)
@@ -40,7 +40,11 @@ def main() -> int:
         action="store_true",
         help="Keep the directory with the record and the runners' logs.",
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse_arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     directory = Path(tempfile.mkdtemp(prefix="peasy_torture_"))
@@ -88,9 +92,10 @@ def torture(options: argparse.Namespace, directory: Path) -> int:
             sleep(0.02)
         stream.over.set()
         while stream.is_alive():
-            injector.keep_going()  # a runner that is suspended as it writes keeps SQLite's lock until it is continued
+            # A runner that was suspended while writing holds SQLite's lock until it is resumed.
+            injector.keep_going()
             sleep(0.02)
-        injector.let_go()
+        injector.end_faults()
         wait_for_the_rest(10 if options.remove_guards else 120, injector)
         injector.stop_all()
         verification = Verification(injector, stream.enqueued, stream.rolled_back)
@@ -105,7 +110,7 @@ def torture(options: argparse.Namespace, directory: Path) -> int:
 
 
 class Stream(threading.Thread):
-    """Enqueues jobs at random, and cancels some. Straight to the database: its connection is not cut."""
+    """Enqueue jobs at random and cancel some, over a connection that no fault touches."""
 
     def __init__(self, rng: Random, injector: Any) -> None:
         super().__init__(daemon=True)
@@ -136,11 +141,8 @@ class Stream(threading.Thread):
     def _fill_up(self) -> None:
         from peasy_jobs.models import PeasyJobQueue
 
-        # Some runners serve one of the queues only, so each is filled up by itself.
-        waiting = list(
-            PeasyJobQueue.objects.filter(status__in="QS").values_list("queue_name", flat=True)
-        )
-        for _ in range(min(10, WAITING - len(waiting))):
+        waiting = PeasyJobQueue.objects.filter(status__in="QS").count()
+        for _ in range(min(10, WAITING - waiting)):
             self._enqueue()
 
     def _enqueue(self) -> None:
@@ -187,7 +189,7 @@ def wait_for_the_rest(seconds: float, injector: Any) -> None:
         sleep(0.1)
     left = list(unfinished.values_list("pk", "status", "runner", "title", "completed")[:20])
     runners = list(PeasyRunner.objects.values_list("pk", "pid"))
-    injector.violations.append(f"Not at rest after {seconds} s. Jobs: {left}. Runners: {runners}.")
+    injector.violations.append(f"Unfinished after {seconds} s. Jobs: {left}. Runners: {runners}.")
 
 
 def show(
@@ -200,19 +202,32 @@ def show(
     print(f"Torture run: {options.database}, {how_long}, seed {options.seed}")
     if options.remove_guards:
         print(f"Guards removed: {options.remove_guards}")
-    print(f"\n{'fault':40}{'times':>8}{'met a running job':>20}")
+    print(f"\n{'fault':40}{'times':>8}{'hit a running job':>20}")
     for kind, count, hits in faults:
         print(f"{kind:40}{count:>8}{hits:>20}")
     for label, some in (("all", faults), ("kills", [row for row in faults if row[0] in KILLS])):
         print(f"{label:40}{sum(row[1] for row in some):>8}{sum(row[2] for row in some):>20}")
-    jobs = [
+    print()
+    for label, count in job_counts(injector, stream, verification):
+        print(f"{label:60}{count:>8}")
+    shown: Counter[str] = Counter()
+    for violation in verification.violations:
+        sort = re.sub(r"[\d.]+", "", violation)[:40]
+        shown[sort] += 1
+        if shown[sort] <= SHOWN:
+            print(f"\nVIOLATION: {violation}")
+    sys.stdout.flush()
+
+
+def job_counts(injector: Any, stream: Stream, verification: Any) -> list[tuple[str, int]]:
+    return [
         ("jobs committed and verified", verification.counts["jobs"]),
         *((f"  {name}", count) for name, count in sorted(verification.outcomes.items())),
         ("starts of jobs", verification.counts["starts"]),
         ("runs again", verification.counts["runs again"]),
         ("given back uncharged", verification.counts["given back"]),
         ("crashes charged", verification.counts["crashes charged"]),
-        ("cancel requests that were in time", stream.cancelled),
+        ("cancelled in time", stream.cancelled),
         ("enqueued by jobs", len(verification.record.enqueued)),
         ("enqueued and rolled back, none ran", len(stream.rolled_back)),
         ("runners started", len(injector.commands)),
@@ -224,16 +239,6 @@ def show(
         ("lost", verification.counts["lost"]),
         ("violations", len(verification.violations)),
     ]
-    print()
-    for label, count in jobs:
-        print(f"{label:60}{count:>8}")
-    shown: Counter[str] = Counter()
-    for violation in verification.violations:
-        sort = re.sub(r"[\d.]+", "", violation)[:40]
-        shown[sort] += 1
-        if shown[sort] <= SHOWN:
-            print(f"\nVIOLATION: {violation}")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

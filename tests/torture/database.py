@@ -1,4 +1,4 @@
-"""The database of a torture run: made for it, watched by triggers that write down each change of a job, and dropped."""
+"""The database of a torture run, with triggers that record each change of a job."""
 
 import os
 from typing import Any
@@ -8,6 +8,7 @@ URLS = {
     "postgres": ("PEASY_TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres", 5432),
     "mariadb": ("PEASY_TEST_MARIADB_URL", "mysql://root@127.0.0.1:3306/test", 3306),
 }
+UNKNOWN_THREAD = "1094"  # MariaDB's error number
 JOBS, AUDIT = "peasy_jobs_peasyjobqueue", "torture_audit"
 COLUMNS = ("status", "claims", "attempts", "crashes", "runner_id")
 CHANGED = (
@@ -23,7 +24,7 @@ def target(database: str) -> tuple[str, int]:
 
 
 def through(database: str, port: int) -> dict[str, str]:
-    """The environment of a runner that reaches the server over this port."""
+    """Return the environment of a runner that reaches the server over this port."""
     name, url, _ = URLS[database]
     parts = urlsplit(os.environ.get(name, url))
     login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
@@ -68,10 +69,14 @@ def _watch(connection: Any) -> None:
     names = [f"{when}_{column}" for when in ("old", "new") for column in COLUMNS]
     columns = [f"{name} {kind}" for name, kind in zip(names, types * 2, strict=True)]
     values = [f"{when}.{column}" for when in ("OLD", "NEW") for column in COLUMNS]
-    insert = f"INSERT INTO {AUDIT} (at, job, {', '.join(names)}) VALUES ({now}, NEW.id, {', '.join(values)});"
+    insert = (
+        f"INSERT INTO {AUDIT} (at, job, {', '.join(names)})"
+        f" VALUES ({now}, NEW.id, {', '.join(values)});"
+    )
     with connection.cursor() as cursor:
         cursor.execute(
-            f"CREATE TABLE {AUDIT} (id {key}, at DOUBLE PRECISION, job BIGINT, {', '.join(columns)})"
+            f"CREATE TABLE {AUDIT} (id {key}, at DOUBLE PRECISION, job BIGINT,"
+            f" {', '.join(columns)})"
         )
         if vendor == "sqlite":
             cursor.execute(
@@ -79,10 +84,12 @@ def _watch(connection: Any) -> None:
             )
         elif vendor == "postgresql":
             cursor.execute(
-                f"CREATE FUNCTION torture() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {insert} RETURN NULL; END $$"
+                "CREATE FUNCTION torture() RETURNS trigger LANGUAGE plpgsql"
+                f" AS $$ BEGIN {insert} RETURN NULL; END $$"
             )
             cursor.execute(
-                f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS} FOR EACH ROW WHEN {CHANGED} EXECUTE FUNCTION torture()"
+                f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS}"
+                f" FOR EACH ROW WHEN {CHANGED} EXECUTE FUNCTION torture()"
             )
         else:
             cursor.execute(
@@ -101,7 +108,10 @@ def audit() -> list[dict[str, Any]]:
 
 
 def end_connections(kept: set[int]) -> int:
-    """The server ends all connections to this database but these and this thread's. Returns how many that were."""
+    """End all connections to this database except those `kept` and this thread's.
+
+    Return how many ended.
+    """
     from django.db import connection
 
     kept = {*kept, own_connection()}
@@ -115,20 +125,23 @@ def end_connections(kept: set[int]) -> int:
         else:
             cursor.execute("SELECT id FROM information_schema.processlist WHERE db = DATABASE()")
             command = "KILL CONNECTION %s"
-        ended = 0
-        for (number,) in cursor.fetchall():
-            if number not in kept:
-                try:
-                    cursor.execute(command, [number])
-                    ended += 1
-                except Exception as error:  # it had gone by itself
-                    if "1094" not in str(error):
-                        raise
-    return ended
+        numbers = {number for (number,) in cursor.fetchall()} - kept
+        return sum(_end_connection(cursor, command, number) for number in numbers)
+
+
+def _end_connection(cursor: Any, command: str, number: int) -> bool:
+    """Return False if the connection had ended already."""
+    try:
+        cursor.execute(command, [number])
+    except Exception as error:
+        if UNKNOWN_THREAD not in str(error):
+            raise
+        return False
+    return True
 
 
 def own_connection() -> int:
-    """The server's number for this thread's connection."""
+    """Return the server's id of this thread's connection."""
     from django.db import connection
 
     with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""The injector: keeps several runners going, and kills, stops, restarts and cuts them off at random."""
+"""Keep several runners running, and kill, stop, suspend and cut them off at random."""
 
 import os
 import signal
@@ -20,7 +20,8 @@ from tests.torture.record import PATH, RUNNER, Record, Run
 
 LEASE = 3
 SHUTDOWN_TIMEOUT = 3
-ORPHANS_LIVE = 2.0  # seconds that workers may outlive a killed runner: one is promised, one is for a busy machine
+# Seconds that workers may outlive a killed runner: one is promised, one is for a busy machine.
+ORPHANS_LIVE = 2.0
 STOP_WITHIN = 20.0
 SETTINGS = {
     "PEASY_LEASE": LEASE,
@@ -31,7 +32,7 @@ SETTINGS = {
     "PEASY_MAX_FAILED": None,
     "PEASY_MAX_CANCELLED": None,
 }
-# What the injector does, and how often.
+# The faults with their relative frequency
 FAULTS = {
     "kill a worker": 50,
     "kill a runner": 9,
@@ -67,7 +68,7 @@ SILENCES = SUSPENSIONS | ALL_RUNNERS
 
 @dataclass(eq=False)
 class Fault:
-    """What the injector did, to whom, and which jobs the record showed there just before."""
+    """A fault, the runner it hit, and the runs in progress there just before."""
 
     kind: str
     runner: str | None  # None: all
@@ -77,12 +78,12 @@ class Fault:
     ended: float = float("inf")
 
     def hits(self) -> bool:
-        """Whether one of those jobs was really running: it did not end before the fault."""
+        """Return whether one of those jobs was running: it did not end before the fault."""
         return any(not run.ends or run.ends[0]["t"] > self.began for run in self.hit)
 
 
 class Slot:
-    """A place for a runner: when one is killed, the next takes its place."""
+    """A place for a runner: after one has been killed, the next starts in its place."""
 
     def __init__(
         self, name: str, args: tuple[str, ...], env: dict[str, str], proxy: Proxy | None
@@ -99,7 +100,7 @@ class Slot:
 
 
 class FaultInjector:
-    """All of it. `turn` is called again and again; nothing in it waits long."""
+    """Start the runners and inject the faults. No method but the last three waits long."""
 
     def __init__(
         self, choice: str, directory: Path, rng: Random, only: set[str], guards_removed: str
@@ -132,7 +133,7 @@ class FaultInjector:
                 ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared),
                 {},
             ),
-            # Another host as far as the others can see: they have to wait for its lease.
+            # On another host, as far as the others can see: they have to wait for its lease.
             self._slot(
                 "p3",
                 ("--worker-type", "process", "--concurrency", "2", "--queue", "process", *shared),
@@ -178,14 +179,14 @@ class FaultInjector:
         self.commands[slot.runner] = slot.command
 
     def learn_names(self) -> None:
-        """Which runner had which id, by what it printed."""
+        """Read the id of each runner from its output."""
         for name, command in self.commands.items():
             for line in command.output().splitlines():
                 if line.startswith("run_peasy serves"):
                     self.names[int(line.rpartition(" ")[2].rstrip("."))] = name
 
     def keep_going(self) -> None:
-        """Start what is to start, and notice who ended without having been told to."""
+        """Start runners that are due, and record those that ended without being stopped."""
         now = monotonic()
         for due in [entry for entry in self.later if entry[0] <= now]:
             self.later.remove(due)
@@ -196,7 +197,7 @@ class FaultInjector:
                     self.start(slot)
             elif not slot.stopping and (code := slot.command.process.poll()) is not None:
                 self.violations.append(
-                    f"Runner {slot.runner} ended by itself, exit code {code}: {self._tail(slot)}"
+                    f"Runner {slot.runner} exited unexpectedly with {code}: {self._tail(slot)}"
                 )
                 slot.command = None
 
@@ -209,7 +210,7 @@ class FaultInjector:
     # Faults
 
     def strike(self) -> None:
-        """One fault, chosen at random. Rather where a job runs than elsewhere."""
+        """Inject one fault at random, preferably where a job runs."""
         now = monotonic()
         if not self.weights:  # a run without faults
             return
@@ -224,7 +225,7 @@ class FaultInjector:
         ]
         if kind in ("kill a worker", "kill a fork server", "freeze a worker"):
             slots = [slot for slot in slots if slot.name != "t1"]
-        if kind.startswith("stop"):  # before it is ready it ends as any program does
+        if kind.startswith("stop"):  # before it is ready, a signal ends it like any program
             slots = [slot for slot in slots if "run_peasy serves" in slot.command.output()]
         if kind == "cut one runner off beyond its lease":
             slots = [slot for slot in slots if not slot.proxy.silent and not slot.proxy.refusing]
@@ -242,65 +243,81 @@ class FaultInjector:
             self.faults.append(fault)
 
     def _strike_runner(self, fault: Fault, slot: Slot, hit: list[Run]) -> bool:
-        command = slot.command
+        """Inject a fault into one runner. Return False if there was nothing to hit."""
         match fault.kind:
             case "kill a runner":
-                command.killed = True
-                fault.began = monotonic()
-                command.process.kill()
-                command.process.wait()
-                self._after(
-                    ORPHANS_LIVE,
-                    lambda: self._check_nothing_left(fault.runner, command, "it was killed"),
-                )
-                slot.command, slot.start_at = None, monotonic() + self.rng.choice([0, 0, 1])
+                self._kill_runner(slot, fault)
             case "kill a worker" | "freeze a worker":
-                worker = self.rng.choice(hit).pid if hit else self._some_worker(command)
-                if worker is None:
-                    return False
-                fault.pid, fault.hit = worker, [run for run in hit if run.pid == worker]
-                fault.began = monotonic()
-                self._signal(
-                    worker, signal.SIGKILL if fault.kind == "kill a worker" else signal.SIGSTOP
-                )
-                if fault.kind == "freeze a worker":
-                    self._after(
-                        self.rng.uniform(0.5, 4), lambda: self._signal(worker, signal.SIGCONT)
-                    )
+                return self._strike_worker(slot, fault, hit)
             case "kill a fork server":
-                servers = self._children(command.pid)
-                if not servers:
-                    return False
-                fault.pid, fault.began = servers[0].pid, monotonic()
-                self._signal(servers[0].pid, signal.SIGKILL)
-            case "suspend a runner beyond its lease" | "pause a runner":
-                long = fault.kind.startswith("suspend")
-                if sum(other.suspended for other in self.slots) >= 2:
-                    return False
-                slot.suspended = True
-                self._signal(command.pid, signal.SIGSTOP)
-                self._after(
-                    self.rng.uniform(1.4, 2.2) * LEASE
-                    if long
-                    else self.rng.uniform(0.2, 0.6) * LEASE,
-                    lambda: self._resume(slot, command, fault),
-                )
+                return self._kill_fork_server(slot, fault)
+            case "suspend a runner beyond its lease":
+                return self._suspend(slot, fault, self.rng.uniform(1.4, 2.2) * LEASE)
+            case "pause a runner":
+                return self._suspend(slot, fault, self.rng.uniform(0.2, 0.6) * LEASE)
             case "stop a runner gracefully" | "stop a runner at once":
-                slot.stopping = True
-                command.process.send_signal(self.rng.choice([signal.SIGTERM, signal.SIGINT]))
-                if fault.kind.endswith("at once"):
-                    self._after(
-                        0.3,
-                        lambda: command.process.poll() is None and command.process.send_signal(2),
-                    )
-                self._after(0.1, lambda: self._await_end(slot, command, fault))
+                self._stop(slot, fault)
             case "cut one runner off beyond its lease":
-                proxy, how = slot.proxy, self.rng.choice(["silent", "refusing"])
-                setattr(proxy, how, True)
-                self._after(
-                    self.rng.uniform(1.4, 2.2) * LEASE, lambda: self._reconnect([proxy], how, fault)
-                )
+                self._cut_off(slot.proxy, fault)
         return True
+
+    def _kill_runner(self, slot: Slot, fault: Fault) -> None:
+        command = slot.command
+        command.killed = True
+        fault.began = monotonic()
+        command.process.kill()
+        command.process.wait()
+        self._after(
+            ORPHANS_LIVE,
+            lambda: self._check_nothing_left(fault.runner, command, "it was killed"),
+        )
+        slot.command, slot.start_at = None, monotonic() + self.rng.choice([0, 0, 1])
+
+    def _strike_worker(self, slot: Slot, fault: Fault, hit: list[Run]) -> bool:
+        worker = self.rng.choice(hit).pid if hit else self._some_worker(slot.command)
+        if worker is None:
+            return False
+        fault.pid, fault.hit = worker, [run for run in hit if run.pid == worker]
+        fault.began = monotonic()
+        if fault.kind == "kill a worker":
+            self._signal(worker, signal.SIGKILL)
+            return True
+        self._signal(worker, signal.SIGSTOP)
+        self._after(self.rng.uniform(0.5, 4), lambda: self._signal(worker, signal.SIGCONT))
+        return True
+
+    def _kill_fork_server(self, slot: Slot, fault: Fault) -> bool:
+        servers = self._children(slot.command.pid)
+        if not servers:
+            return False
+        fault.pid, fault.began = servers[0].pid, monotonic()
+        self._signal(servers[0].pid, signal.SIGKILL)
+        return True
+
+    def _suspend(self, slot: Slot, fault: Fault, seconds: float) -> bool:
+        if sum(other.suspended for other in self.slots) >= 2:
+            return False
+        command = slot.command
+        slot.suspended = True
+        self._signal(command.pid, signal.SIGSTOP)
+        self._after(seconds, lambda: self._resume(slot, command, fault))
+        return True
+
+    def _stop(self, slot: Slot, fault: Fault) -> None:
+        process = slot.command.process
+        slot.stopping = True
+        process.send_signal(self.rng.choice([signal.SIGTERM, signal.SIGINT]))
+        if fault.kind == "stop a runner at once":
+            self._after(0.3, lambda: process.poll() is None and process.send_signal(signal.SIGINT))
+        command = slot.command
+        self._after(0.1, lambda: self._await_end(slot, command, fault))
+
+    def _cut_off(self, proxy: Proxy, fault: Fault) -> None:
+        how = self.rng.choice(["silent", "refusing"])
+        setattr(proxy, how, True)
+        self._after(
+            self.rng.uniform(1.4, 2.2) * LEASE, lambda: self._reconnect([proxy], how, fault)
+        )
 
     def _strike_database(self, kind: str, running: list[Run]) -> None:
         fault = Fault(kind, None, monotonic(), hit=running)
@@ -370,7 +387,7 @@ class FaultInjector:
                 return
         elif code != 0:
             self.violations.append(
-                f"Runner {fault.runner} was stopped, exit code {code}: {self._tail(slot)}"
+                f"Runner {fault.runner} was stopped and exited with {code}: {self._tail(slot)}"
             )
         fault.ended = monotonic()
         slot.command, slot.start_at = None, monotonic()
@@ -428,17 +445,17 @@ class FaultInjector:
 
     # The end
 
-    def let_go(self) -> None:
-        """No more faults: everything goes on, and every place has a runner."""
+    def end_faults(self) -> None:
+        """End all faults, and wait until every slot has a runner."""
         deadline = monotonic() + 60
         while self.later or any(slot.command is None or slot.stopping for slot in self.slots):
             self.keep_going()
             sleep(0.05)
             if monotonic() > deadline:
-                raise RuntimeError("The injector could not let go.")
+                raise RuntimeError("Not all faults ended within 60 s.")
 
     def stop_all(self) -> None:
-        """Every runner stops gracefully, and leaves nothing."""
+        """Stop every runner gracefully, and check that it leaves nothing."""
         for slot in self.slots:
             slot.command.ready()
             slot.stopping = True
@@ -450,7 +467,7 @@ class FaultInjector:
                 code = "none: it did not stop"
             if code != 0:
                 self.violations.append(
-                    f"Runner {slot.runner} was stopped, exit code {code}: {self._tail(slot)}"
+                    f"Runner {slot.runner} was stopped and exited with {code}: {self._tail(slot)}"
                 )
         sleep(0.5)
         for name, command in self.commands.items():
@@ -467,7 +484,7 @@ class FaultInjector:
                 slot.proxy.close()
 
     def table(self) -> list[tuple[str, int, int]]:
-        """Faults by kind: how many, and how many that met a running job."""
+        """Return for each kind of fault how many there were, and how many hit a running job."""
         counts = Counter(fault.kind for fault in self.faults)
         hits = Counter(fault.kind for fault in self.faults if fault.hits())
         return [(kind, counts[kind], hits[kind]) for kind in FAULTS if counts[kind]]

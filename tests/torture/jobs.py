@@ -1,4 +1,4 @@
-"""The jobs of a torture run. Each writes to the side record when it starts, now and then, and when it ends."""
+"""The jobs of a torture run. Each writes to the side record at its start, meanwhile, and at its end."""
 
 import os
 import resource
@@ -22,11 +22,11 @@ TICK = 0.1
 
 
 class Broken(Exception):
-    """What the jobs raise."""
+    """The exception that jobs raise."""
 
 
 class Life:
-    """One run, as the side record knows it."""
+    """Write one run to the side record."""
 
     def __init__(self, pk: int, token: str, kind: str) -> None:
         self.kind = kind
@@ -36,7 +36,7 @@ class Life:
         self.note = partial(note, pk=pk, claims=self.claims, token=token, kind=kind)
         self.result = {"claims": self.claims, "token": token}
 
-    def last(self, seconds: float) -> None:
+    def run_for(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(TICK, left))
@@ -55,7 +55,7 @@ def recorded(pk: int, token: str, kind: str) -> Iterator[Life]:
     except BaseException as error:
         life.note("end", out=type(error).__name__)
         raise
-    life.note("end", out="ok")  # outside: whoever interrupts here must not write a second one
+    life.note("end", out="ok")  # outside the try: an interruption here must not write a second end
 
 
 @peasy.job("quick")
@@ -68,14 +68,14 @@ def quick(token: str, job_pk: int) -> Any:
 @peasy.job("work", crash_retries=3)
 def work(token: str, seconds: float, job_pk: int) -> Any:
     with recorded(job_pk, token, "work") as life:
-        life.last(seconds)
+        life.run_for(seconds)
     return life.result
 
 
 @peasy.job("fragile work")
 def fragile(token: str, seconds: float, job_pk: int) -> Any:
     with recorded(job_pk, token, "fragile") as life:
-        life.last(seconds)
+        life.run_for(seconds)
     return life.result
 
 
@@ -83,7 +83,7 @@ def fragile(token: str, seconds: float, job_pk: int) -> Any:
 def progress(token: str, steps: int, job_pk: int) -> Any:
     with recorded(job_pk, token, "progress") as life:
         for _ in peasy.track(job_pk, range(steps), "Step"):
-            life.last(0.05)
+            life.run_for(0.05)
     return life.result
 
 
@@ -96,14 +96,14 @@ def boom(token: str, job_pk: int) -> Any:
 @peasy.job("boom thrice", retries=2, backoff=[0.2, 0.5], crash_retries=0)
 def boom_thrice(token: str, seconds: float, job_pk: int) -> Any:
     with recorded(job_pk, token, "boom_thrice") as life:
-        life.last(seconds)
+        life.run_for(seconds)
         raise life.broken()
 
 
 @peasy.job("flaky", retries=4, backoff=[0.1, 0.3])
 def flaky(token: str, job_pk: int) -> Any:
     with recorded(job_pk, token, "flaky") as life:
-        life.last(0.1)
+        life.run_for(0.1)
         if Random(f"{token} {life.claims}").random() < 0.5:
             raise life.broken()
     return life.result
@@ -149,14 +149,14 @@ def spawn(token: str, children: int, job_pk: int) -> Any:
 def hold(token: str, seconds: float, job_pk: int) -> Any:
     with recorded(job_pk, token, "hold") as life, transaction.atomic():
         PeasyJobQueue.objects.filter(pk=job_pk).update(title="locked by itself")
-        life.last(seconds)
+        life.run_for(seconds)
     return life.result
 
 
 @peasy.job("hang", timeout=0.8, retries=1, backoff=[0.2])
 def hang(token: str, job_pk: int) -> Any:
     with recorded(job_pk, token, "hang") as life:
-        life.last(60)
+        life.run_for(60)
 
 
 @peasy.job("hang on", timeout=0.5)
@@ -164,7 +164,7 @@ def stubborn(token: str, job_pk: int) -> Any:
     with recorded(job_pk, token, "stubborn") as life:
         while True:
             try:
-                life.last(60)
+                life.run_for(60)
             except peasy.Stop:
                 pass
 
@@ -172,7 +172,7 @@ def stubborn(token: str, job_pk: int) -> Any:
 @peasy.job("die once and more", crash_retries=2)
 def die(token: str, seconds: float, how: str, job_pk: int) -> Any:
     with recorded(job_pk, token, "die") as life:
-        life.last(seconds)
+        life.run_for(seconds)
         if life.claims < 2 or how == "always":
             if life.claims % 2:
                 os._exit(7)
@@ -193,7 +193,7 @@ def eat(token: str, job_pk: int) -> Any:
                 eaten.append(bytearray(8 << 20))
         except MemoryError:
             if job_pk % 2:
-                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does it
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
             raise
         finally:
             eaten.clear()
@@ -204,12 +204,12 @@ def eat(token: str, job_pk: int) -> Any:
 def hang_politely(token: str, job_pk: int) -> Any:
     with recorded(job_pk, token, "hang_politely") as life:
         while not peasy.cancelled(job_pk):
-            life.last(TICK)
+            life.run_for(TICK)
     return life.result
 
 
-DEADLY = {"die", "eat"}  # kill their own process, so for process workers only
-USES_DATABASE = {"spawn", "hold", "progress"}  # may fail when the injector cuts the database
+DEADLY = {"die", "eat"}  # kill their own process, so only for process workers
+USES_DATABASE = {"spawn", "hold", "progress"}  # may fail when a fault cuts the database off
 ENDS_BADLY = {"boom", "boom_thrice", "flaky", "leave", "fail", "eat"} | USES_DATABASE
 # weight, job, queue, arguments
 STREAM: list[tuple[int, Any, str, Any]] = [

@@ -1,4 +1,4 @@
-"""A TCP proxy between a runner and its database server: the injector cuts this one, never the server of the machine."""
+"""A TCP proxy between a runner and its database server, so that faults never touch the server."""
 
 import contextlib
 import selectors
@@ -9,7 +9,7 @@ import time
 
 
 class Proxy:
-    """Forwards to `target`. It may drop what is connected, refuse, or fall silent."""
+    """Forward to `target`. It can drop all connections, refuse new ones, or fall silent."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
@@ -94,7 +94,6 @@ class Proxy:
                 self.selector.unregister(end)
                 del self.peers[end]
                 with contextlib.suppress(OSError):
-                    end.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                    )  # a reset
+                    # Close with a reset.
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 end.close()

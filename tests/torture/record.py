@@ -12,7 +12,7 @@ RUNNER = "PEASY_TORTURE_RUNNER"
 
 
 def note(event: str, **values: Any) -> None:
-    """One line in one write, so that a kill leaves whole lines only."""
+    """Append one line in one write, so that a kill leaves only whole lines."""
     line = {
         "event": event,
         "pid": os.getpid(),
@@ -35,7 +35,7 @@ class Key(NamedTuple):
 
 
 class Run:
-    """What the record says of one run."""
+    """One run of a job as the record describes it."""
 
     def __init__(self, start: dict[str, Any]) -> None:
         self.pk, self.claims, self.pid, self.runner = (
@@ -49,7 +49,7 @@ class Run:
         self.ends: list[dict[str, Any]] = []
 
     def over(self) -> bool:
-        """Whether it has ended, or its process is gone."""
+        """Return whether it has ended, or its process is gone."""
         return bool(self.ends) or not Path(f"/proc/{self.pid}").exists()
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class Run:
 
 
 class Record:
-    """Reads the record as it grows."""
+    """Read the record as it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.offset, self.rest = path, 0, b""
@@ -104,7 +104,7 @@ class Record:
                 self.open.pop(key, None)
 
     def running(self) -> list[Run]:
-        """The runs that go on now."""
+        """Return the runs that are in progress."""
         self.read()
         for key in [key for key, run in self.open.items() if run.over()]:
             del self.open[key]

@@ -1,6 +1,6 @@
-"""An app that changes the runners of a torture run: another host for some, and one guard removed if a test says so.
+"""An app that changes the runners of a torture run: another host for some, and removed guards.
 
-It shows that the torture run sees what the guards are there for. Nothing in `peasy_jobs` knows of it.
+Without a guard the torture run must find violations. Nothing in `peasy_jobs` knows of this app.
 """
 
 import os
@@ -26,9 +26,10 @@ class ChangeRunner(AppConfig):
 
 
 def _late() -> None:
-    """No guard: a runner that was presumed dead learns of it a second later, and claims nothing meanwhile.
+    """Delay the notice that a lease was revoked by one second, in which the runner claims nothing.
 
-    Without this the straggler notices before it writes, almost always, and the fence has nothing to hold off.
+    This removes no guard. Without the delay the runner almost always notices before it writes,
+    and the fence has nothing to reject.
     """
     from peasy_jobs.runner.lease import Lease
 
@@ -47,9 +48,14 @@ def _late() -> None:
 
 
 def _fence() -> None:
+<<<<<<< HEAD
     """An outcome is written whoever holds the job by now."""
     from peasy_jobs.models import PeasyJobQueue
     from peasy_jobs.store import writing
+=======
+    """Write an outcome no matter which runner holds the job by now."""
+    from peasy_jobs.store.querysets import JobQuerySet
+>>>>>>> 6cdb4e6 (Reword the torture run and split long functions)
 
     guard_values = writing._guard_values
 
@@ -67,7 +73,7 @@ def _fence() -> None:
 
 
 def _lease() -> None:
-    """Every other runner is presumed dead at once."""
+    """Presume every other runner dead at once."""
     from peasy_jobs.runner import lease
 
     lease._is_gone = lambda runner: True

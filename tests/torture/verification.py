@@ -1,4 +1,4 @@
-"""What is looked at after a torture run: every job, every run of it, and every change of its row."""
+"""The check after a torture run: every job, each of its runs, and every change of its row."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ CRASHED = ("The worker running this job died", "The runner of this job")
 
 
 class Verification:
-    """Fills `violations`, and counts what the table shows."""
+    """Collect `violations`, and the counts that the table shows."""
 
     def __init__(
         self, injector: FaultInjector, enqueued: dict[int, str], rolled_back: set[str]
     ) -> None:
-        self.injector, self.record, self.enqueued, self.rolled_back = (
-            injector,
-            injector.record,
-            enqueued,
-            rolled_back,
-        )
+        self.injector = injector
+        self.record = injector.record
+        self.enqueued = enqueued
+        self.rolled_back = rolled_back
         self.violations = list(injector.violations)
         self.outcomes: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -49,11 +47,11 @@ class Verification:
         lost = [pk for pk in known if pk not in rows or rows[pk].status not in FINISHED]
         self.counts["lost"] = len(lost)
         for pk in lost:
-            self._say(pk, "LOST: it was committed and has no end", rows.get(pk))
+            self._say(pk, "LOST: it was committed but never finished", rows.get(pk))
         for pk, row in rows.items():
             self._check_row(pk, row, known.get(pk))
         for line in [*self.record.twice, *self.record.strays]:
-            self.violations.append(f"Two starts of one claim, or a line of no run: {line}")
+            self.violations.append(f"Two starts of one claim, or a line without a run: {line}")
         for run in self.record.runs.values():
             if run.token in self.rolled_back:
                 self.violations.append(f"A job whose transaction was rolled back has run: {run}")
@@ -61,7 +59,7 @@ class Verification:
                 self._say(run.pk, "one run has two ends", rows.get(run.pk))
         self.counts["jobs"] = len(rows)
         if runners := list(PeasyRunner.objects.values_list("pk", "pid", "host_id")):
-            self.violations.append(f"Runners' rows are left: {runners}")
+            self.violations.append(f"Rows of runners are left: {runners}")
 
     def _check_row(self, pk: int, row: PeasyJobQueue, token: str | None) -> None:
         runs = sorted(self.record.by_pk.get(pk, []), key=lambda run: run.claims)
@@ -76,17 +74,18 @@ class Verification:
         job = execution.find_job_function(row.job_name)
         budget = 1 if row.crash_retries is None else row.crash_retries
         if row.status not in FINISHED:
-            wrong.append("it has no end")
+            wrong.append("it is not finished")
         if row.runner_id is not None or row.completed is None:
-            wrong.append("it still names a runner, or has no time of completion")
+            wrong.append("it still names a runner, or has no completion time")
         if token is not None and any(run.token != token for run in runs):
-            wrong.append("it ran with the arguments of another")
+            wrong.append("it ran with the arguments of another job")
         # Budgets
         if any(run.claims > row.claims for run in runs) or len(runs) > row.claims:
             wrong.append("it started more often than it was claimed")
         if row.crashes > budget + 1 or row.attempts - row.crashes > job.policy.retries + 1:
             wrong.append(
-                f"it ran more often than its budget of {job.policy.retries} retries, {budget} after crashes"
+                f"it ran more often than its {job.policy.retries} retries"
+                f" and {budget} retries after crashes allow"
             )
         wrong += self._wrong_changes(row, runs)
         wrong += self._wrong_outcome(row, runs, budget)
@@ -151,7 +150,7 @@ class Verification:
             return True
         name = self.injector.names.get(change["old_runner_id"])
         if name is None:
-            return True  # it was killed before it could print its name
+            return True  # it was killed before it could print its id
         return self._gone(name, change["at"]) or any(
             fault.kind == "kill a worker"
             and fault.runner == name
@@ -161,7 +160,7 @@ class Verification:
         )
 
     def _gone(self, name: str, at: float) -> bool:
-        """Whether this runner was dead at that time, or had been silent for so long that it could be presumed dead."""
+        """Return whether this runner was dead at that time, or silent beyond its lease."""
         return any(
             fault.runner == name
             and fault.began <= at
@@ -207,15 +206,18 @@ class Verification:
         runs = sorted(self.record.by_pk.get(pk, []), key=lambda run: run.claims)
         names = {run.runner for run in runs}
         changes = [
-            f"{change['at']:.3f} {change['old_status']}{change['new_status']} claims {change['new_claims']} "
-            f"attempts {change['new_attempts']} crashes {change['new_crashes']} runner "
-            f"{self.injector.names.get(change['old_runner_id'])}->{self.injector.names.get(change['new_runner_id'])}"
+            f"{change['at']:.3f} {change['old_status']}{change['new_status']}"
+            f" claims {change['new_claims']}"
+            f" attempts {change['new_attempts']} crashes {change['new_crashes']} runner "
+            f"{self.injector.names.get(change['old_runner_id'])}->"
+            f"{self.injector.names.get(change['new_runner_id'])}"
             for change in self.changes[pk]
         ]
         names |= {self.injector.names.get(change["old_runner_id"]) for change in self.changes[pk]}
         span = [change["at"] for change in self.changes[pk]] or [0.0]
         faults = [
-            f"{fault.began:.3f}-{fault.ended:.3f} {fault.kind} {fault.runner or 'all'} {fault.pid or ''}"
+            f"{fault.began:.3f}-{fault.ended:.3f} {fault.kind}"
+            f" {fault.runner or 'all'} {fault.pid or ''}"
             for fault in self.injector.faults
             if (fault.runner is None or fault.runner in names)
             and span[0] - 4 * LEASE < fault.began < span[-1] + LEASE
