@@ -1,1 +1,1 @@
-"""How fast peasy_jobs is beside its peers and beside the bare database: `make bench`, see `benchmarks/__main__.py`."""
+"""Compare peasy_jobs with other queues and with plain SQL. See `benchmarks/__main__.py`."""

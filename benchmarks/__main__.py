@@ -1,4 +1,4 @@
-"""Measure peasy_jobs and its peers by turns: `make bench`, or `python -m benchmarks --help` for parts of it."""
+"""Measure peasy_jobs and other queues in turn: `make bench`, `python -m benchmarks --help`."""
 
 import argparse
 import json
@@ -31,24 +31,26 @@ def arguments() -> argparse.Namespace:
             type=chosen(names),
             default=names,
             metavar="A,B",
-            help=f"Of: {', '.join(names)}.",
+            help=f"Only these of: {', '.join(names)}.",
         )
     parser.add_argument(
         "--repetitions", type=int, default=3, help="How often each figure is measured (default: 3)."
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="Times the usual number of jobs (default: 1)."
+        "--scale", type=float, default=1.0, help="Factor for the number of jobs (default: 1)."
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="One repetition at scale 0.01: whether it works at all.",
+        help="One repetition at scale 0.01, to see that everything works.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("docs"), help="The folder to write to (default: docs)."
     )
     parser.add_argument(
-        "--draw", action="store_true", help="Measure nothing: draw anew what benchmark.json says."
+        "--draw",
+        action="store_true",
+        help="Measure nothing, only redraw the page and picture from benchmark.json.",
     )
     options = parser.parse_args()
     if options.quick:
@@ -57,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 
 def install(cells: list[Cell]) -> list[Cell]:
-    """The cells that can be measured; the others say why not."""
+    """Return the cells that can be measured. Record in each other one why it cannot."""
     reasons: dict[str, str] = {}
     for system in {cell.system.name: cell.system for cell in cells}.values():
         try:
@@ -98,22 +100,22 @@ def main() -> None:
     facts = machine.describe(options.databases)
     cells = list(Plan(options.only, options.systems, options.databases, options.scale).cells())
     able = install(cells)
-    with suppress(KeyboardInterrupt):  # what has been measured until then is written
+    with suppress(KeyboardInterrupt):  # keeps what has been measured until then
         for repetition in range(1, options.repetitions + 1):
-            for cell in able:
-                if cell.once and repetition > 1:
-                    continue
-                failures = len(cell.failures)
-                found = cell.measure()
-                told = [f"{name}: {report.number(value)}" for name, value in found.items()]
-                where = f"{repetition}/{options.repetitions}, load {machine.load():.1f}, {cell}"
-                print(
-                    f"{where}: {', '.join([*told, *cell.failures[failures:]])}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            for cell in (cell for cell in able if repetition == 1 or not cell.once):
+                measure(cell, f"{repetition}/{options.repetitions}")
             write(cells, options, facts)
     print(write(cells, options, facts))
+
+
+def measure(cell: Cell, repetition: str) -> None:
+    """Measure a cell once more, and print its figures or failures."""
+    failures = len(cell.failures)
+    figures = [f"{name}: {report.number(value)}" for name, value in cell.measure().items()]
+    results = ", ".join([*figures, *cell.failures[failures:]])
+    print(
+        f"{repetition}, load {machine.load():.1f}, {cell}: {results}", file=sys.stderr, flush=True
+    )
 
 
 if __name__ == "__main__":

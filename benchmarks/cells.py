@@ -1,4 +1,4 @@
-"""The list of what is measured: one cell for each figure of the tables, in the order of a round."""
+"""The measurements: one cell for each row of the tables, in the order of a round."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from benchmarks import measure, ours
 from benchmarks.measure import Figures
 from benchmarks.systems import OURS, SYSTEMS, System, Unable
 
-# Not a system: what each database does by bare SQL, with nothing run.
+# Not a system: what each database does with plain SQL, without running jobs.
 RAW = System(
     "raw",
     "the database alone",
@@ -25,8 +25,8 @@ class Cell:
     system: System
     database: str
     setting: str
-    run: Callable[[], Figures | Iterable[Figures]]  # the latter when it takes turns by itself
-    once: bool = False  # in the first round only: it takes minutes to fill the tables
+    run: Callable[[], Figures | Iterable[Figures]]  # an iterable if it alternates by itself
+    once: bool = False  # only in the first round, because filling the tables takes minutes
     figures: dict[str, list[float]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -35,11 +35,11 @@ class Cell:
 
     @property
     def trouble(self) -> str:
-        """What went wrong, each thing once, as a cell of a table can hold it."""
+        """Return each failure once, in a form that fits into a cell of a Markdown table."""
         return " ".join("; ".join(dict.fromkeys(self.failures)).replace("|", "/").split())
 
     def measure(self) -> Figures:
-        """Once more. What goes wrong is kept for the table. Returns the last of each figure."""
+        """Measure once more. Keep failures for the table. Return the last value of each figure."""
         measured: Figures = {}
         try:
             found = self.run()
@@ -49,7 +49,7 @@ class Cell:
                 measured |= figures
         except Unable as error:
             self.failures.append(str(error))
-        except Exception as error:  # one peer's trouble must not end the others' measurement
+        except Exception as error:  # a failing system must not stop the measurement of the others
             self.failures.append(f"{type(error).__name__}: {error}"[:300])
         return measured
 
@@ -59,7 +59,7 @@ class Plan:
     parts: Collection[str]
     systems: Collection[str]
     databases: Collection[str]
-    scale: float  # of all sizes: 1 is what the tables are made with
+    scale: float  # factor for all sizes; the published tables use 1
 
     def jobs(self, count: int, least: int = 30) -> int:
         return max(least, int(count * self.scale))
@@ -76,13 +76,13 @@ class Plan:
                 yield from PARTS[part](self)
 
     def own(self) -> list[str]:
-        """The databases on which peasy_jobs is measured by itself."""
+        """Return the databases on which peasy_jobs is measured by itself."""
         return [
             name for name in self.databases if OURS in self.systems and name in SYSTEMS[OURS].jobs
         ]
 
     def pairs(self) -> Iterator[tuple[System, str]]:
-        """Systems with each database that they work on, those that share a database one after the other."""
+        """Yield each system with each of its databases, grouped by database."""
         for database in self.databases:
             for name in self.systems:
                 if database in SYSTEMS[name].jobs:
@@ -145,13 +145,19 @@ def work(plan: Plan) -> Iterator[Cell]:
 def growth(plan: Plan) -> Iterator[Cell]:
     system = SYSTEMS[OURS]
     for database in plan.own():
-        sizes = plan.jobs(system.jobs[database] // 3), plan.jobs(200_000), plan.jobs(1_000_000)
-        run = partial(ours.growth, database, *sizes, plan.jobs(20, 5), plan.gap(system))
+        sizes = ours.Sizes(
+            jobs=plan.jobs(system.jobs[database] // 3),
+            waiting=plan.jobs(200_000),
+            finished=plan.jobs(1_000_000),
+            samples=plan.jobs(20, 5),
+            gap=plan.gap(system),
+        )
+        run = partial(ours.growth, database, sizes)
         yield Cell("growth", system, database, "", run, once=True)
 
 
 def dashboard(plan: Plan) -> Iterator[Cell]:
-    # Always at full size: the script has no other.
+    # The script always measures at full size.
     for database in plan.own() if plan.scale >= 1 else ():
         yield Cell(
             "dashboard", SYSTEMS[OURS], database, "", partial(ours.dashboard, database), once=True

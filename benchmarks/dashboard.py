@@ -1,8 +1,10 @@
-"""What the pages cost beside 1,000,000 finished and 200,000 waiting jobs: `python -m benchmarks.dashboard sqlite`.
+"""Measure the pages with 1,000,000 finished and 200,000 waiting jobs.
 
-Or `postgres`, or `mariadb`. Uses the settings of the tests, on a database of its own. Prints the server time of each
-page and of a poll that finds nothing new, the best of several, and the queries of both without those for session and
-user.
+    python -m benchmarks.dashboard sqlite|postgres|mariadb
+
+Uses the settings of the tests and its own database. Prints the server time of each page and of a
+poll that finds nothing new, the best of several, and the number of queries of both without those
+for the session and the user.
 """
 
 import os
@@ -47,20 +49,26 @@ ADMIN = (
     *("?q=zzz", "?q=export", "?q=123", "?status=failed&q=export", "123/change/", "123/delete/"),
 )
 DOCUMENTS = ("123", str(FINISHED + 123))
-COLUMNS = "title, job_name, queue_name, priority, status, status_msg, errors, claims, attempts, crashes, created"
+COLUMNS = (
+    "title, job_name, queue_name, priority, status, status_msg, errors, claims, attempts, crashes,"
+    " created"
+)
 ENDED = "CASE WHEN i % 5000 = 0 THEN 'X' WHEN i % 1000 = 0 THEN 'F' ELSE 'C' END"
 OVER = "'2026-06-01 05:00:00'"
 
 
 def insert(low: int, high: int, status: str, ended: str, *, keys: bool = True) -> None:
-    """Jobs with these primary keys, or with the next ones without `keys`; status and end as SQL."""
+    """Insert jobs with these primary keys, or the next free ones without `keys`.
+
+    `status` and `ended` are SQL expressions.
+    """
     from django.db import connection
 
     numbers, source = (
         f"WITH RECURSIVE n(i) AS (SELECT {low} UNION ALL SELECT i + 1 FROM n WHERE i < {high})",
         "n",
     )
-    if connection.vendor == "mysql":  # which knows no recursion as deep
+    if connection.vendor == "mysql":  # limits recursion
         numbers, source = "", f"(SELECT seq AS i FROM seq_{low}_to_{high}) AS n"
     created, ended = (
         f"CAST({time} AS timestamp)" if connection.vendor == "postgresql" else time
@@ -68,9 +76,10 @@ def insert(low: int, high: int, status: str, ended: str, *, keys: bool = True) -
     )
     with connection.cursor() as cursor:
         cursor.execute(
-            f"{numbers} INSERT INTO peasy_jobs_peasyjobqueue ({'id, ' * keys}{COLUMNS}, started, completed)"
-            f" SELECT {'i, ' * keys}'export data', 'shop.jobs.export', 'default', i % 3, {status}, 'Exporting rows',"
-            f" '[]', 1, 1, 0, {created}, {ended}, {ended} FROM {source}"
+            f"{numbers} INSERT INTO peasy_jobs_peasyjobqueue"
+            f" ({'id, ' * keys}{COLUMNS}, started, completed)"
+            f" SELECT {'i, ' * keys}'export data', 'shop.jobs.export', 'default', i % 3, {status},"
+            f" 'Exporting rows', '[]', 1, 1, 0, {created}, {ended}, {ended} FROM {source}"
         )
 
 
@@ -86,7 +95,7 @@ def fill() -> None:
 
 
 def measured(client: Any, path: str) -> tuple[Any, float, int]:
-    """The answer, its server time in milliseconds, and how many queries were ours."""
+    """Return the response, its server time in milliseconds, and the number of our queries."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
@@ -128,28 +137,32 @@ def main(database: str) -> None:
         fill()
         client = Client()
         client.force_login(User.objects.create_superuser("anna"))
-        print(f"{database}, {FINISHED:,} finished and {WAITING:,} waiting jobs")
-        print(f"{'page':32}{'ms':>8}{'queries':>9}{'poll, ms':>10}{'queries':>9}")
-        for query in PAGES:
-            page, time, count = measured(client, f"/peasy/{query}")
-            assert page.status_code == 200
-            version = page.context["version"]
-            poll, again, least = measured(
-                client, f"/peasy/live/{query}{'&' if query else '?'}v={version}"
-            )
-            assert poll.status_code == 204
-            print(f"/peasy/{query:25}{time:8.1f}{count:9}{again:10.1f}{least:9}")
-        for pk in DOCUMENTS:
-            document, time, count = measured(client, f"/peasy/jobs/{pk}.json")
-            assert document.json()["id"] == pk
-            print(f"/peasy/{f'jobs/{pk}.json':25}{time:8.1f}{count:9}")
-        for path in ADMIN:
-            page, time, count = measured(client, f"/admin/peasy_jobs/peasyjobqueue/{path}")
-            assert page.status_code == 200, page
-            print(f"admin: {path:25}{time:8.1f}{count:9}")
+        measure_pages(database, client)
     finally:
         drop(name)
         directory.cleanup()
+
+
+def measure_pages(database: str, client: Any) -> None:
+    print(f"{database}, {FINISHED:,} finished and {WAITING:,} waiting jobs")
+    print(f"{'page':32}{'ms':>8}{'queries':>9}{'poll, ms':>10}{'queries':>9}")
+    for query in PAGES:
+        page, time, count = measured(client, f"/peasy/{query}")
+        assert page.status_code == 200
+        version = page.context["version"]
+        poll, again, least = measured(
+            client, f"/peasy/live/{query}{'&' if query else '?'}v={version}"
+        )
+        assert poll.status_code == 204
+        print(f"/peasy/{query:25}{time:8.1f}{count:9}{again:10.1f}{least:9}")
+    for pk in DOCUMENTS:
+        document, time, count = measured(client, f"/peasy/jobs/{pk}.json")
+        assert document.json()["id"] == pk
+        print(f"/peasy/{f'jobs/{pk}.json':25}{time:8.1f}{count:9}")
+    for path in ADMIN:
+        page, time, count = measured(client, f"/admin/peasy_jobs/peasyjobqueue/{path}")
+        assert page.status_code == 200, page
+        print(f"admin: {path:25}{time:8.1f}{count:9}")
 
 
 if __name__ == "__main__":

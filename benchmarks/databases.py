@@ -1,4 +1,4 @@
-"""A fresh database for each thing that is measured, dropped afterwards. Nothing here knows what is measured."""
+"""Create a new database for each measurement, and drop it afterwards."""
 
 import contextlib
 import os
@@ -46,7 +46,7 @@ def fresh(kind: str, directory: Path) -> Iterator[str]:
 
 
 def analyze(kind: str, url: str) -> None:
-    """Let PostgreSQL count what is there, as it does by itself within a minute: the plans of many depend on it."""
+    """Update PostgreSQL's statistics, on which plans depend, as it does itself within a minute."""
     if kind == "postgres":
         import psycopg
 
@@ -55,7 +55,7 @@ def analyze(kind: str, url: str) -> None:
 
 
 def execute(kind: str, statement: str) -> list[Any]:
-    """What the server of this kind answers, over a connection of its own to no database that is measured."""
+    """Return the server's answer to a statement, over a separate connection."""
     if kind == "postgres":
         import psycopg
 
@@ -76,7 +76,7 @@ def execute(kind: str, statement: str) -> list[Any]:
 
 @contextlib.contextmanager
 def _redis(directory: Path) -> Iterator[int]:
-    """A server of its own with the shipped configuration, which writes a snapshot now and then: less durable."""
+    """Start a server with the default configuration: snapshots only, so it is less durable."""
     if not shutil.which("redis-server"):
         raise RuntimeError("redis-server was not found")
     port = free_port()
@@ -104,7 +104,7 @@ def free_port() -> int:
 
 
 def version(kind: str) -> str:
-    """Which release it is, or why it cannot be used."""
+    """Return the version, or why the database cannot be used."""
     try:
         if kind == "sqlite":
             import sqlite3

@@ -1,4 +1,4 @@
-"""What a runner with nothing to do costs: processor time, memory, questions to the database."""
+"""Measure an idle runner: CPU time, memory, and statements sent to the database."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,7 @@ def _tree(pids: list[int]) -> list[int]:
 
 
 def _cpu(pids: list[int]) -> float:
-    """Seconds that the tree has spent. From the kernel's own counters: ticks are too coarse for an idle process."""
+    """Return the CPU seconds of the process tree, from counters that are finer than ticks."""
     return sum(
         int(Path(task).read_text().split()[0]) / 1e9
         for pid in _tree(pids)
@@ -59,14 +59,14 @@ def pss(pids: list[int]) -> float:
 
 
 def _questions(system: System, database: str, env: dict[str, str], counter: Path) -> Figures:
-    """What the database has been asked so far, as each can tell."""
+    """Return how much the database has been asked so far, in the unit it can report."""
     if database == "postgres":
         name = os.path.basename(env["BENCH_URL"])
         statement = (
             f"SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{name}'"
         )
         return {"transactions/min": float(databases.execute(database, statement)[0][0])}
-    if database == "mariadb":  # of the whole server, which has nothing else to do
+    if database == "mariadb":  # of the whole server, which must be idle otherwise
         answer = databases.execute(database, "SHOW GLOBAL STATUS LIKE 'Questions'")
         return {"statements/min": float(answer[0][1])}
     if database == "sqlite" and system.name == OURS:

@@ -1,4 +1,4 @@
-"""The jobs that peasy_jobs runs while it is measured."""
+"""The jobs that peasy_jobs runs in the benchmark."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pause(number: int, seconds: float) -> None:
 
 
 def row(job: Any, *args: Any) -> dict[str, Any]:
-    """The columns that calling this job function with these arguments writes."""
+    """Return the columns that a call of this job function writes."""
     data = payloads.dumps(
         list(args),
         job_name=job.job_name,
@@ -35,7 +35,7 @@ def row(job: Any, *args: Any) -> dict[str, Any]:
 
 
 def insert(numbers: Iterable[int], queue_name: str = "default") -> None:
-    """Enqueue without the job function, so that jobs get into the table alike whatever is measured there."""
+    """Insert jobs without calling the job function, the same way for every measurement."""
     from peasy_jobs.models import PeasyJobQueue
 
     rows = (PeasyJobQueue(**row(nothing, number), queue_name=queue_name) for number in numbers)

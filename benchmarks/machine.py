@@ -1,4 +1,4 @@
-"""The machine that was measured on, in words."""
+"""Describe the machine of the benchmark."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ def describe(kinds: list[str]) -> dict[str, str]:
 
 
 def load() -> float:
-    """How many processes wanted a core in the last minute: other work than ours makes figures worse."""
+    """Return the load average of the last minute. Other work on the machine worsens figures."""
     return os.getloadavg()[0]
 
 

@@ -1,4 +1,4 @@
-"""What is measured alike for every system: enqueueing, throughput, pick-up latency."""
+"""The measurements that are the same for every system: enqueueing, throughput, latency."""
 
 import contextlib
 import statistics
@@ -20,7 +20,7 @@ Figures = dict[str, float]
 def place(
     system: System, database: str, jobs: int, settings: dict[str, Any] | None = None, **more: str
 ) -> Iterator[tuple[dict[str, str], marks.Marks, Path]]:
-    """An empty, prepared database, marks for so many jobs, and a file for the log."""
+    """Provide an empty, prepared database, marks for so many jobs, and a file for the log."""
     with tempfile.TemporaryDirectory(prefix="peasy-bench-") as name:
         directory = Path(name)
         with databases.fresh(database, directory) as url:
@@ -32,7 +32,7 @@ def place(
 
 
 def wait_for(found: marks.Marks, jobs: int) -> None:
-    """Until so many jobs have begun."""
+    """Wait until so many jobs have begun."""
     done, since = -1, monotonic()
     while done < jobs:
         if monotonic() > since + STALL:
@@ -45,7 +45,7 @@ def wait_for(found: marks.Marks, jobs: int) -> None:
 
 
 def checked(system: System, env: dict[str, str], found: marks.Marks, jobs: int) -> dict[str, Any]:
-    """What is stored, once every job has run once and is stored as completed. Raises `Unable` if that is not so."""
+    """Return the outcomes. Raise `Unable` unless every job ran once and is stored as completed."""
     outcomes: dict[str, Any] = system.call(env, "outcomes", jobs)
     if repeated := found.repeated():
         raise Unable(f"{repeated:,} of {jobs:,} jobs ran more than once")
@@ -57,7 +57,7 @@ def checked(system: System, env: dict[str, str], found: marks.Marks, jobs: int) 
 
 
 def throughput(system: System, database: str, workers: Workers, jobs: int) -> Figures:
-    """Jobs per second from the first start to the last finish; all are there before a runner starts."""
+    """Return jobs per second from first start to last finish, all enqueued beforehand."""
     with place(system, database, jobs, {**system.fast, **workers.settings}) as (env, found, log):
         system.call(env, "preload", 0, jobs)
         databases.analyze(database, env["BENCH_URL"])
@@ -68,7 +68,7 @@ def throughput(system: System, database: str, workers: Workers, jobs: int) -> Fi
 
 
 def latency(system: System, database: str, samples: int, gap: float) -> Figures:
-    """From enqueue's return, which is after its commit, to the first line of a lone job."""
+    """Measure from the return of enqueue, after its commit, to the first line of a lone job."""
     with (
         place(system, database, samples + 10) as (env, found, log),
         system.working(env, system.workers[0], log),

@@ -1,7 +1,9 @@
-"""Memory of a runner after 20,000 and after 200,000 no-op jobs: `python -m benchmarks.memory`.
+"""Measure the memory of a runner after 20,000 and after 200,000 no-op jobs.
 
-Uses the settings of the tests, on an SQLite file of its own. Prints the proportional set size (PSS) of the runner with
-its workers, in MiB, and the ratio of the two.
+    python -m benchmarks.memory
+
+Uses the settings of the tests and its own SQLite file. Prints the proportional set size (PSS) of
+the runner with its workers, in MiB, and the ratio of the two.
 """
 
 import json
@@ -64,8 +66,9 @@ def main() -> None:
             seconds = time.monotonic() - started
             late = pss([runner.pid])
             print(
-                f"{worker_type}: {early:.1f} MiB after {EARLY:,} jobs, {late:.1f} MiB after {LATE:,} "
-                f"({late / early:.2f} times), enqueueing included {(LATE - EARLY) / seconds:,.0f} jobs/s",
+                f"{worker_type}: {early:.1f} MiB after {EARLY:,} jobs,"
+                f" {late:.1f} MiB after {LATE:,} ({late / early:.2f} times),"
+                f" with enqueueing {(LATE - EARLY) / seconds:,.0f} jobs/s",
                 flush=True,
             )
             runner.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A picture of the throughput and the latency of each system at its best setting: bars, as SVG by hand."""
+"""Draw the throughput and latency of each system at its best setting as bars in an SVG."""
 
 import statistics
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from benchmarks.report import best, number
 from benchmarks.systems import OURS
 
 WIDTH, LABEL, FIGURE, BAR, LINE, GAP, EDGE = 760, 170, 190, 14, 22, 46, 16  # pixels
-# A ground of its own: the page may be light where the reader's system is dark.
+# Its own background: the page may be light where the reader's system is dark.
 STYLE = """
 .ground { fill: #ffffff }
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -29,14 +29,14 @@ class Panel:
     title: str
     unit: str
     figure: str
-    cells: list[Cell]  # the best first
+    cells: list[Cell]  # best first
 
 
 def panels(cells: list[Cell]) -> list[Panel]:
     found = []
     for part, figure, unit in (
-        ("throughput", "jobs/s", "no-op jobs per second, more is better"),
-        ("latency", "p50 ms", "median wait of a lone job in milliseconds, less is better"),
+        ("throughput", "jobs/s", "no-op jobs per second, higher is better"),
+        ("latency", "p50 ms", "median wait of a single job in milliseconds, lower is better"),
     ):
         for database in dict.fromkeys(cell.database for cell in cells):
             mine = [
@@ -61,12 +61,15 @@ def panels(cells: list[Cell]) -> list[Panel]:
 def svg(drawn: list[Panel]) -> str:
     lines, top = [], 0
     for panel in drawn:
-        # One scale for all panels of a figure: a longer bar is more, wherever it is.
+        # All panels of a figure share one scale, so that their bars can be compared.
         like = [cell for other in drawn if other.figure == panel.figure for cell in other.cells]
         lines += _panel(panel, top, max(max(cell.figures[panel.figure]) for cell in like) or 1)
         top += GAP + LINE * len(panel.cells)
     width, height = WIDTH + 2 * EDGE, top + 8 + EDGE
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-EDGE} 0 {width} {height}" width="{width}" role="img"'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-EDGE} 0 {width} {height}"'
+        f' width="{width}" role="img"'
+    )
     ground = f'<rect class="ground" x="{-EDGE}" width="{width}" height="{height}" rx="6"/>'
     parts = [
         f'{head} aria-label="{escape(_told(drawn))}">',
@@ -79,7 +82,7 @@ def svg(drawn: list[Panel]) -> str:
 
 
 def _told(drawn: list[Panel]) -> str:
-    """The same in words."""
+    """Return the figures in words."""
     return " ".join(
         f"{panel.title}, {panel.unit}: "
         + ", ".join(
@@ -104,10 +107,13 @@ def _panel(panel: Panel, top: int, most: float) -> list[str]:
         )
         kind = "bar ours" if cell.system.name == OURS else "bar"
         lines += [
-            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{escape(cell.system.title)}</text>',
-            f'<rect class="{kind}" x="{LABEL}" y="{y}" width="{max(middle, 1):.1f}" height="{BAR}"/>',
+            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">'
+            f"{escape(cell.system.title)}</text>",
+            f'<rect class="{kind}" x="{LABEL}" y="{y}"'
+            f' width="{max(middle, 1):.1f}" height="{BAR}"/>',
             f'<path class="range" d="M{LABEL + low:.1f} {y + BAR / 2}H{LABEL + high:.1f}"/>',
-            f'<text x="{LABEL + max(high, middle) + 6:.1f}" y="{y + 12}">{number(statistics.median(values))} '
+            f'<text x="{LABEL + max(high, middle) + 6:.1f}" y="{y + 12}">'
+            f"{number(statistics.median(values))} "
             f'<tspan class="setting">{escape(cell.setting)}</tspan></text>',
         ]
     return lines

@@ -1,13 +1,13 @@
-"""What is measured of peasy_jobs alone, in a process with Django set up: `python -m benchmarks.probe raw 1000`.
+"""Measure peasy_jobs alone, in a process with Django set up: `python -m benchmarks.probe raw 9`.
 
-raw COUNT                  claim and finish by bare SQL, in batches of 100: what the database can do
-compare COUNT              enqueueing beside the ORM's own create() and bulk_create()
+raw COUNT                  claim and finish by plain SQL, in batches of 100
+compare COUNT              enqueueing compared with the ORM's create() and bulk_create()
 insert FIRST COUNT QUEUE   enqueue no-op jobs
 sleepers COUNT SECONDS     enqueue jobs that sleep
 mix COUNT SECONDS          enqueue no-op jobs around one that sleeps
 finished COUNT             as many finished jobs, by SQL
-settle                     have the server write out what it was given at once, which it would do meanwhile
-prune                      delete what waits, and prune what has finished: rows a second
+settle                     let the server write out what it would write out later
+prune                      delete waiting jobs and prune finished ones: rows per second
 """
 
 import json
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-CHUNK = 100  # one way and the other by turns, so that both meet the same machine
+CHUNK = 100  # calls of one way before the other has its turn
 BATCH = 100
 
 
-def configure_session() -> None:
+def configure_django() -> None:
     os.environ.setdefault("BENCH_APPS", '["django_htmx", "peasy_jobs", "benchmarks"]')
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.peers.site_settings"
     import django
@@ -65,7 +65,7 @@ def compare(count: str) -> dict[str, float]:
 def _by_turns(
     one: Callable[[], None], other: Callable[[], None], rounds: int
 ) -> tuple[float, float]:
-    """Seconds that a round of each takes."""
+    """Return the seconds that a round of each takes."""
     seconds = [0.0, 0.0]
     for number in range(rounds + 1):
         for place, do in enumerate((one, other)):
@@ -77,7 +77,7 @@ def _by_turns(
 
 
 def raw(count: str) -> dict[str, float]:
-    """The columns, guards and commits of the engine, but whole batches by one statement each and nothing run."""
+    """Write the same columns as the engine, with one statement per batch and without jobs."""
     from peasy_jobs.models import PeasyJobQueue
 
     started, done = perf_counter(), 0
@@ -94,14 +94,20 @@ def raw(count: str) -> dict[str, float]:
 
 CLAIMED = "title, job_name, args_data, kwargs_data, attempts, crashes, crash_retries, timeout"
 SET = "status = 'O', runner_id = 1, claims = claims + 1, attempts = attempts + 1, started = %s"
-NEXT = f"FROM peasy_jobs_peasyjobqueue{{}} WHERE status = 'Q' AND claims >= 0 ORDER BY priority DESC, id LIMIT {BATCH}"
+NEXT = (
+    "FROM peasy_jobs_peasyjobqueue{} WHERE status = 'Q' AND claims >= 0"
+    f" ORDER BY priority DESC, id LIMIT {BATCH}"
+)
+NEXT_ON_MARIADB = NEXT.format(" FORCE INDEX (peasy_waiting)")
 CLAIM = {
-    "sqlite": f"UPDATE peasy_jobs_peasyjobqueue SET {SET} WHERE id IN (SELECT id {NEXT.format('')}) AND status = 'Q'"
+    "sqlite": f"UPDATE peasy_jobs_peasyjobqueue SET {SET}"
+    f" WHERE id IN (SELECT id {NEXT.format('')}) AND status = 'Q'"
     f" RETURNING id, claims, {CLAIMED}",
-    "postgresql": f"WITH next AS MATERIALIZED (SELECT id AS pk {NEXT.format('')} FOR UPDATE SKIP LOCKED)"
+    "postgresql": "WITH next AS MATERIALIZED"
+    f" (SELECT id AS pk {NEXT.format('')} FOR UPDATE SKIP LOCKED)"
     f" UPDATE peasy_jobs_peasyjobqueue SET {SET} FROM next WHERE id = pk AND status = 'Q'"
     f" RETURNING id, claims, {CLAIMED}",
-    "mysql": f"SELECT id, claims, {CLAIMED} {NEXT.format(' FORCE INDEX (peasy_waiting)')} FOR UPDATE SKIP LOCKED",
+    "mysql": f"SELECT id, claims, {CLAIMED} {NEXT_ON_MARIADB} FOR UPDATE SKIP LOCKED",
 }
 
 
@@ -135,10 +141,11 @@ def _finish(pks: list[int]) -> None:
     now = connection.ops.adapt_datetimefield_value(timezone.now())
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE peasy_jobs_peasyjobqueue SET status = 'C', result_data = NULL, status_msg = status_msg,"
-            " extra = extra, errors = errors, started = %s, completed = %s, run_after = NULL, attempts = attempts + 0,"
-            " crashes = crashes + 0, runner_id = NULL"
-            f" WHERE id IN ({', '.join(['%s'] * len(pks))}) AND status = 'O' AND runner_id = 1 AND claims = 1",
+            "UPDATE peasy_jobs_peasyjobqueue SET status = 'C', result_data = NULL,"
+            " status_msg = status_msg, extra = extra, errors = errors, started = %s,"
+            " completed = %s, run_after = NULL, attempts = attempts + 0, crashes = crashes + 0,"
+            f" runner_id = NULL WHERE id IN ({', '.join(['%s'] * len(pks))})"
+            " AND status = 'O' AND runner_id = 1 AND claims = 1",
             [now, now, *pks],
         )
 
@@ -161,7 +168,7 @@ def sleepers(count: str, seconds: str) -> None:
 
 
 def mix(count: str, seconds: str) -> None:
-    """The long one has the number after the short ones, and comes when a tenth of those have been claimed."""
+    """Insert a long job, numbered after all short ones, behind the first tenth of them."""
     from benchmarks import jobs
     from peasy_jobs.models import PeasyJobQueue
 
@@ -213,5 +220,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 if __name__ == "__main__":
-    configure_session()
+    configure_django()
     print(json.dumps(COMMANDS[sys.argv[1]](*sys.argv[2:])))

@@ -1,4 +1,4 @@
-"""What was measured, as Markdown and as JSON. Measures nothing."""
+"""Write what was measured as Markdown and as JSON."""
 
 import statistics
 from collections.abc import Iterator
@@ -10,31 +10,43 @@ from benchmarks.cells import PARTS, RAW, Cell, Plan
 from benchmarks.systems import OURS, SYSTEMS
 
 TITLES = {
-    "throughput": "Throughput: no-op jobs that wait when the runner starts, from the first start to the last finish",
-    "latency": "Pick-up latency of a lone job on an idle runner",
+    "throughput": "Throughput: no-op jobs enqueued beforehand, from first start to last finish",
+    "latency": "Pick-up latency of a single job on an idle runner",
     "enqueue": "Enqueueing",
-    "orm": "Enqueueing beside the ORM's own ways to write the same rows",
+    "orm": "Enqueueing compared with the ORM writing the same rows",
     "work": "Jobs that take time",
-    "idle": "A runner with nothing to do, room for four jobs",
-    "growth": "A full table beside an empty one, 1 process, by turns",
-    "dashboard": "The dashboard at 1,000,000 finished and 200,000 waiting jobs, one round",
+    "idle": "An idle runner with four workers",
+    "growth": "A full table compared with an empty one, 1 process, in turn",
+    "dashboard": "The dashboard with 1,000,000 finished and 200,000 waiting jobs, one round",
 }
 NOTES = {
-    "work": "Times the ideal: the ideal is 5 ms for each job on four threads without a pause; 1.08 took 8 % longer.",
-    "idle": "PSS is the memory of all its processes; what several share is divided among them. data_version: how often "
-    "SQLite was asked whether anybody has committed, which reads no table.",
+    "work": '"times the ideal": the ideal is 5 ms per job on four threads without a pause; 1.08 is'
+    " 8 % longer.",
+    "idle": "PSS is the memory of all processes of the runner; memory that several share is divided"
+    " among them. data_version counts how often SQLite was asked for new commits, which reads no"
+    " table.",
 }
-SHORT = (  # part, figure, and what it is called in the summary
-    ("throughput", "jobs/s", "no-op jobs a second, outcomes kept"),
-    ("latency", "p50 ms", "median wait of a lone job, ms"),
-    ("enqueue", "one at a time, jobs/s", "jobs enqueued a second, one at a time"),
-    ("enqueue", "in bulk, jobs/s", "jobs enqueued a second, in bulk (`map()`)"),
+SHORT = (  # part, figure, and its name in the summary
+    ("throughput", "jobs/s", "no-op jobs per second, with stored outcomes"),
+    ("latency", "p50 ms", "median wait of a single job, ms"),
+    ("enqueue", "one at a time, jobs/s", "jobs enqueued per second, one at a time"),
+    ("enqueue", "in bulk, jobs/s", "jobs enqueued per second, in bulk (`map()`)"),
 )
-OWN = ("orm", "work", "growth", "dashboard")  # of peasy_jobs alone, many figures each
+SETTINGS = (
+    "## Settings",
+    "",
+    "Every system runs the same job, logs at WARNING and uses SQLite in WAL mode with"
+    " synchronous NORMAL,",
+    "PostgreSQL and MariaDB as configured, and Redis with its default configuration, which has"
+    " no append-only file.",
+    "PostgreSQL has up-to-date statistics (ANALYZE) of the waiting jobs before a measurement.",
+    "",
+)
+OWN = ("orm", "work", "growth", "dashboard")  # of peasy_jobs alone, with many figures each
 
 
 def number(value: float) -> str:
-    """Three digits at least, so that ranges can be compared."""
+    """Format with at least three digits, so that ranges can be compared."""
     return (
         f"{value:,.0f}"
         if abs(value) >= 100
@@ -53,14 +65,14 @@ def spread(values: list[float]) -> str:
 
 
 def best(cells: list[Cell], figure: str) -> Cell | None:
-    """Whichever of these cells has the best median."""
+    """Return the cell with the best median."""
     able = [cell for cell in cells if figure in cell.figures]
     choose = max if figure.endswith("/s") else min
     return choose(able, key=lambda cell: statistics.median(cell.figures[figure]), default=None)
 
 
 def rounds(cells: list[Cell]) -> str:
-    """How often each figure was measured, or failed to be, which differs when Ctrl-C has ended a round."""
+    """Return how often each figure was measured or failed. Ctrl-C can end a round early."""
     repeated = [cell for cell in cells if not cell.once]
     counts = {
         len(values) + len(cell.failures) for cell in repeated for values in cell.figures.values()
@@ -70,21 +82,21 @@ def rounds(cells: list[Cell]) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The tables of what `raw` returns."""
+    """Return the tables of what `raw` returns."""
     cells, facts = read(found), found["machine"]
     lines = [
-        "# How fast",
+        "# Benchmark",
         "",
-        "What peasy_jobs and other queues have done on one machine, as `make bench` measures it.",
+        "The figures of peasy_jobs and other queues on one machine, measured by `make bench`.",
         "",
-        "Of jobs that take 50 ms a worker runs 20 a second: for those, whatever does a few hundred no-op jobs a second "
-        "is fast enough.",
+        "A worker runs 20 jobs of 50 ms per second. For such jobs any system that runs a few"
+        " hundred no-op jobs per second is fast enough.",
         "",
         f"{found['at'][:10]}, {', '.join(f'{name} {value}' for name, value in facts.items())}.",
         "",
-        f"All systems by turns, {rounds(cells)}; each figure is minimum / **median** / maximum.",
-        "A last column, such as `peasy_jobs, jobs/s`, says how many times better the best of peasy_jobs on the same "
-        "database is in that figure; for Redis, on SQLite. Below 1 it is worse.",
+        f"All systems in turn, {rounds(cells)}; each figure is minimum / **median** / maximum.",
+        "The last columns, such as `peasy_jobs, jobs/s`, compare the best figure of peasy_jobs on"
+        " the same database (for Redis: on SQLite): 2 × is twice as good, below 1 × is worse.",
         "",
     ]
     for part in dict.fromkeys(cell.part for cell in cells):
@@ -96,17 +108,7 @@ def markdown(found: dict[str, Any]) -> str:
             continue
         for database in dict.fromkeys(cell.database for cell in mine):
             lines += [*_table([cell for cell in mine if cell.database == database], mine), ""]
-    lines += ["## Settings", ""]
-    lines += [
-        "Every system runs the same job, logs at WARNING and has SQLite in WAL mode with synchronous NORMAL,"
-    ]
-    lines += [
-        "PostgreSQL and MariaDB as they are configured, Redis as it is shipped: without an append-only file."
-    ]
-    lines += [
-        "PostgreSQL has counted (ANALYZE) the jobs that wait before anybody is measured at them.",
-        "",
-    ]
+    lines += SETTINGS
     systems = {cell.system.name: cell.system for cell in cells}
     lines += [f"- {system.title}: {system.settings}." for system in systems.values()]
     return "\n".join(lines) + "\n"
@@ -183,7 +185,7 @@ def raw(cells: list[Cell], facts: dict[str, str]) -> dict[str, Any]:
 
 
 def read(found: dict[str, Any]) -> list[Cell]:
-    """The cells of which `raw` has made this."""
+    """Return the cells from which `raw` made this."""
     planned = Plan(PARTS, SYSTEMS, databases.NAMES, 1).cells()
     known = {(cell.part, cell.system.title, cell.database, cell.setting): cell for cell in planned}
     cells = []
@@ -195,7 +197,7 @@ def read(found: dict[str, Any]) -> list[Cell]:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """The best of ours and of the fastest peer on each database, of what `raw` returns."""
+    """Return the best of peasy_jobs and of the fastest other system on each database."""
     parts = [part for part, _, _ in SHORT]
     cells = [cell for cell in read(found) if cell.part in parts and cell.system is not RAW]
     names = [name for name in databases.NAMES if any(cell.database == name for cell in cells)]
@@ -216,7 +218,7 @@ def summary(found: dict[str, Any]) -> str:
             )
             others.append(_short(best(theirs, figure), figure) if theirs else "not measured")
         lines += [f"| **peasy_jobs**: {words} | {' | '.join(ours)} |"]
-        lines += [f"| the fastest other there | {' | '.join(others)} |"]
+        lines += [f"| the fastest other system | {' | '.join(others)} |"]
     return "\n".join([*lines, "", f"Each figure is the median of {rounds(cells)}."]) + "\n"
 
 

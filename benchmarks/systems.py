@@ -1,4 +1,4 @@
-"""The systems that are measured: how each is installed, and how its script is run. `peers/` holds the scripts."""
+"""The systems: how each is installed and how its script in `peers/` is run."""
 
 import contextlib
 import json
@@ -22,19 +22,19 @@ KEEP_ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None}
 
 
 class Unable(Exception):
-    """Why something could not be measured, in words for the table."""
+    """Something could not be measured. The message is for the table."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many runners, and what each consists of."""
+    """The number of runners, and the workers of each."""
 
     label: str
     kind: str = "process"
     concurrency: int = 1
     runners: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
-    databases: tuple[str, ...] = ()  # only these; none named: all
+    databases: tuple[str, ...] = ()  # only these; empty: all
 
 
 ONE, THREAD = Workers("1 process"), Workers("1 thread", "thread")
@@ -46,12 +46,12 @@ TWO, TWO_RUNNERS = Workers("2 processes", concurrency=2), Workers("2 processes",
 class System:
     name: str
     title: str
-    # For each database how many jobs a measurement of throughput takes, so that it lasts some seconds.
+    # For each database the jobs of a throughput measurement, enough for some seconds.
     jobs: dict[str, int]
     workers: tuple[Workers, ...]
     settings: str = ""
     packages: tuple[str, ...] = ()
-    gap: float = 1.3  # seconds between two jobs of which the latency is measured
+    gap: float = 1.3  # seconds between two jobs of a latency measurement
     samples: int = 20
     fast: dict[str, Any] = field(default_factory=dict)  # settings for throughput
     idle: tuple[Workers, ...] = ()  # with room for four jobs at once
@@ -69,7 +69,10 @@ class System:
         return HERE / "peers" / f"run_{self.name.replace('-', '_')}.py"
 
     def install(self) -> None:
-        """Into an environment of its own, unless these very packages are there. Raises `Unable`."""
+        """Install the packages into a separate environment, unless they are there.
+
+        Raises `Unable`.
+        """
         if not self.packages:
             return
         stamp = ENVIRONMENTS / self.name / "installed.txt"
@@ -94,7 +97,7 @@ class System:
         stamp.write_text("\n".join(self.packages))
 
     def call(self, environment: dict[str, str], *args: object) -> Any:
-        """What the script answers to a command."""
+        """Return the script's answer to a command."""
         printed = answer([self.python, str(self.script), *map(str, args)], environment)
         return json.loads(printed) if printed.strip() else None
 
@@ -102,7 +105,7 @@ class System:
     def working(
         self, environment: dict[str, str], workers: Workers, log: Path
     ) -> Iterator[list[int]]:
-        """Its runners, while they run: their pids."""
+        """Start the runners, yield their pids, and end them."""
         command = [self.python, str(self.script), "work", workers.kind, str(workers.concurrency)]
         with log.open("w") as output:
             runners = [
@@ -122,7 +125,7 @@ class System:
 
 
 def answer(command: list[str], environment: dict[str, str] | None = None) -> str:
-    """What a command prints. Raises `Unable` with the last thing it said if it fails."""
+    """Return what a command prints. Raise `Unable` with its last line if it fails."""
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=REPOSITORY, timeout=TIMEOUT
     )
@@ -136,7 +139,7 @@ def environment(
 ) -> dict[str, str]:
     return {
         **os.environ,
-        # Not for the others: the release of ours among them has the same name as the package in here.
+        # Only for this package: among the others is one of its releases, with the same name.
         "PYTHONPATH": str(REPOSITORY) if system.name == OURS else "",
         "BENCH_URL": url,
         "BENCH_MARKS": str(marks),
@@ -149,7 +152,7 @@ def _end(runner: "subprocess.Popen[bytes]") -> None:
     runner.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         runner.wait(10)
-    # The group: some peers leave workers behind.
+    # The group, because some systems leave workers behind.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(runner.pid, signal.SIGKILL)
     runner.wait()
@@ -157,16 +160,16 @@ def _end(runner: "subprocess.Popen[bytes]") -> None:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
+    return lines[-1][:200] if lines else "it printed nothing"
 
 
 def _peer(name: str, **fields: Any) -> System:
-    error_entry = PEERS[name]
+    entry = PEERS[name]
     return System(
         name,
-        error_entry["title"],
-        packages=tuple(error_entry["packages"]),
-        settings=error_entry["settings"],
+        entry["title"],
+        packages=tuple(entry["packages"]),
+        settings=entry["settings"],
         **fields,
     )
 

@@ -1,4 +1,4 @@
-"""That the benchmarks still run, and say what they could not measure. How fast anything is, no test can know."""
+"""Tests that the benchmarks run, and report what they could not measure."""
 
 import json
 import os
@@ -68,20 +68,20 @@ def test_the_table_shows_the_spread_and_how_far_ahead_the_best_of_ours_is() -> N
         measured("huey", [400, 500, 600]),
     ]
     table = tables(cells, {"cpu": "one"})
-    assert "All systems by turns, 3 rounds;" in table
+    assert "All systems in turn, 3 rounds;" in table
     assert "| peasy_jobs | 1 process | 900 / **1,000** / 2,000 |  |" in table
     assert "| huey 3.5.4 | 1 process | 400 / **500** / 600 | 2.00 × |" in table
 
 
 def test_the_table_says_so_when_not_all_was_measured_in_the_last_round() -> None:
     cells = [measured(OURS, [900, 1000]), measured("huey", [400])]
-    assert "All systems by turns, 1 to 2 rounds;" in tables(cells)
+    assert "All systems in turn, 1 to 2 rounds;" in tables(cells)
 
 
 def test_a_round_in_which_a_peer_failed_is_one_that_was_measured() -> None:
     broken = measured("huey", [400])
     broken.failures.append("stalled")
-    assert "All systems by turns, 2 rounds;" in tables([measured(OURS, [900, 1000]), broken])
+    assert "All systems in turn, 2 rounds;" in tables([measured(OURS, [900, 1000]), broken])
 
 
 def test_each_way_to_enqueue_has_a_ratio_where_others_have_that_way_too() -> None:
@@ -200,10 +200,10 @@ def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database
     assert report.summary(report.raw(cells, {})).splitlines() == [
         "| | SQLite | MariaDB |",
         "|---|---|---|",
-        "| **peasy_jobs**: no-op jobs a second, outcomes kept | 28,700 (4 threads) | – |",
-        "| the fastest other there | 500 (huey 3.5.4, 1 process) | not measured |",
-        "| **peasy_jobs**: median wait of a lone job, ms | – | 61.0 |",
-        "| the fastest other there | not measured | not measured |",
+        "| **peasy_jobs**: no-op jobs per second, with stored outcomes | 28,700 (4 threads) | – |",
+        "| the fastest other system | 500 (huey 3.5.4, 1 process) | not measured |",
+        "| **peasy_jobs**: median wait of a single job, ms | – | 61.0 |",
+        "| the fastest other system | not measured | not measured |",
         "",
         "Each figure is the median of 1 round.",
     ]

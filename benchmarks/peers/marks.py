@@ -1,7 +1,7 @@
-"""Where each job leaves the time at which it began and how often it ran: a file that all processes have mapped.
+"""A file, mapped by all processes, in which each job records its start time and number of runs.
 
-For every system alike, so it needs nothing but the standard library. Job number n owns the n-th slot; the clock is
-CLOCK_MONOTONIC, which all processes of a machine share.
+The same for every system, so it needs only the standard library. Job number n owns the n-th slot;
+the clock is CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 import mmap

@@ -1,11 +1,11 @@
-"""What the script of every system answers to, run by the interpreter that has this system installed.
+"""The commands of each system's script, run by the interpreter that has the system installed.
 
 run_huey.py prepare                 make the tables
 run_huey.py preload FIRST COUNT     enqueue jobs FIRST … FIRST+COUNT−1 in its fastest way
 run_huey.py enqueue FIRST COUNT     the same one at a time and in bulk; prints both rates
 run_huey.py work KIND CONCURRENCY   run jobs until SIGTERM
-run_huey.py latency FIRST COUNT GAP enqueue one job each GAP seconds or so; prints how long each waited, in ms
-run_huey.py outcomes COUNT          wait until so many are stored as completed; prints what is stored
+run_huey.py latency FIRST COUNT GAP enqueue one job about each GAP s; prints each wait in ms
+run_huey.py outcomes COUNT          wait until COUNT are stored as completed; prints outcomes
 """
 
 import json
@@ -32,7 +32,9 @@ class Script:
         enqueue_many: Callable[[Iterable[int]], None] | None = None,
         preload: Callable[[Iterable[int]], None] | None = None,
     ) -> None:
-        """enqueue: one at a time. outcomes: {"stored": jobs, "seconds": first start to last finish, if it knows}."""
+        """Enqueue one at a time. `outcomes` returns {"stored": jobs, "seconds": from first start
+        to last finish, if the system knows it}.
+        """
         self.prepare, self.one, self.many, self.work, self.stored = (
             prepare,
             enqueue,

@@ -1,4 +1,4 @@
-"""huey, on SQLite or Redis. It keeps no row of a job, so its outcomes are those that left the queue."""
+"""huey, on SQLite or Redis. It stores no outcomes, so jobs that left the queue are counted."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ SETTINGS = json.loads(os.environ["BENCH_SETTINGS"])
 
 
 class NormalStorage(SqliteStorage):
-    """With synchronous NORMAL, as all others have it, where the setting is not to be as shipped: FULL."""
+    """Use synchronous NORMAL as all other systems, unless huey's default FULL is measured."""
 
     def _create_connection(self) -> Any:
         connection = super()._create_connection()

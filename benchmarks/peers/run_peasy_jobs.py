@@ -40,7 +40,7 @@ def preload(numbers: Iterable[int]) -> None:
 
 
 def count_statements(path: str, connection: Any) -> None:
-    """Count what an SQLite connection is asked in a file that others can read: looks at data_version, and the rest."""
+    """Count the statements of an SQLite connection in a shared file: data_version, and others."""
     with open(path, "r+b") as file:
         counts = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
 

@@ -1,4 +1,4 @@
-"""pgqueuer, on PostgreSQL. Its log of outcomes is written in bulk, so the jobs themselves say when they ran."""
+"""pgqueuer, on PostgreSQL. It logs outcomes in bulk, so the jobs record when they ran."""
 
 import asyncio
 import logging

@@ -43,7 +43,10 @@ def work(kind: str, concurrency: int) -> None:
 
 
 def outcomes() -> dict[str, Any]:
-    times = "extract(epoch FROM max(at) FILTER (WHERE type = 'succeeded') - min(at) FILTER (WHERE type = 'started'))"
+    times = (
+        "extract(epoch FROM max(at) FILTER (WHERE type = 'succeeded')"
+        " - min(at) FILTER (WHERE type = 'started'))"
+    )
     with psycopg.connect(URL) as connection:
         done = connection.execute(
             "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"

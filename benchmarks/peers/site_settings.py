@@ -1,6 +1,7 @@
-"""The Django project of the systems that live in one: five contrib apps, the database from the environment.
+"""The Django project of the systems that need one, with its database from the environment.
 
-SQLite in WAL mode with synchronous NORMAL, servers as they are configured, connections kept, logging at WARNING.
+SQLite in WAL mode with synchronous NORMAL, servers as configured, persistent connections, logging
+at WARNING.
 """
 
 import json

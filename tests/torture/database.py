@@ -78,24 +78,22 @@ def _watch(connection: Any) -> None:
             f"CREATE TABLE {AUDIT} (id {key}, at DOUBLE PRECISION, job BIGINT,"
             f" {', '.join(columns)})"
         )
-        if vendor == "sqlite":
-            cursor.execute(
-                f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS} WHEN {CHANGED} BEGIN {insert} END"
-            )
-        elif vendor == "postgresql":
-            cursor.execute(
-                "CREATE FUNCTION torture() RETURNS trigger LANGUAGE plpgsql"
-                f" AS $$ BEGIN {insert} RETURN NULL; END $$"
-            )
-            cursor.execute(
-                f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS}"
-                f" FOR EACH ROW WHEN {CHANGED} EXECUTE FUNCTION torture()"
-            )
-        else:
-            cursor.execute(
-                f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS} FOR EACH ROW"
-                f" BEGIN IF {CHANGED} THEN {insert} END IF; END"
-            )
+        for statement in _triggers(vendor, insert):
+            cursor.execute(statement)
+
+
+def _triggers(vendor: str, insert: str) -> list[str]:
+    """Return the statements that create a trigger running `insert` for each changed job."""
+    trigger = f"CREATE TRIGGER torture AFTER UPDATE ON {JOBS}"
+    return {
+        "sqlite": [f"{trigger} WHEN {CHANGED} BEGIN {insert} END"],
+        "postgresql": [
+            "CREATE FUNCTION torture() RETURNS trigger LANGUAGE plpgsql"
+            f" AS $$ BEGIN {insert} RETURN NULL; END $$",
+            f"{trigger} FOR EACH ROW WHEN {CHANGED} EXECUTE FUNCTION torture()",
+        ],
+        "mysql": [f"{trigger} FOR EACH ROW BEGIN IF {CHANGED} THEN {insert} END IF; END"],
+    }[vendor]
 
 
 def audit() -> list[dict[str, Any]]:

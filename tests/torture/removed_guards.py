@@ -48,14 +48,9 @@ def _late() -> None:
 
 
 def _fence() -> None:
-<<<<<<< HEAD
-    """An outcome is written whoever holds the job by now."""
+    """Write an outcome no matter which runner holds the job by now."""
     from peasy_jobs.models import PeasyJobQueue
     from peasy_jobs.store import writing
-=======
-    """Write an outcome no matter which runner holds the job by now."""
-    from peasy_jobs.store.querysets import JobQuerySet
->>>>>>> 6cdb4e6 (Reword the torture run and split long functions)
 
     guard_values = writing._guard_values
 
