@@ -64,7 +64,7 @@ class PeasyJobQueue(models.Model):
     """One job: an enqueued call of a job function, its progress and its outcome.
 
     A site may change `title`, `status_msg`, `extra` and `user`. Use `cancel()` to cancel the job.
-    Everything else is changed by runners.
+    Everything else is changed only by the methods of `objects`, which runners call.
     """
 
     ENQUEUED = statuses.ENQUEUED
@@ -169,11 +169,8 @@ class PeasyJobQueue(models.Model):
         Pass `update_fields` to update other fields. An outdated copy of a row must not undo what
         has happened to the job since it was read.
         """
-        if (
-            not self._state.adding
-            and not kwargs.get("force_insert")
-            and kwargs.get("update_fields") is None
-        ):
+        is_insert = self._state.adding or kwargs.get("force_insert")
+        if not is_insert and kwargs.get("update_fields") is None:
             kwargs["update_fields"] = self.USER_FIELDS
         super().save(**kwargs)
 
