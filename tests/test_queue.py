@@ -1,4 +1,4 @@
-"""What the verbs of the queue do to rows, and how each database is asked."""
+"""The verbs of the queryset: what they change, and by which index each database reads."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def at(seconds: float = 0) -> datetime:
 
 
 def insert(count: int = 1, **columns: Any) -> list[int]:
-    """Make rows and return their keys, oldest first."""
+    """Insert rows and return their primary keys, oldest first."""
     defaults = {"title": "a job", "job_name": "tests.jobs.nothing"}
     return [jobs.create(**{**defaults, **columns}).pk for _ in range(count)]
 
@@ -60,7 +60,7 @@ def claim(
 
 
 def claimed(count: int = 1, runner: int = ME, **columns: Any) -> list[Claim]:
-    """Jobs that run for `runner`."""
+    """Insert jobs and claim them for `runner`."""
     pks = insert(count, **columns)
     claims = claim(count, runner=runner)
     assert [claim.pk for claim in claims] == pks
@@ -132,7 +132,7 @@ def test_a_queue_that_is_named_twice_gives_each_job_once(queues):
     assert column("claims", waiting) == [1, 1, 1, 0]
 
 
-def test_a_claim_says_what_to_run():
+def test_a_claim_contains_everything_a_worker_needs():
     (pk,) = insert(
         title="export", job_name="app.jobs.export", args_data=b"J[1]", kwargs_data=b"J{}", crashes=1
     )
@@ -160,14 +160,19 @@ def test_a_claim_names_the_runner_and_counts_itself_and_the_attempt():
 
     assert found.fencing_token == 4
     job = row(pk)
-    assert (job.status, job.runner_id, job.claims, job.attempts) == (ONGOING, ME, 4, 2)
-    assert (job.started, job.run_after, job.completed) == (at(), at(-5), None)
+    assert job.status == ONGOING
+    assert job.runner_id == ME
+    assert job.claims == 4
+    assert job.attempts == 2
+    assert job.started == at()
+    assert job.run_after == at(-5)
+    assert job.completed is None
 
 
 @pytest.mark.parametrize(
     ("limit", "ahead", "started"), [(5, 2, 3), (5, 0, 5), (5, 5, 0), (9, 3, 5)]
 )
-def test_what_is_claimed_ahead_has_not_started(limit, ahead, started):
+def test_jobs_claimed_ahead_are_not_marked_as_started(limit, ahead, started):
     low, *others = insert(priority=-1) + insert(4)
 
     claims = claim(limit, ahead=ahead)
@@ -212,7 +217,7 @@ def test_arguments_that_a_driver_returns_as_a_memoryview_are_claimed_as_bytes():
 
 
 class Replica:
-    """Reads from a database that must not be needed here."""
+    """A router that reads from a database which must not be needed."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str:
         return "replica"
@@ -221,7 +226,7 @@ class Replica:
         return "default"
 
 
-def test_whoever_changes_jobs_asks_no_replica(settings):
+def test_verbs_that_change_jobs_do_not_read_a_replica(settings):
     settings.DATABASE_ROUTERS = [Replica()]
     made = PeasyJobQueue.objects.enqueue_many(
         [(None, None)] * 2, title="a job", job_name="tests.jobs.nothing"
@@ -231,7 +236,7 @@ def test_whoever_changes_jobs_asks_no_replica(settings):
     assert PeasyJobQueue.objects.remove(*pks) == 2
 
 
-def test_a_job_that_was_claimed_ahead_begins_later_and_only_for_its_own_runner():
+def test_a_job_claimed_ahead_is_marked_as_started_once_and_only_by_its_runner():
     mine, theirs = insert(2)
     (my_claim, their_claim) = claim(1, ahead=1) + claim(1, runner=ANOTHER, ahead=1)
 
@@ -252,7 +257,7 @@ def test_only_waiting_jobs_are_claimed(status):
 @servers_only
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("queues", [(), ("default", "mail")])
-def test_a_job_that_another_transaction_holds_is_passed_over(queues):
+def test_a_claim_skips_jobs_locked_by_another_transaction(queues):
     held, *others = insert(3)
 
     with locked(held):
@@ -260,7 +265,7 @@ def test_a_job_that_another_transaction_holds_is_passed_over(queues):
     assert pks(claim(2, queues)) == [held]
 
 
-def test_what_a_runner_holds_without_knowing_it_is_given_back():
+def test_jobs_that_a_runner_does_not_know_it_holds_are_given_back():
     known, forgotten, again = claimed(3)
     (foreign,) = claimed(runner=ANOTHER)
 
@@ -273,14 +278,17 @@ def test_what_a_runner_holds_without_knowing_it_is_given_back():
         ONGOING,
     ]
     job = row(forgotten.pk)
-    assert (job.runner_id, job.started, job.attempts, job.claims) == (None, None, 0, 1)
+    assert job.runner_id is None
+    assert job.started is None
+    assert job.attempts == 0
+    assert job.claims == 1
 
 
-# How the databases are asked
+# By which index each database reads
 
 
 def statements(action: Callable[[], Any]) -> list[tuple[str, Any]]:
-    """The statements that `action` sends, with their parameters as they are bound."""
+    """Return the statements that `action` sends about jobs, with their bound parameters."""
     seen: list[tuple[str, Any]] = []
 
     def remember(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -289,7 +297,7 @@ def statements(action: Callable[[], Any]) -> list[tuple[str, Any]]:
         return execute(sql, params, many, context)
 
     with transaction.atomic():
-        # The driver's own cursor would show nothing.
+        # Statements of the driver's own cursor cannot be observed.
         asked = mock.patch.object(claiming, "bare_cursor", lambda connection: connection.cursor())
         with connection.execute_wrapper(remember), asked:
             action()
@@ -298,7 +306,7 @@ def statements(action: Callable[[], Any]) -> list[tuple[str, Any]]:
 
 
 def accesses(action: Callable[[], Any]) -> list[tuple[str | None, bool]]:
-    """By which index the job table is read, and whether all that was found is sorted, for each time it is read."""
+    """Return for each time the job table is read: the index, and whether all rows found are sorted."""
     found = []
     for sql, params in statements(action):
         with transaction.atomic(), connection.cursor() as cursor:
@@ -347,7 +355,7 @@ def of_postgres(node: dict[str, Any], is_sorted: bool = False) -> Iterator[tuple
 
 
 def fill(*block: dict[str, Any], times: int = 8) -> None:
-    """Make these rows, doubled so many times, and let the database look at how many of each kind there are."""
+    """Insert these rows, double them so many times, and update the statistics of the database."""
     jobs.bulk_create(
         [
             PeasyJobQueue(title="a job", job_name="tests.jobs.nothing", **columns)
@@ -368,8 +376,8 @@ def fill(*block: dict[str, Any], times: int = 8) -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("history", [0, 200], ids=["no history", "51,200 finished"])
-def test_a_claim_reads_the_queues_it_serves_in_order_and_nothing_else(history):
-    """12,800 jobs wait in one queue, as many in another below them, ten in a third."""
+def test_a_claim_reads_only_the_index_of_the_queues_it_serves(history):
+    """12,800 jobs wait in one queue, as many of lower priority in another, and ten in a third."""
     fill(
         *({"queue_name": "bulk", "priority": 5}, {"queue_name": "mail"}) * 50,
         *({"status": COMPLETED, "completed": at(number)} for number in range(history)),
@@ -386,7 +394,7 @@ def test_a_claim_reads_the_queues_it_serves_in_order_and_nothing_else(history):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_idle_runner_does_not_read_what_has_finished():
+def test_an_idle_runner_reads_every_table_by_index():
     fill(
         *({"status": status, "completed": at(number)} for status in "CCFX" for number in range(50)),
         *({"status": SCHEDULED, "run_after": at(3600)} for _ in range(10)),
@@ -407,7 +415,7 @@ def test_an_idle_runner_does_not_read_what_has_finished():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_look_reads_no_whole_table_when_what_waited_has_finished_since_the_statistics_were_made():
+def test_peek_uses_an_index_even_if_old_statistics_say_that_all_jobs_wait():
     fill({}, times=12)
     jobs.filter(status=ENQUEUED).update(status=COMPLETED, completed=at())
     for queues in ([], ["default", "none"]):
@@ -418,7 +426,7 @@ def test_a_look_reads_no_whole_table_when_what_waited_has_finished_since_the_sta
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("analyzed", [True, False], ids=["none waited", "no statistics"])
 @pytest.mark.parametrize("count", [300, 5000, 20_000])
-def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_the_statistics_were_made(
+def test_claim_and_finish_use_their_index_even_if_old_statistics_know_none_of_the_jobs(
     analyzed, count
 ):
     if analyzed:
@@ -426,7 +434,7 @@ def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_t
     jobs.bulk_create(
         [PeasyJobQueue(title="a job", job_name="tests.jobs.nothing") for _ in range(count)]
     )
-    with transaction.atomic():  # which takes the settings back, where a test could meet them
+    with transaction.atomic():  # a rollback would restore the settings of the session
         vendors.configure_session(connection, 0.5)
         held = claim(count // 2)
         for some in (1, 10, 100):
@@ -434,7 +442,7 @@ def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_t
                 ("peasy_waiting", False),
                 ("primary key", False),
             ]
-        if POSTGRES:  # the others are told row by row, or which rows in the statement
+        if POSTGRES:  # elsewhere the statement itself names the primary keys
             for some in (1, 10, 100, 1000):
                 updates = [update_of(each, completed=at()) for each in held[:some]]
                 assert accesses(lambda rows=updates: jobs.finish(ME, rows, at())) == [
@@ -443,8 +451,8 @@ def test_a_runner_claims_in_order_and_ends_by_index_though_all_jobs_came_since_t
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say():
-    """Four out of five jobs are completed, the others wait. SQLite's statistics may be older than the index."""
+def test_the_pages_read_the_index_of_a_status_in_order_whatever_the_statistics_say():
+    """Four of five jobs are completed, the others wait. SQLite's statistics may predate the index."""
     fill(*({"status": COMPLETED, "completed": at()},) * 200, *({},) * 50, times=7)
     forgotten = (
         {"all": "0", "older": "idx = 'peasy_listed'", "none": "1"} if SQLITE else {"all": "0"}
@@ -471,7 +479,7 @@ def test_the_pages_read_the_index_of_a_status_in_order_whatever_statistics_say()
 
 
 @pytest.mark.skipif(MARIADB, reason="MariaDB has no partial indexes")
-def test_the_indexes_hold_only_the_rows_they_are_for():
+def test_every_index_is_partial():
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'index'"
@@ -516,7 +524,7 @@ def test_a_backlog_of_due_jobs_is_promoted_in_batches_the_longest_due_first(monk
     assert jobs.promote(at()) == 1
 
 
-def test_a_look_tells_what_may_run_and_when_the_next_scheduled_job_is_due():
+def test_peek_returns_whether_a_job_can_run_and_when_the_next_scheduled_one_is_due():
     assert jobs.peek([]) == (False, None)
     insert(queue_name="mail")
     insert(status=SCHEDULED, queue_name="post", run_after=at(5))
@@ -529,7 +537,7 @@ def test_a_look_tells_what_may_run_and_when_the_next_scheduled_job_is_due():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_look_waits_for_no_lock():
+def test_peek_does_not_wait_for_a_lock():
     (pk,) = insert()
     with locked(pk):
         assert jobs.peek([]) == (True, None)
@@ -546,7 +554,7 @@ def failure(message: str) -> dict[str, str]:
     return {"exception": "builtins.ValueError", "message": message, "traceback": "…"}
 
 
-def test_a_batch_may_end_in_different_ways():
+def test_one_batch_can_hold_different_outcomes():
     done, failed, back, crashed = claimed(4)
 
     lost = jobs.finish(
@@ -569,26 +577,23 @@ def test_a_batch_may_end_in_different_ways():
 
     assert lost == []
     job = row(done.pk)
-    assert (job.status, job.result, job.status_msg, job.extra) == (
-        COMPLETED,
-        1,
-        "ready",
-        {"progress": 100},
-    )
-    assert (job.started, job.completed) == (at(1), at(2))
-    job = row(failed.pk)
-    assert (job.status, job.error, job.started, job.completed) == (FAILED, "no", at(3), at(4))
-    assert job.errors == [{"at": at(9).isoformat(), **failure("no")}]
+    assert job.status == COMPLETED
+    assert job.result == 1
+    assert job.status_msg == "ready"
+    assert job.extra == {"progress": 100}
+    assert row(failed.pk).error == "no"
+    assert row(failed.pk).errors == [{"at": at(9).isoformat(), **failure("no")}]
     ended = [done.pk, failed.pk, back.pk, crashed.pk]
     assert column("status", ended) == [COMPLETED, FAILED, ENQUEUED, ENQUEUED]
     assert column("runner_id", ended) == [None] * 4
     assert column("claims", ended) == [1] * 4
     assert column("attempts", ended) == [1, 1, 0, 1]
     assert column("crashes", ended) == [0, 0, 0, 1]
-    assert column("started", ended[2:]) == [None, None]
+    assert column("started", ended) == [at(1), at(3), None, None]
+    assert column("completed", ended) == [at(2), at(4), None, None]
 
 
-def test_what_no_array_and_no_text_may_confuse_is_stored_as_it_is():
+def test_values_with_special_characters_are_stored_unchanged():
     odd = [
         "",
         "NULL",
@@ -620,12 +625,14 @@ def test_what_no_array_and_no_text_may_confuse_is_stored_as_it_is():
 
     for n, (claim, text, data) in enumerate(zip(claims, odd, raw, strict=True)):
         job = row(claim.pk)
-        assert (job.status_msg, job.error) == (text or "", str(text))
+        assert job.status_msg == (text or "")
+        assert job.error == str(text)
         assert data == (None if job.result_data is None else bytes(job.result_data))
-        assert (job.started, job.completed) == (None if n == 3 else at(n), at(n + 0.5))
+        assert job.started == (None if n == 3 else at(n))
+        assert job.completed == at(n + 0.5)
 
 
-def test_outcomes_too_large_for_one_statement_are_written_with_several():
+def test_updates_too_large_for_one_statement_are_written_with_several():
     claims = claimed(5)
     with CaptureQueriesContext(connection) as context:
         assert (
@@ -655,12 +662,12 @@ def test_a_batch_takes_the_same_number_of_queries_whatever_its_size():
     assert queries_to_end(2) == queries_to_end(60)
 
 
-def test_an_empty_batch_asks_nothing(django_assert_num_queries):
+def test_an_empty_batch_sends_no_query(django_assert_num_queries):
     with django_assert_num_queries(0):
         assert jobs.finish(ME, [], at()) == []
 
 
-def test_what_a_job_has_reported_stays_when_its_ending_says_nothing_of_it():
+def test_reported_progress_is_kept_if_the_update_does_not_replace_it():
     silent, speaking = claimed(2, status_msg="half way", extra={"progress": 50})
 
     jobs.finish(ME, [update_of(silent), update_of(speaking, status_msg="", extra="{}")], at())
@@ -718,7 +725,7 @@ FENCES = [take_away, take_over, take_again, rescue, cancel_in_the_queue, delete,
 
 
 @pytest.mark.parametrize("happens", FENCES)
-def test_the_outcome_of_a_job_that_is_not_ours_any_more_is_dropped_and_the_rest_lands(happens):
+def test_the_update_of_a_job_that_is_no_longer_held_is_dropped_and_the_others_are_written(happens):
     (taken,) = claimed()
     happens(taken)
     others = claimed(2, priority=100)
@@ -736,7 +743,7 @@ def test_the_outcome_of_a_job_that_is_not_ours_any_more_is_dropped_and_the_rest_
 
 
 @pytest.mark.parametrize("wrong", [{"runner": ANOTHER}, {"claims": 2}, {"claims": 0}])
-def test_an_outcome_under_another_runner_or_claim_is_dropped(wrong):
+def test_an_update_with_another_runner_or_fencing_token_is_dropped(wrong):
     (mine,) = claimed()
     before = everything()
 
@@ -748,7 +755,7 @@ def test_an_outcome_under_another_runner_or_claim_is_dropped(wrong):
     assert everything() == before
 
 
-def test_a_job_that_was_cancelled_while_it_ran_is_closed_when_it_ends():
+def test_a_job_cancelled_while_it_ran_is_closed_when_it_ends():
     cancelled, other = claimed(2)
     jobs.filter(pk=cancelled.pk).update(status=CANCELLED)
 
@@ -757,26 +764,25 @@ def test_a_job_that_was_cancelled_while_it_ran_is_closed_when_it_ends():
     ) == [Dropped(cancelled, was_cancelled=True)]
 
     job = row(cancelled.pk)
-    assert (job.status, job.runner_id, job.completed, job.result, job.status_msg) == (
-        CANCELLED,
-        None,
-        at(9),
-        None,
-        "",
-    )
+    assert job.status == CANCELLED
+    assert job.runner_id is None
+    assert job.completed == at(9)
+    assert job.result is None
+    assert job.status_msg == ""
     assert row(other.pk).status == COMPLETED
 
 
-def test_a_job_that_was_cancelled_under_another_runner_is_not_closed():
+def test_a_cancelled_job_of_another_runner_is_not_closed():
     (job,) = claimed(runner=ANOTHER)
     jobs.filter(pk=job.pk).update(status=CANCELLED)
 
     dropped = [Dropped(job, was_cancelled=False)]
     assert jobs.finish(ME, [update_of(job)], at(9)) == dropped
-    assert (row(job.pk).runner_id, row(job.pk).completed) == (ANOTHER, None)
+    assert row(job.pk).runner_id == ANOTHER
+    assert row(job.pk).completed is None
 
 
-def test_a_batch_whose_commit_was_not_confirmed_may_be_written_again():
+def test_a_batch_can_be_written_again_if_its_commit_was_not_confirmed():
     done, failed, back = claimed(3)
     batch = [
         update_of(done, result=b"J1"),
@@ -790,7 +796,7 @@ def test_a_batch_whose_commit_was_not_confirmed_may_be_written_again():
     assert everything() == before
 
 
-def test_a_job_that_waits_for_its_next_attempt_says_until_when_and_one_that_has_failed_does_not():
+def test_only_a_job_that_waits_for_its_next_attempt_keeps_a_time_to_run_after():
     again, over = claimed(2)
 
     jobs.finish(
@@ -810,43 +816,45 @@ def test_a_job_that_waits_for_its_next_attempt_says_until_when_and_one_that_has_
 
 
 @pytest.mark.parametrize("status", [ENQUEUED, SCHEDULED])
-def test_a_job_that_waits_is_over_when_it_is_cancelled(status):
+def test_a_waiting_job_is_over_as_soon_as_it_is_cancelled(status):
     (pk,) = insert(status=status, run_after=at(60))
 
     assert jobs.cancel(pk)
 
-    assert (row(pk).status, row(pk).runner) == (CANCELLED, None)
+    assert row(pk).status == CANCELLED
+    assert row(pk).runner is None
     assert abs(row(pk).completed - as_field(database_now(connection))) < timedelta(seconds=30)
     assert jobs.cancelled_of(ME) == []
 
 
-def test_a_job_that_runs_is_over_only_when_its_runner_says_so():
+def test_a_cancelled_running_job_is_over_only_when_its_own_runner_closes_it():
     job, other = claimed(2)
     claimed(runner=ANOTHER)
 
     assert jobs.cancel(job.pk)
 
-    assert (row(job.pk).status, row(job.pk).runner_id, row(job.pk).completed) == (
-        CANCELLED,
-        ME,
-        None,
-    )
+    assert row(job.pk).status == CANCELLED
+    assert row(job.pk).runner_id == ME
+    assert row(job.pk).completed is None
     assert jobs.cancelled_of(ME) == [(job.pk, 1)]
     jobs.close_cancelled(ANOTHER, job.pk, 1, at())
     jobs.close_cancelled(ME, job.pk, 2, at())
     jobs.close_cancelled(ME, other.pk, 1, at())
-    assert (row(job.pk).runner_id, row(other.pk).status) == (ME, ONGOING)
+    assert row(job.pk).runner_id == ME
+    assert row(other.pk).status == ONGOING
     jobs.close_cancelled(ME, job.pk, 1, at())
-    assert (row(job.pk).runner_id, row(job.pk).completed) == (None, at())
+    assert row(job.pk).runner_id is None
+    assert row(job.pk).completed == at()
 
 
 @pytest.mark.parametrize("status", FINISHED)
-def test_a_job_that_has_ended_is_not_cancelled(status):
+def test_a_finished_job_cannot_be_cancelled(status):
     (pk,) = insert(status=status, completed=at(-5))
 
     assert not jobs.cancel(pk)
     assert not jobs.cancel(pk + 1)
-    assert (row(pk).status, row(pk).completed) == (status, at(-5))
+    assert row(pk).status == status
+    assert row(pk).completed == at(-5)
 
 
 # Rescue
@@ -865,7 +873,8 @@ def test_a_dead_runners_jobs_are_given_back_and_only_those_that_had_started_are_
     assert column("attempts", rescued) == [1, 0]
     assert column("crashes", rescued) == [1, 0]
     assert column("claims", rescued) == [1, 1]
-    assert (row(foreign.pk).status, row(foreign.pk).runner_id) == (ONGOING, ANOTHER)
+    assert row(foreign.pk).status == ONGOING
+    assert row(foreign.pk).runner_id == ANOTHER
     assert jobs.rescue(DEAD, "gone", 1) == 0
 
 
@@ -875,7 +884,7 @@ def claim_ahead(runner: int) -> list[Claim]:
 
 
 @pytest.mark.parametrize(("retries", "rescues"), [(0, 0), (1, 1), (3, 3)])
-def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries, rescues):
+def test_a_job_without_crash_retries_left_fails_with_the_reason(retries, rescues):
     (pk,) = insert(errors=[failure("earlier")])
     for _ in range(rescues):
         claim(runner=DEAD)
@@ -886,19 +895,17 @@ def test_a_job_that_crashed_as_often_as_it_may_is_failed_with_the_reason(retries
     assert jobs.rescue(DEAD, "Its runner is gone.", retries) == 1
 
     job = row(pk)
-    assert (job.status, job.runner_id, job.crashes, job.started) == (
-        FAILED,
-        None,
-        retries + 1,
-        at(),
-    )
+    assert job.status == FAILED
+    assert job.runner_id is None
+    assert job.crashes == retries + 1
+    assert job.started == at()
     assert [entry["message"] for entry in job.errors] == ["earlier", "Its runner is gone."]
     assert job.errors[-1]["at"] == job.completed.isoformat()
     assert abs(job.completed - as_field(database_now(connection))) < timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0, FAILED), (1, ENQUEUED), (None, FAILED)])
-def test_a_job_may_have_a_budget_of_its_own(own, expected):
+def test_a_job_can_have_its_own_number_of_crash_retries(own, expected):
     (job,) = claimed(runner=DEAD, crash_retries=own)
 
     jobs.rescue(DEAD, "gone", 0)
@@ -906,15 +913,16 @@ def test_a_job_may_have_a_budget_of_its_own(own, expected):
     assert row(job.pk).status == expected
 
 
-def test_a_job_that_had_not_started_is_given_back_whatever_it_was_charged_before():
+def test_a_job_that_had_not_started_is_given_back_however_often_it_crashed_before():
     (waiting,) = claim_ahead(DEAD)
     jobs.update(crashes=5)
 
     assert jobs.rescue(DEAD, "gone", 1) == 1
-    assert (row(waiting.pk).status, row(waiting.pk).crashes) == (ENQUEUED, 5)
+    assert row(waiting.pk).status == ENQUEUED
+    assert row(waiting.pk).crashes == 5
 
 
-def test_ongoing_jobs_that_name_no_runner_are_those_of_the_published_package():
+def test_ongoing_jobs_of_the_published_package_name_no_runner_and_are_rescued():
     (orphan,) = insert(status=ONGOING, started=at(-60))
     (unstarted,) = insert(status=ONGOING)
     others = claimed() + claimed(runner=DEAD)
@@ -946,9 +954,11 @@ def test_a_cancelled_job_of_a_dead_runner_is_closed_and_stays_cancelled():
 
     assert jobs.rescue(DEAD, "gone", 1) == 0
 
-    assert (row(job.pk).status, row(job.pk).runner_id) == (CANCELLED, None)
+    assert row(job.pk).status == CANCELLED
+    assert row(job.pk).runner_id is None
     assert row(job.pk).completed is not None
-    assert (row(foreign.pk).runner_id, row(foreign.pk).completed) == (ANOTHER, None)
+    assert row(foreign.pk).runner_id == ANOTHER
+    assert row(foreign.pk).completed is None
 
 
 # Prune
@@ -964,19 +974,19 @@ def prune_all(
 
 @pytest.mark.parametrize("status", FINISHED)
 @pytest.mark.parametrize("maximum", [0, 1, 3, 4])
-def test_of_each_status_as_many_are_kept_as_its_maximum_says(status, maximum):
+def test_each_status_keeps_as_many_jobs_as_its_maximum(status, maximum):
     mine = [insert(status=status, completed=at(number))[0] for number in range(4)]
     others = [insert(status=other, completed=at())[0] for other in FINISHED if other != status]
 
     assert prune_all(status, maximum) == mine[4 - maximum :] + others
 
 
-def test_a_maximum_of_none_keeps_all():
+def test_without_a_maximum_all_jobs_are_kept():
     kept = insert(4, status=COMPLETED, completed=at())
     assert prune_all(maximum=None) == kept
 
 
-def test_those_that_finished_first_go_first_whatever_their_age():
+def test_the_jobs_that_finished_first_are_pruned_first():
     early, late, middle = (
         insert(status=COMPLETED, completed=at(second))[0] for second in (1, 3, 2)
     )
@@ -985,12 +995,12 @@ def test_those_that_finished_first_go_first_whatever_their_age():
     assert prune_all(maximum=1) == [late]
 
 
-def test_of_those_that_finished_at_the_same_moment_the_oldest_go_first():
+def test_of_jobs_that_finished_at_the_same_moment_the_oldest_are_pruned_first():
     same = insert(5, status=COMPLETED, completed=at())
     assert prune_all(maximum=2) == same[3:]
 
 
-def test_nothing_is_pruned_that_finished_within_the_grace():
+def test_jobs_that_finished_within_the_grace_period_are_not_pruned():
     old, edge, fresh, newest = (
         insert(status=COMPLETED, completed=at(second))[0] for second in (-61, -60, -59, 0)
     )
@@ -1024,7 +1034,7 @@ def test_a_large_backlog_is_pruned_in_batches():
 
     assert jobs.prune(COMPLETED, 10, at(7200)) == querysets.MAINTENANCE_BATCH
     assert jobs.earliest("completed").completed == at(querysets.MAINTENANCE_BATCH), (
-        "the oldest went first"
+        "the oldest were deleted first"
     )
     assert [jobs.prune(COMPLETED, 10, at(7200)) for _ in range(2)] == [
         querysets.MAINTENANCE_BATCH - 10,
@@ -1033,7 +1043,7 @@ def test_a_large_backlog_is_pruned_in_batches():
     assert jobs.earliest("completed").completed == at(2 * querysets.MAINTENANCE_BATCH - 10)
 
 
-def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_noticed(monkeypatch):
+def test_a_waiting_job_cancelled_by_an_update_is_over_once_that_is_noticed(monkeypatch):
     monkeypatch.setattr(querysets, "MAINTENANCE_BATCH", 1)
     over = insert(2, status=CANCELLED)
     (stamped,) = insert(status=CANCELLED, completed=at(-9))
@@ -1052,7 +1062,7 @@ def test_a_job_that_was_cancelled_in_the_queue_is_over_from_when_that_was_notice
     ]
 
 
-def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_housekeeping(
+def test_a_job_scheduled_without_a_time_is_enqueued_by_the_next_maintenance(
     monkeypatch,
 ):
     monkeypatch.setattr(querysets, "MAINTENANCE_BATCH", 1)
@@ -1067,7 +1077,7 @@ def test_a_job_that_was_scheduled_for_no_time_may_run_at_the_next_round_of_house
     assert column("status", [*undated, dated, over]) == [ENQUEUED, ENQUEUED, SCHEDULED, COMPLETED]
 
 
-def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monkeypatch):
+def test_maintenance_continues_at_once_while_external_changes_remain(monkeypatch):
     monkeypatch.setattr(querysets, "MAINTENANCE_BATCH", 2)
     over = insert(7, status=CANCELLED)
     house = Maintenance(jobs.all(), Clock(connection), Conf())
@@ -1082,7 +1092,7 @@ def test_housekeeping_goes_on_at_once_with_what_a_site_has_changed_by_hand(monke
 @pytest.mark.skipif(MARIADB, reason="MariaDB stores nothing but times")
 @pytest.mark.parametrize("odd", ["'infinity'"] if POSTGRES else ["'soon'", "''", "5", "X'FF'"])
 @pytest.mark.parametrize("maximum", [0, 1, 2])
-def test_a_job_that_finished_at_what_is_no_time_is_pruned_as_well(odd, maximum):
+def test_a_job_whose_completion_time_is_invalid_is_pruned_too(odd, maximum):
     pks = insert(3, status=COMPLETED, completed=at(-60))
     with connection.cursor() as cursor:
         cursor.execute(f"UPDATE {TABLE} SET completed = {odd} WHERE id = %s", [pks[1]])
@@ -1105,7 +1115,7 @@ def test_a_job_that_finished_at_what_is_no_time_is_pruned_as_well(odd, maximum):
         (None, None, ("old", {"old": 1})),
     ],
 )
-def test_a_report_changes_only_what_it_says(message, extra, expected):
+def test_a_report_changes_only_what_it_mentions(message, extra, expected):
     (pk,) = insert(status_msg="old", extra={"old": 1})
 
     jobs.report(pk, message, extra)
@@ -1114,7 +1124,7 @@ def test_a_report_changes_only_what_it_says(message, extra, expected):
 
 
 @pytest.mark.parametrize("guards", [{"runner": ANOTHER}, {"claims": 2}, {"status": COMPLETED}, {}])
-def test_a_report_with_guards_is_dropped_unless_they_hold(guards):
+def test_a_report_is_dropped_unless_its_guards_hold(guards):
     (job,) = claimed(status_msg="old")
 
     jobs.report(job.pk, "new", None, **{"runner": ME, "claims": 1, "status": ONGOING, **guards})
@@ -1124,13 +1134,13 @@ def test_a_report_with_guards_is_dropped_unless_they_hold(guards):
 
 # Clocks
 
-AUTUMN = datetime(2026, 11, 1, 5, 30, tzinfo=UTC)  # New York has 1:30 twice: this is the first
+AUTUMN = datetime(2026, 11, 1, 5, 30, tzinfo=UTC)  # the first of two 1:30 in New York
 HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
 def in_zone(transactional_db: None) -> Iterator[Callable[[str], None]]:
-    """Puts the session at the server into a zone, whatever Django has set."""
+    """Return a function that sets the time zone of the session, whatever Django has set."""
 
     def move(offset: str) -> None:
         with connection.cursor() as cursor:
@@ -1145,7 +1155,7 @@ def in_zone(transactional_db: None) -> Iterator[Callable[[str], None]]:
 
 @pytest.mark.parametrize("use_tz", [True, False])
 @pytest.mark.parametrize("offset", ["+13:00", "-09:30"])
-def test_the_databases_clock_is_utc_whatever_the_zone_of_its_session(in_zone, offset, use_tz):
+def test_the_database_clock_is_utc_whatever_the_time_zone_of_the_session(in_zone, offset, use_tz):
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         in_zone(offset)
         now = database_now(connection)
@@ -1155,7 +1165,7 @@ def test_the_databases_clock_is_utc_whatever_the_zone_of_its_session(in_zone, of
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
-def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_zone, use_tz):
+def test_a_time_of_the_database_clock_survives_a_round_trip_through_a_field(in_zone, use_tz):
     with override_settings(USE_TZ=use_tz, TIME_ZONE="Asia/Kathmandu"):
         if MARIADB:  # on PostgreSQL Django has set the zone itself, and relies on it
             in_zone("-03:30")
@@ -1169,13 +1179,13 @@ def test_a_time_of_the_databases_clock_comes_back_from_a_field_as_it_went_in(in_
 
 
 @override_settings(USE_TZ=True, TIME_ZONE="America/New_York")
-def test_a_field_holds_an_aware_time_under_use_tz():
+def test_with_use_tz_a_field_holds_an_aware_time():
     assert as_field(AUTUMN) == AUTUMN
     assert as_field(AUTUMN + HOUR) - as_field(AUTUMN) == HOUR
 
 
 @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
-def test_a_field_holds_the_local_time_without_use_tz_and_shows_an_hour_twice_in_autumn():
+def test_without_use_tz_a_field_holds_local_time_which_repeats_an_hour_in_autumn():
     assert as_field(AUTUMN - HOUR) == datetime(2026, 11, 1, 0, 30)
     assert as_field(AUTUMN) == as_field(AUTUMN + HOUR) == datetime(2026, 11, 1, 1, 30)
     assert as_field(AUTUMN + 2 * HOUR) == datetime(2026, 11, 1, 2, 30)
@@ -1234,11 +1244,11 @@ def test_a_lease_is_renewed_only_by_the_runner_that_is_still_registered():
     assert not mine.renew()
 
 
-def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
+def test_no_runner_is_presumed_dead_after_an_outage_that_stopped_all_of_them():
     mine, dead = lease(), register(host_id="another host", lease_until=1.0)
     mine.register([])
     mine.rescue()
-    assert runners.filter(pk=dead.pk).exists(), "it has only just come"
+    assert runners.filter(pk=dead.pk).exists(), "it was seen for the first time"
     mine.clock.stepped_at = float("-inf")
     mine.steady_since -= 31
     mine.last_renewal -= 13  # something held it up
@@ -1253,8 +1263,8 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_stopped_everybody():
 
 
 @pytest.mark.parametrize("step", [-HOUR, timedelta(), HOUR], ids=["back", "none", "forward"])
-def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatch, step):
-    """A host that has slept sees the same as one whose database's clock was set forward."""
+def test_no_runner_is_presumed_dead_because_the_database_clock_was_changed(monkeypatch, step):
+    """After a suspend, a host sees the same as after the database's clock was set forward."""
     now, offset = database_now, timedelta()
     monkeypatch.setattr(
         "peasy_jobs.store.clock.database_now", lambda connection: now(connection) + offset
@@ -1269,7 +1279,7 @@ def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatc
     offset = step
     mine.rescue()
     assert runners.filter(pk=alive.id).exists()
-    assert runners.filter(pk=dead.pk).exists() == bool(step), "without a step it is seen at once"
+    assert runners.filter(pk=dead.pk).exists() == bool(step), "without a step its lease has expired"
     alive.renew_at = mine.rescue_at = 0
     assert alive.renew()
     if step:
@@ -1281,7 +1291,7 @@ def test_nobody_is_taken_for_dead_because_the_databases_clock_was_set(monkeypatc
 
 
 @pytest.mark.parametrize("use_tz", [True, False])
-def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_tz):
+def test_monotonic_times_of_this_host_are_converted_with_the_database_clock(monkeypatch, use_tz):
     monkeypatch.setattr("peasy_jobs.store.clock.database_now", lambda connection: AUTUMN)
     with override_settings(USE_TZ=use_tz):
         clock = Clock(connection)
@@ -1291,9 +1301,9 @@ def test_moments_of_this_host_are_told_by_the_databases_clock(monkeypatch, use_t
     assert error < timedelta(seconds=10)
 
 
-# Trouble
+# Errors
 
-real_trouble = pytest.mark.django_db(transaction=True)
+real_transactions = pytest.mark.django_db(transaction=True)
 
 
 def of(action: Callable[[], Any]) -> BaseException:
@@ -1314,7 +1324,7 @@ def impatient(transactional_db: None) -> Iterator[None]:
     connection.close()
 
 
-def test_a_lock_that_is_not_given_up_in_time_is_told_from_an_outage(impatient):
+def test_a_lock_timeout_is_recognised_as_a_lock(impatient):
     (pk,) = insert()
     with locked(pk):
         error = of(lambda: retitle(pk))
@@ -1322,7 +1332,7 @@ def test_a_lock_that_is_not_given_up_in_time_is_told_from_an_outage(impatient):
     retitle(pk)
 
 
-def test_a_claim_that_meets_a_lock_gives_up_too(impatient):
+def test_a_claim_does_not_wait_longer_than_the_lock_timeout(impatient):
     (pk,) = insert()
     with locked(pk):
         if SQLITE:
@@ -1333,8 +1343,8 @@ def test_a_claim_that_meets_a_lock_gives_up_too(impatient):
 
 
 @servers_only
-@real_trouble
-def test_a_deadlock_is_a_lock():
+@real_transactions
+def test_a_deadlock_is_recognised_as_a_lock():
     one, two = insert(2)
     errors: list[DatabaseError] = []
 
@@ -1357,8 +1367,8 @@ def test_a_deadlock_is_a_lock():
     assert vendors.is_locked(error)
 
 
-@real_trouble
-def test_a_row_that_changed_since_the_transaction_has_read_it_is_a_lock():
+@real_transactions
+def test_a_serialization_failure_is_recognised_as_a_lock():
     (pk,) = insert()
     with second_connection() as other:
         with other.cursor() as cursor:
@@ -1387,8 +1397,8 @@ def test_a_row_that_changed_since_the_transaction_has_read_it_is_a_lock():
 
 
 @servers_only
-@real_trouble
-def test_a_connection_that_the_server_has_closed_is_an_outage():
+@real_transactions
+def test_a_connection_closed_by_the_server_is_an_outage():
     with second_connection() as other:
         with other.cursor() as cursor:
             cursor.execute("SELECT pg_backend_pid()" if POSTGRES else "SELECT CONNECTION_ID()")
@@ -1401,25 +1411,27 @@ def test_a_connection_that_the_server_has_closed_is_an_outage():
     assert [vendors.is_locked(error) for error in errors] == [False, False]
 
 
-@real_trouble
+@real_transactions
 def test_a_database_that_cannot_be_reached_is_an_outage(tmp_path):
     with second_connection() as other:
         other.settings_dict["NAME" if SQLITE else "PORT"] = (
             tmp_path / "none" / "db.sqlite3" if SQLITE else 1
         )
         error = of(other.ensure_connection)
-    assert vendors.is_outage(error) and not vendors.is_locked(error)
+    assert vendors.is_outage(error)
+    assert not vendors.is_locked(error)
 
 
-@pytest.mark.skipif(not SQLITE, reason="a file may be read-only")
-@real_trouble
+@pytest.mark.skipif(not SQLITE, reason="only a file can be read-only")
+@real_transactions
 def test_a_read_only_file_is_an_outage():
     (pk,) = insert()
     with second_connection() as other:
         with other.cursor() as cursor:
             cursor.execute("PRAGMA query_only = ON")
         error = of(lambda: retitle(pk, other))
-    assert vendors.is_outage(error) and not vendors.is_locked(error)
+    assert vendors.is_outage(error)
+    assert not vendors.is_locked(error)
 
 
 def test_wrong_data_is_neither_a_lock_nor_an_outage():
@@ -1427,11 +1439,13 @@ def test_wrong_data_is_neither_a_lock_nor_an_outage():
     with transaction.atomic():
         error = of(lambda: jobs.filter(pk=pk).update(attempts=None))
         connection.needs_rollback = True
-    assert not vendors.is_locked(error) and not vendors.is_outage(error)
-    assert isinstance(error, DatabaseError) and not isinstance(error, OperationalError)
+    assert not vendors.is_locked(error)
+    assert not vendors.is_outage(error)
+    assert isinstance(error, DatabaseError)
+    assert not isinstance(error, OperationalError)
 
 
-def test_the_errors_of_a_job_are_stored_as_json_a_page_can_read():
+def test_the_errors_of_a_job_are_stored_as_json_text():
     (job,) = claimed()
     jobs.finish(ME, [update_of(job, FAILED, error=failure('a "quoted" \u2028 é'))], at())
     assert json.loads(json.dumps(row(job.pk).errors))[0]["message"] == 'a "quoted" \u2028 é'

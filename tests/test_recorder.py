@@ -1,4 +1,4 @@
-"""Outcomes and progress on their way into a database that does not always take them."""
+"""Writing outcomes and progress, also if the database refuses them or is unavailable."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ servers_only = pytest.mark.skipif(SQLITE, reason="SQLite locks the whole file")
 
 
 class Time:
-    """What the recorder takes for `time.monotonic()`."""
+    """Replaces `time.monotonic()` in the recorder."""
 
     now = 1000.0
 
@@ -58,7 +58,7 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 @pytest.fixture
 def recorder(transactional_db: None) -> Iterator[Recorder]:
-    """A recorder on a connection that gives up a lock as soon as the database can."""
+    """A recorder whose connection has the shortest lock timeout."""
     vendors.configure_session(connection, 0.05)
     clock = Clock(connection)
     clock.sync()
@@ -92,12 +92,12 @@ def shown(claim: Claim) -> tuple[str, Any]:
 # Outcomes
 
 
-def test_a_batch_is_written_and_forgotten(recorder):
+def test_a_batch_is_written_once(recorder):
     one, two = claimed(2)
     recorder.record(done(one))
     recorder.record(JobUpdate(claim=two, status=ENQUEUED, attempts=-1))
 
-    assert recorder.write(ME, urgent=True) is True, "something went back to the queue"
+    assert recorder.write(ME, urgent=True) is True, "a job went back into the queue"
 
     assert statuses(one, two) == [COMPLETED, ENQUEUED]
     assert recorder.updates == []
@@ -106,7 +106,7 @@ def test_a_batch_is_written_and_forgotten(recorder):
 
 @pytest.fixture
 def zone(request, transactional_db, settings):
-    """A site with `USE_TZ` or without, and the zone of its columns."""
+    """A site with or without `USE_TZ`, and the time zone of its columns."""
     settings.USE_TZ, zone = request.param
     with mock.patch.dict(connection.settings_dict, TIME_ZONE=zone):
         forget_zone()
@@ -142,10 +142,11 @@ def test_times_are_stored_as_django_stores_them(zone, fraction):
         cursor.execute(f"SELECT started, completed FROM {TABLE}")
         by_us, by_django = cursor.fetchall()
     assert by_us == by_django
-    assert (row(one).started, row(one).completed) == (started, completed)
+    assert row(one).started == started
+    assert row(one).completed == completed
 
 
-def test_batches_are_written_a_moment_apart_unless_it_is_urgent(recorder, time):
+def test_batches_are_written_at_an_interval_unless_urgent(recorder, time):
     first, second, third = claimed(3)
     recorder.record(done(first))
     recorder.write(ME, urgent=False)
@@ -166,7 +167,7 @@ def test_batches_are_written_a_moment_apart_unless_it_is_urgent(recorder, time):
 
 
 @servers_only
-def test_a_locked_job_waits_and_the_others_land(recorder, time):
+def test_a_locked_job_waits_while_the_others_are_written(recorder, time):
     first, held, last = claimed(3)
     for claim in (first, held, last):
         recorder.record(done(claim))
@@ -177,7 +178,7 @@ def test_a_locked_job_waits_and_the_others_land(recorder, time):
         assert [update.claim for update in recorder.unwritten] == [held]
         with CaptureQueriesContext(connection) as context:
             recorder.write(ME, urgent=True)
-        assert len(context) == 0, "it is left alone for a moment, however urgent"
+        assert len(context) == 0, "it is not tried again at once, even if urgent"
         assert recorder.next_write_at(urgent=True) == time.now + LOCKED_RETRY_DELAY
 
     time.now += LOCKED_RETRY_DELAY
@@ -187,7 +188,7 @@ def test_a_locked_job_waits_and_the_others_land(recorder, time):
 
 
 @servers_only
-def test_a_locked_job_does_not_hold_up_what_ends_after_it(recorder, time):
+def test_a_locked_job_does_not_delay_jobs_that_end_later(recorder, time):
     held, later = claimed(2)
     recorder.record(done(held))
     with locked(held.pk):
@@ -199,8 +200,8 @@ def test_a_locked_job_does_not_hold_up_what_ends_after_it(recorder, time):
 
 
 @servers_only
-def test_a_locked_job_is_tried_as_often_whatever_ends_meanwhile(recorder, time, monkeypatch):
-    """Each try may take as long as the lock timeout, and everything waits for it."""
+def test_a_locked_job_is_not_tried_more_often_when_other_jobs_end(recorder, time, monkeypatch):
+    """Each try may take as long as the lock timeout, and delays everything else."""
     held, *others = claimed(21)
     tries = 0
     finish = querysets.JobQuerySet.finish
@@ -217,12 +218,12 @@ def test_a_locked_job_is_tried_as_often_whatever_ends_meanwhile(recorder, time, 
             recorder.record(done(claim))
             recorder.write(ME, urgent=True)
             assert statuses(claim) == [COMPLETED]
-        assert tries == 2, "in its batch and by itself"
+        assert tries == 2, "once in its batch and once alone"
 
 
 @servers_only
 def test_many_locked_jobs_take_no_longer_than_a_few(recorder, monkeypatch):
-    """The heartbeat waits for it."""
+    """The heartbeat has to wait for them."""
     monkeypatch.setattr(recorder_module, "ROW_BY_ROW_SECONDS", 0.0)
     claims = claimed(5)
     for claim in claims:
@@ -247,7 +248,7 @@ def test_many_locked_jobs_take_no_longer_than_a_few(recorder, monkeypatch):
         for _ in pks:
             recorder.locked_at = 0
             recorder.write(ME, urgent=True)
-        assert tried == [[pk] for pk in pks], "one at a time, and not always the same"
+        assert tried == [[pk] for pk in pks], "one at a time, each in turn"
     for _ in pks:
         recorder.locked_at = 0
         recorder.write(ME, urgent=True)
@@ -255,7 +256,7 @@ def test_many_locked_jobs_take_no_longer_than_a_few(recorder, monkeypatch):
 
 
 @pytest.mark.skipif(not SQLITE, reason="only SQLite locks the whole file")
-def test_a_locked_file_keeps_all_and_says_so(recorder, time):
+def test_a_locked_file_raises_and_loses_nothing(recorder, time):
     first, second = claimed(2)
     recorder.record(done(first))
     recorder.record(done(second))
@@ -271,7 +272,7 @@ def test_a_locked_file_keeps_all_and_says_so(recorder, time):
     assert statuses(first, second) == [COMPLETED, COMPLETED]
 
 
-def test_an_outage_keeps_all_and_says_so(recorder, time, monkeypatch):
+def test_an_outage_raises_and_loses_no_update(recorder, time, monkeypatch):
     (job,) = claimed(1)
     recorder.record(done(job))
 
@@ -310,9 +311,7 @@ UNSTORABLE = {
 
 
 @pytest.mark.parametrize("wrong", UNSTORABLE.values(), ids=UNSTORABLE)
-def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(
-    recorder, caplog, wrong
-):
+def test_an_outcome_that_the_database_refuses_fails_only_that_job(recorder, caplog, wrong):
     first, bad, last = claimed(3)
     times = {name: as_field(database_now(connection)) for name in ("started", "completed")}
     recorder.record(done(first))
@@ -326,18 +325,16 @@ def test_what_the_database_refuses_fails_that_job_plainly_and_the_rest_lands(
     assert recorder.updates == []
     job = row(bad)
     assert job.error.startswith("The outcome of this job could not be stored: ")
-    assert (job.started, job.completed, job.runner, job.result) == (
-        times["started"],
-        times["completed"],
-        None,
-        None,
-    )
+    assert job.started == times["started"]
+    assert job.completed == times["completed"]
+    assert job.runner is None
+    assert job.result is None
     assert [entry.message for entry in caplog.records] == [
         f"a job (job {bad.pk}) failed: {job.error}"
     ]
 
 
-def test_a_job_that_goes_back_with_what_the_database_refuses_has_ended(recorder):
+def test_a_job_given_back_with_progress_that_the_database_refuses_fails(recorder):
     (job,) = claimed(1)
     recorder.record_progress(Report(job.pk, 1, "\ud800", None))
     recorder.record(JobUpdate(claim=job, status=ENQUEUED, attempts=-1))
@@ -345,10 +342,10 @@ def test_a_job_that_goes_back_with_what_the_database_refuses_has_ended(recorder)
     recorder.write(ME, urgent=True)
 
     assert row(job).status == FAILED
-    assert row(job).completed is not None, "else it is never pruned"
+    assert row(job).completed is not None, "otherwise it is never pruned"
 
 
-def test_an_outcome_that_came_too_late_is_dropped_and_logged(recorder, caplog):
+def test_the_outcome_of_a_job_cancelled_meanwhile_is_dropped_and_logged(recorder, caplog):
     taken, mine = claimed(2)
     jobs.filter(pk=taken.pk).update(status=CANCELLED)
     recorder.record(done(taken))
@@ -471,13 +468,13 @@ def test_an_update_whose_function_is_missing_stays_decided_when_the_database_goe
 
 
 def writes(action: Callable[[], Any]) -> int:
-    """How often a job's row is written."""
+    """Return how often `action` updates a job's row."""
     with CaptureQueriesContext(connection) as context:
         action()
     return sum(query["sql"].startswith("UPDATE") and TABLE in query["sql"] for query in context)
 
 
-def test_of_many_reports_the_last_is_written(recorder):
+def test_only_the_last_of_many_reports_is_written(recorder):
     (job,) = claimed(1)
     for number in range(100):
         recorder.record_progress(
@@ -490,7 +487,7 @@ def test_of_many_reports_the_last_is_written(recorder):
     assert recorder.progress == {}
 
 
-def test_a_message_and_an_extra_that_were_reported_apart_are_both_written(recorder):
+def test_a_message_and_an_extra_reported_separately_are_both_written(recorder):
     (job,) = claimed(1)
     recorder.record_progress(Report(job.pk, 1, "importing", None))
     recorder.record_progress(Report(job.pk, 1, None, '{"progress": 5}'))
@@ -500,7 +497,7 @@ def test_a_message_and_an_extra_that_were_reported_apart_are_both_written(record
     assert shown(job) == ("importing", {"progress": 5})
 
 
-def test_progress_is_written_a_few_times_a_second_however_urgent(recorder, time):
+def test_progress_is_written_at_its_own_interval_even_if_urgent(recorder, time):
     (job,) = claimed(1)
 
     def report(message: str) -> int:
@@ -518,7 +515,7 @@ def test_progress_is_written_a_few_times_a_second_however_urgent(recorder, time)
     assert PROGRESS_INTERVAL == 0.25
 
 
-def test_the_last_progress_is_written_with_the_ending(recorder, time):
+def test_the_last_progress_is_written_with_the_outcome(recorder, time):
     spoken, silent = claimed(2)
     recorder.write(ME, urgent=True)
     recorder.progress_at = time.now + 60
@@ -533,9 +530,7 @@ def test_the_last_progress_is_written_with_the_ending(recorder, time):
     assert recorder.progress == {}
 
 
-def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_reason(
-    recorder, caplog
-):
+def test_a_retry_is_logged_with_its_delay_and_reason(recorder, caplog):
     failed, asked = claimed(2)
     in_a_minute = recorder.clock.at(monotonic() + 60.4)
     error = {
@@ -558,7 +553,7 @@ def test_a_job_that_waits_for_its_retry_is_one_warning_with_the_seconds_and_the_
     ]
 
 
-def test_a_job_that_cancelled_itself_is_one_line(recorder, caplog):
+def test_a_job_that_cancels_itself_is_logged_once(recorder, caplog):
     (job,) = claimed(1)
     recorder.record(
         JobUpdate(claim=job, status=CANCELLED, completed=recorder.clock.at(monotonic()))
@@ -572,14 +567,15 @@ def test_a_job_that_cancelled_itself_is_one_line(recorder, caplog):
     ] == [("INFO", f"a job (job {job.pk}) cancelled itself.")]
 
 
-def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(recorder):
+def test_progress_of_an_earlier_claim_is_not_written_with_the_outcome(recorder):
     (job,) = claimed(1)
     recorder.record_progress(Report(job.pk, 0, "of another life", None))
     recorder.record(done(job))
 
     recorder.write(ME, urgent=True)
 
-    assert (row(job).status, row(job).status_msg) == (COMPLETED, "")
+    assert row(job).status == COMPLETED
+    assert row(job).status_msg == ""
 
 
 @pytest.mark.parametrize(
@@ -591,7 +587,7 @@ def test_progress_of_an_earlier_claim_is_not_written_with_the_ending(recorder):
         {"status": ENQUEUED, "runner": None},
     ],
 )
-def test_progress_of_a_job_that_is_not_ours_any_more_is_dropped(recorder, meanwhile):
+def test_progress_of_a_job_that_is_no_longer_held_is_dropped(recorder, meanwhile):
     taken, mine = claimed(2)
     jobs.filter(pk=taken.pk).update(**meanwhile)
     recorder.record_progress(Report(taken.pk, 1, "late", "{}"))
@@ -605,7 +601,7 @@ def test_progress_of_a_job_that_is_not_ours_any_more_is_dropped(recorder, meanwh
 
 
 @servers_only
-def test_progress_that_meets_a_lock_waits_and_the_others_land(recorder, time):
+def test_progress_of_a_locked_job_waits_while_the_others_are_written(recorder, time):
     held, other = claimed(2)
     for claim in (held, other):
         recorder.record_progress(Report(claim.pk, 1, "half way", None))
@@ -619,7 +615,7 @@ def test_progress_that_meets_a_lock_waits_and_the_others_land(recorder, time):
     assert shown(held)[0] == "half way"
 
 
-def test_progress_that_the_database_refuses_is_dropped_and_the_job_goes_on(recorder, caplog):
+def test_progress_that_the_database_refuses_is_dropped_and_the_job_continues(recorder, caplog):
     bad, other = claimed(2)
     recorder.record_progress(Report(bad.pk, 1, "\ud800", None))
     recorder.record_progress(Report(other.pk, 1, "fine", None))
@@ -635,8 +631,7 @@ def test_progress_that_the_database_refuses_is_dropped_and_the_job_goes_on(recor
     assert recorder.progress == {}
 
 
-def test_the_refusals_of_a_database_are_no_outages():
-    """Else the tests above would show nothing: they would be waited out."""
-    assert not vendors.is_outage(DatabaseError("wrong data")) and vendors.is_outage(
-        OperationalError("gone")
-    )
+def test_refused_data_is_not_an_outage():
+    """Otherwise the recorder would wait instead of failing the job, and the tests above would prove nothing."""
+    assert not vendors.is_outage(DatabaseError("wrong data"))
+    assert vendors.is_outage(OperationalError("gone"))

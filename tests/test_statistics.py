@@ -106,12 +106,12 @@ def hour() -> list[Point]:
         (1e300, 11),
     ],
 )
-def test_a_time_is_counted_in_the_bucket_it_is_in(seconds, place):
+def test_a_duration_is_counted_in_the_bucket_that_contains_it(seconds, place):
     assert bucket(seconds) == place
     assert len(EDGES) == len(BOUNDS) + 2 == 13
 
 
-def test_a_quantile_is_inside_the_bucket_where_the_share_of_jobs_is_reached():
+def test_a_quantile_lies_in_the_bucket_in_which_the_share_of_jobs_is_reached():
     counts = [0] * 12
     assert quantile(counts, 0.5) is None
     counts[3] = 1
@@ -136,14 +136,14 @@ def test_a_quantile_is_never_above_the_longest_time():
 
 
 @pytest.mark.parametrize("time", [-5.0, 0.0, 0.0001])
-def test_clocks_that_disagree_break_no_quantile(time):
+def test_a_longest_time_below_the_first_bucket_does_not_break_a_quantile(time):
     assert quantile([7] + [0] * 11, 0.95, time) == EDGES[0]
 
 
 # Counting
 
 
-def test_each_end_is_counted_with_the_time_it_waited_and_ran(counters):
+def test_each_finished_job_is_counted_with_the_time_it_waited_and_ran(counters):
     counters.count(
         [
             ended(waited=0.3, run=3),
@@ -170,7 +170,7 @@ def test_each_end_is_counted_with_the_time_it_waited_and_ran(counters):
     assert stored() == {MINUTE: counts}, "once"
 
 
-def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(counters):
+def test_jobs_that_all_take_the_lower_end_of_a_bucket_are_shown_with_that(counters):
     counters.count([ended(waited=60, run=10)] * 8)
     counters.write()
 
@@ -180,7 +180,7 @@ def test_jobs_that_all_took_as_long_as_a_bucket_begins_read_as_that(counters):
     assert "half of the jobs ran up to 10 s, 95% up to 10 s." in words
 
 
-def test_short_jobs_and_a_few_long_ones_read_as_both(counters):
+def test_median_and_p95_distinguish_short_jobs_from_a_few_long_ones(counters):
     counters.count([*[ended(run=0.05)] * 90, *[ended(run=70)] * 10])
     counters.write()
 
@@ -189,7 +189,7 @@ def test_short_jobs_and_a_few_long_ones_read_as_both(counters):
     assert 60 < p95 < 70
 
 
-def test_a_job_that_waited_since_the_beginning_of_time_breaks_no_chart(counters):
+def test_an_infinite_waiting_time_does_not_break_the_chart(counters):
     update = ended(run=1)
     since_ever = update.claim._replace(since=float("-inf"))
     counters.count([update._replace(claim=since_ever)])
@@ -199,7 +199,7 @@ def test_a_job_that_waited_since_the_beginning_of_time_breaks_no_chart(counters)
     assert " h" in charts.seconds(history.last_hour(NOW))
 
 
-def test_the_longest_time_of_a_minute_only_ever_grows(counters):
+def test_the_longest_time_of_a_minute_never_decreases(counters):
     known = []
     for waited, run in [(None, None), (None, 3), (2, 1), (1, None), (1, 4), (-1, 0)]:
         counters.count([ended(waited=waited, run=run)])
@@ -216,7 +216,7 @@ def test_the_longest_time_of_a_minute_only_ever_grows(counters):
 
 
 @pytest.mark.parametrize("status", [ENQUEUED, SCHEDULED])
-def test_a_job_that_runs_again_does_not_count(counters, status):
+def test_a_job_that_runs_again_is_not_counted(counters, status):
     counters.count([ended(status, waited=1, run=1)])
     assert not counters.counts
 
@@ -230,7 +230,7 @@ def claimed(count: int, **columns: Any) -> list[Claim]:
     return PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=count, now=now))
 
 
-def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_not(counters):
+def test_a_job_cancelled_while_it_ran_is_counted_and_a_lost_one_is_not(counters):
     done, cancelled, lost = claimed(3)
     PeasyJobQueue.objects.filter(pk=cancelled.pk).update(status=CANCELLED)
     PeasyJobQueue.objects.filter(pk=lost.pk).update(runner=ME + 1)
@@ -253,7 +253,7 @@ def test_what_was_cancelled_as_it_ran_is_counted_as_that_and_what_was_lost_is_no
     ],
     ids=["new", "was due", "retried", "put back", "crashed"],
 )
-def test_a_claim_says_since_when_the_job_has_waited(columns, seconds):
+def test_a_claim_contains_the_time_since_which_the_job_has_waited(columns, seconds):
     now = database_now(connection)
     if "run_after" in columns:
         columns = {**columns, "run_after": as_field(now + timedelta(seconds=columns["run_after"]))}
@@ -273,10 +273,11 @@ def test_a_job_that_was_given_back_has_waited_since_the_same_time(counters):
     PeasyJobQueue.objects.finish(ME, [JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)], at(0))
     (again,) = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=1, now=at(0)))
 
-    assert (again.fencing_token, again.since) == (2, claim.since)
+    assert again.fencing_token == 2
+    assert again.since == claim.since
 
 
-def test_a_time_that_nobody_can_read_stops_no_claim():
+def test_an_unreadable_time_does_not_prevent_a_claim():
     broken = {"sqlite": "'soon'", "postgres": "'infinity'", "mariadb": "'9999-12-31'"}[
         settings.TEST_DATABASE
     ]
@@ -292,7 +293,7 @@ def test_a_time_that_nobody_can_read_stops_no_claim():
 # Writing
 
 
-def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(counters):
+def test_counting_needs_no_query_and_writing_at_most_two_per_minute(counters):
     recorder = Recorder(connection, PeasyJobQueue.objects.all(), counters.clock, counters)
 
     def queries(count: int) -> int:
@@ -314,7 +315,7 @@ def test_counting_takes_no_query_and_writing_one_or_two_whatever_was_counted(cou
     assert stored()[MINUTE]["completed"] == 53
 
 
-def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
+def test_runners_that_write_the_same_minutes_concurrently_lose_no_count():
     minutes = [MINUTE + n // 4 for n in range(200)]
     run_concurrently(
         *(
@@ -327,7 +328,7 @@ def test_runners_that_add_to_the_same_minutes_at_the_same_time_lose_nothing():
     assert longest() == [(None, 5)] * 50
 
 
-def test_what_is_older_than_two_days_is_deleted_in_small_batches(counters):
+def test_minutes_older_than_two_days_are_deleted_in_batches(counters):
     old = [PeasyMinute(minute=MINUTE - KEPT_MINUTES - n) for n in range(1, DELETE_BATCH + 11)]
     PeasyMinute.objects.bulk_create(
         [*old, PeasyMinute(minute=MINUTE - KEPT_MINUTES), PeasyMinute(minute=MINUTE)]
@@ -338,7 +339,7 @@ def test_what_is_older_than_two_days_is_deleted_in_small_batches(counters):
     assert set(stored()) == {MINUTE - KEPT_MINUTES, MINUTE}
 
 
-def test_a_runner_writes_every_ten_seconds_or_so(counters, monkeypatch):
+def test_statistics_are_written_about_every_ten_seconds(counters, monkeypatch):
     now = monotonic()
     monkeypatch.setattr(maintenance, "monotonic", lambda: now)
     house = Maintenance(PeasyJobQueue.objects.all(), counters.clock, Conf())
@@ -352,7 +353,7 @@ def test_a_runner_writes_every_ten_seconds_or_so(counters, monkeypatch):
     assert written == [0, 0, 3, 3, 5]
 
 
-def test_a_lock_is_not_waited_for_and_nothing_is_lost(counters):
+def test_writing_statistics_does_not_wait_for_a_lock_and_loses_nothing(counters):
     PeasyMinute.objects.create(minute=MINUTE)
     vendors.configure_session(connection, 0.05)
     counters.count([ended()])
@@ -369,7 +370,7 @@ def test_a_lock_is_not_waited_for_and_nothing_is_lost(counters):
     assert stored() == {MINUTE: {"completed": 1, "failed": 7}}
 
 
-def test_an_outage_is_raised_and_nothing_is_lost(counters, monkeypatch):
+def test_an_outage_while_writing_statistics_raises_and_loses_nothing(counters, monkeypatch):
     counters.count([ended(run=1)])
     with monkeypatch.context() as patch, pytest.raises(OperationalError):
         patch.setattr(
@@ -382,7 +383,9 @@ def test_an_outage_is_raised_and_nothing_is_lost(counters, monkeypatch):
     assert longest() == [(None, 1)]
 
 
-def test_what_cannot_be_stored_is_dropped_and_said_once(counters, monkeypatch, caplog):
+def test_statistics_that_cannot_be_stored_are_dropped_with_one_warning(
+    counters, monkeypatch, caplog
+):
     monkeypatch.setattr(counters, "_add", raises(DataError("integer out of range")))
     for _ in range(2):
         counters.count([ended(run=1)])
@@ -403,7 +406,7 @@ def raises(error: Exception) -> Callable[..., None]:
 # Reading
 
 
-def test_the_last_hour_has_a_point_for_each_minute():
+def test_the_last_hour_has_one_point_per_minute():
     PeasyMinute.objects.create(minute=MINUTE - 60, completed=100)
     PeasyMinute.objects.create(minute=MINUTE - 59, completed=2, w3=2, r5=2)
     PeasyMinute.objects.create(minute=MINUTE, failed=1, cancelled=3)
@@ -416,12 +419,13 @@ def test_the_last_hour_has_a_point_for_each_minute():
         *[(0,) * 3] * 58,
         (0, 1, 3),
     ]
-    assert (points[0].start, points[-1].start) == (at(-59 * 60 - 30), at(-30))
+    assert points[0].start == at(-59 * 60 - 30)
+    assert points[-1].start == at(-30)
     assert [bucket(time) for time in points[0][-4:]] == [3, 3, 5, 5]
     assert points[-1][-4:] == (None,) * 4
 
 
-def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
+def test_the_last_day_has_one_point_per_quarter_of_an_hour():
     for minute in (MINUTE - 24 * 60, MINUTE - 8, MINUTE - 7, MINUTE):  # it is seven minutes past
         PeasyMinute.objects.create(minute=minute, completed=1, r2=1)
     with CaptureQueriesContext(connection) as captured:
@@ -429,14 +433,12 @@ def test_the_last_day_has_a_point_for_each_quarter_of_an_hour():
 
     assert len(captured) == 1
     assert [point.completed for point in points] == [*[0] * 94, 1, 2]
-    assert (points[0].start, points[-1].start) == (
-        at(-7 * 60 - 30 - 95 * 15 * 60),
-        at(-7 * 60 - 30),
-    )
+    assert points[0].start == at(-7 * 60 - 30 - 95 * 15 * 60)
+    assert points[-1].start == at(-7 * 60 - 30)
     assert {point.minutes for point in points} == {15}
 
 
-def test_a_point_of_several_minutes_has_the_longest_time_of_them():
+def test_a_point_for_several_minutes_shows_their_longest_time():
     for minute, run_max in (
         (MINUTE, 11),
         (MINUTE - 1, 12),
@@ -448,7 +450,7 @@ def test_a_point_of_several_minutes_has_the_longest_time_of_them():
     assert history.last_day(NOW)[-1].run_p95 == pytest.approx(10 * 1.2**0.95)
 
 
-def test_a_minute_of_which_the_longest_time_is_not_known_may_have_had_any_of_its_last_bucket():
+def test_without_a_longest_time_a_quantile_may_reach_the_end_of_the_last_bucket():
     PeasyMinute.objects.create(minute=MINUTE, completed=1, r7=1, run_max=12)
     PeasyMinute.objects.create(minute=MINUTE - 1, completed=1, r7=1)
     assert history.last_hour(NOW)[-2].run_p95 == pytest.approx(10 * 6**0.95)
@@ -462,7 +464,7 @@ def test_a_longest_time_is_added_to_a_row_that_has_none(counters):
     assert longest() == [(None, 3)]
 
 
-def test_the_jobs_of_a_runner_appear_when_it_ends(run_peasy, tmp_path):
+def test_a_runner_writes_its_statistics_when_it_ends(run_peasy, tmp_path):
     was_due = jobs.nothing.using(run_after=timedelta(seconds=-30))()
     all_of_them = [
         was_due,
@@ -521,11 +523,12 @@ def drawn(chart: Callable[..., str], points: list[Point]) -> tuple[ElementTree.E
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_a_chart_needs_no_style_of_its_own_and_has_a_name(chart):
+def test_a_chart_has_a_name_and_no_inline_style(chart):
     svg, markup = drawn(chart, points(**BUSY))
 
     assert "style" not in markup
-    assert (svg.get("role"), svg.get("viewBox")) == ("img", "0 0 320 164")
+    assert svg.get("role") == "img"
+    assert svg.get("viewBox") == "0 0 320 164"
     ids = [element.get("id") for element in svg.iter() if element.get("id")]
     assert svg.get("aria-labelledby").split() == ids[:2]
     assert len(ids) == len(set(ids))
@@ -535,7 +538,7 @@ def test_a_chart_needs_no_style_of_its_own_and_has_a_name(chart):
     )
 
 
-def test_the_charts_say_in_words_what_they_show():
+def test_the_charts_describe_in_words_what_they_show():
     jobs_chart, seconds_chart = (drawn(chart, points(**BUSY))[0] for chart in CHARTS)
 
     assert jobs_chart.find("title").text == "Jobs per minute in the last hour"
@@ -551,7 +554,7 @@ def test_the_charts_say_in_words_what_they_show():
     assert labels[:8] == ["1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min", "10 min", "1 h"]
 
 
-def test_one_failure_among_a_thousand_jobs_is_to_be_seen():
+def test_one_failure_among_a_thousand_jobs_is_visible():
     svg, _ = drawn(charts.jobs_per_minute, points(**BUSY))
     bars = {
         bar.get("class"): bar
@@ -561,7 +564,7 @@ def test_one_failure_among_a_thousand_jobs_is_to_be_seen():
     assert float(bars["peasy-chart-bar peasy-chart-failed"].get("height")) >= 1.5
 
 
-def test_a_point_without_neighbours_is_long_enough_to_show_whether_it_is_dashed():
+def test_an_isolated_point_is_long_enough_to_show_its_dashes():
     css = (ROOT / "peasy_jobs/static/peasy_jobs/charts.css").read_text()
     dash, gap = map(int, re.search(r"stroke-dasharray: (\d) (\d)", css).groups())
     svg, _ = drawn(charts.seconds, points(**BUSY))
@@ -579,13 +582,13 @@ def test_a_point_without_neighbours_is_long_enough_to_show_whether_it_is_dashed(
         (charts.seconds, "No job ran to its end in the last hour."),
     ],
 )
-def test_an_hour_in_which_nothing_ended_says_so(chart, text):
+def test_a_chart_without_data_says_that_nothing_ended(chart, text):
     svg, _ = drawn(chart, points())
     assert [element.text for element in svg.iter("text")] == [text] == [svg.find("desc").text]
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_coordinates_are_numbers_in_every_language(chart):
+def test_chart_coordinates_are_not_localised(chart):
     with translation.override("de"):
         svg, markup = drawn(chart, points(**BUSY))
     for element in svg.iter():

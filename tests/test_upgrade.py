@@ -105,7 +105,7 @@ class Calls:
         return note, (self.path, "loaded")
 
 
-def test_nothing_that_was_stored_is_lost(insert):
+def test_the_upgrade_loses_no_stored_value(insert):
     user = get_user_model().objects.create(username="somebody")
     rows = [
         insert("echo", 1, columns={"user_id": user.pk, "extra": {"progress": 0}}),
@@ -150,7 +150,7 @@ def test_nothing_that_was_stored_is_lost(insert):
     assert jobs.filter(user=None).count() == 5
 
 
-def test_old_arguments_and_results_are_read_as_they_were(insert):
+def test_old_arguments_and_results_are_read_unchanged(insert):
     values = [
         None,
         "a text",
@@ -171,14 +171,12 @@ def test_old_arguments_and_results_are_read_as_they_were(insert):
 
     found = jobs.in_bulk()
     for pk, value in stored.items():
-        assert (found[pk].result, found[pk].args, found[pk].kwargs) == (
-            value,
-            (value,),
-            {"flag": value},
-        )
+        assert found[pk].result == value
+        assert found[pk].args == (value,)
+        assert found[pk].kwargs == {"flag": value}
 
 
-def test_a_result_that_cannot_be_unpickled_any_more_stays_and_harms_no_other_row(insert):
+def test_a_result_that_can_no_longer_be_unpickled_affects_only_its_own_row(insert):
     gone = b"\x80\x04cno_such_module\nGone\n)\x81."
     pk = insert("echo", 1, result=gone, columns=completed())
     fine = insert("echo", 2, result=pickle.dumps(2), columns=completed())
@@ -188,10 +186,11 @@ def test_a_result_that_cannot_be_unpickled_any_more_stays_and_harms_no_other_row
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         _ = jobs.get(pk=pk).result
     assert bytes(jobs.get(pk=pk).result_data).endswith(gone)
-    assert (jobs.get(pk=pk).args, jobs.get(pk=fine).result) == ((1,), 2)
+    assert jobs.get(pk=pk).args == (1,)
+    assert jobs.get(pk=fine).result == 2
 
 
-def test_waiting_jobs_run_and_the_oldest_first(insert, run_peasy, tmp_path):
+def test_waiting_jobs_run_after_the_upgrade_oldest_first(insert, run_peasy, tmp_path):
     record = str(tmp_path / "record")
     day = insert("echo", date(2025, 1, 2))
     own = insert("own_pk")
@@ -211,14 +210,13 @@ def test_waiting_jobs_run_and_the_oldest_first(insert, run_peasy, tmp_path):
         [[1], {"user_pk": 7}],
     ]
     assert notes(record) == ["first", "second"]
-    assert (found[broken].status, found[broken].error) == (FAILED, "ValueError: still broken")
+    assert found[broken].status == FAILED
+    assert found[broken].error == "ValueError: still broken"
     assert not jobs.filter(status=ENQUEUED).exists()
     assert "tests.jobs.no_such_job" in found[lost].error
 
 
-def test_jobs_that_ran_under_the_published_runner_are_orphans_and_run_again(
-    insert, run_peasy, tmp_path
-):
+def test_jobs_that_were_running_before_the_upgrade_run_again(insert, run_peasy, tmp_path):
     record = tmp_path / "record"
     pk = insert("write_note", str(record), columns=ongoing())
 
@@ -227,10 +225,12 @@ def test_jobs_that_ran_under_the_published_runner_are_orphans_and_run_again(
 
     job = jobs.get(pk=pk)
     assert notes(record) == ["ran"]
-    assert (job.status, job.crashes, job.runner) == (COMPLETED, 1, None)
+    assert job.status == COMPLETED
+    assert job.crashes == 1
+    assert job.runner is None
 
 
-def test_what_had_ended_is_not_run_again(insert, run_peasy, tmp_path):
+def test_finished_jobs_do_not_run_again(insert, run_peasy, tmp_path):
     record = tmp_path / "record"
     waiting = {"status": CANCELLED, "status_msg": "Cancelled"}
     ends = [
@@ -262,7 +262,7 @@ def test_what_had_ended_is_not_run_again(insert, run_peasy, tmp_path):
     )
 
 
-def test_the_migration_loads_no_pickle(insert, tmp_path):
+def test_the_migration_unpickles_nothing(insert, tmp_path):
     path = tmp_path / "loaded"
     trap = Calls(str(path))
     pk = insert("echo", trap, result=pickle.dumps(trap), columns=completed(), flag=trap)
@@ -274,7 +274,7 @@ def test_the_migration_loads_no_pickle(insert, tmp_path):
     assert notes(path) == ["loaded"]
 
 
-def test_a_pickle_that_nobody_signed_is_refused_after_the_upgrade(insert, run_peasy, tmp_path):
+def test_an_unsigned_pickle_is_refused_after_the_upgrade(insert, run_peasy, tmp_path):
     insert("echo", 1)
     migrate()
     path, record = tmp_path / "loaded", tmp_path / "record"
@@ -293,15 +293,13 @@ def test_a_pickle_that_nobody_signed_is_refused_after_the_upgrade(insert, run_pe
     assert notes(path) == notes(record) == []
     for pk in pks.values():
         job = jobs.get(pk=pk)
-        assert (job.status, job.errors[-1]["exception"]) == (
-            FAILED,
-            "peasy_jobs.payloads.PayloadRefused",
-        )
+        assert job.status == FAILED
+        assert job.errors[-1]["exception"] == "peasy_jobs.payloads.PayloadRefused"
     with pytest.raises(PayloadRefused):
         _ = jobs.get(pk=pks["args"]).args
 
 
-def test_a_pickle_that_claims_to_be_signed_before_the_upgrade_is_not_vouched_for(insert, tmp_path):
+def test_a_pickle_with_a_forged_signature_is_not_signed_by_the_upgrade(insert, tmp_path):
     path = tmp_path / "loaded"
     pk = insert(
         "echo", result=payloads.PICKLE + pickle.dumps(Calls(str(path))), columns=completed()
@@ -331,7 +329,7 @@ def insert_many(insert: Insert, count: int, result: bytes | None = None) -> None
                 )
 
 
-def test_a_table_of_thousands_of_rows_is_signed_and_signing_again_changes_nothing(insert):
+def test_signing_thousands_of_rows_a_second_time_changes_nothing(insert):
     insert_many(insert, 1203, result=pickle.dumps("a result"))
 
     migrate(SIGNED)
@@ -344,7 +342,7 @@ def test_a_table_of_thousands_of_rows_is_signed_and_signing_again_changes_nothin
     assert stored() == once
 
 
-def test_an_upgrade_that_was_interrupted_goes_on_where_it_stopped(insert, monkeypatch):
+def test_an_interrupted_upgrade_continues_where_it_stopped(insert, monkeypatch):
     insert_many(insert, 1203)
     sign, signed = payloads.signed, []
 
@@ -366,7 +364,7 @@ def test_an_upgrade_that_was_interrupted_goes_on_where_it_stopped(insert, monkey
     assert {job.args for job in jobs.all()} == {(0,)}
 
 
-def test_many_large_results_are_signed(insert):
+def test_many_large_results_are_signed_by_the_upgrade(insert):
     """Together more than MariaDB takes in one statement."""
     value = b"\0" * 400_000
     insert_many(insert, 48, result=pickle.dumps(value))
@@ -376,7 +374,7 @@ def test_many_large_results_are_signed(insert):
     assert {job.result for job in jobs.all()} == {value}
 
 
-def test_no_migration_is_missing():
+def test_the_models_match_the_migrations():
     output = io.StringIO()
     call_command("makemigrations", "peasy_jobs", check=True, dry_run=True, stdout=output)
     assert "No changes" in output.getvalue()

@@ -102,7 +102,7 @@ def cut_connections() -> int:
 
 
 @only_servers
-def test_connections_that_are_cut_under_load_lose_no_job_and_run_none_twice(run_peasy, tmp_path):
+def test_dropped_connections_under_load_lose_no_job_and_run_none_twice(run_peasy, tmp_path):
     record = tmp_path / "record"
     runners = [run_peasy("--concurrency", "2", settings=SHORT_LEASE) for _ in range(2)]
     with transaction.atomic():
@@ -125,7 +125,7 @@ def test_connections_that_are_cut_under_load_lose_no_job_and_run_none_twice(run_
 
 @only_servers
 @pytest.mark.parametrize("fault", ["silence", "refusal", "resets"])
-def test_a_server_that_is_away_for_two_leases_costs_no_job_its_claim(
+def test_jobs_keep_their_claim_while_the_server_is_away_for_two_leases(
     run_peasy, tmp_path, proxy, fault
 ):
     records = [tmp_path / f"record {number}" for number in range(4)]
@@ -162,11 +162,9 @@ def test_a_server_that_is_away_for_two_leases_costs_no_job_its_claim(
     # Long enough for each of them to take the other for dead, if it would.
     heartbeats_of_each(before)
     for job, was in zip(todo[1::2], claimed[1::2], strict=True):
-        assert (row(job).status, row(job).claims, row(job).runner_id) == (
-            ONGOING,
-            was.claims,
-            was.runner_id,
-        )
+        assert row(job).status == ONGOING
+        assert row(job).claims == was.claims
+        assert row(job).runner_id == was.runner_id
     Path(tmp_path, "go 1").touch()
     done = finished(*todo, timeout=LATE)
     assert {(job.status, job.result, job.attempts, job.crashes, job.claims) for job in done} == {
@@ -200,9 +198,7 @@ def heartbeats_of_each(pks: set[int]) -> None:
 
 
 @only_servers
-def test_a_runner_that_meets_silence_when_it_starts_begins_when_the_server_answers(
-    run_peasy, proxy
-):
+def test_a_runner_starts_once_an_unresponsive_server_answers(run_peasy, proxy):
     proxy.silent = True
     command = run_peasy(settings={**SHORT_LEASE, **through(proxy)}, ready=False)
     command.wait_for_output("Cannot use the database (", LATE)
@@ -215,7 +211,7 @@ def test_a_runner_that_meets_silence_when_it_starts_begins_when_the_server_answe
 
 @only_servers
 @pytest.mark.parametrize("fault", ["silent", "refusing"])
-def test_a_runner_ends_on_a_signal_though_the_server_is_away(run_peasy, proxy, fault):
+def test_a_runner_stops_on_a_signal_while_the_server_is_away(run_peasy, proxy, fault):
     command = run_peasy(settings={**SHORT_LEASE, **through(proxy)})
     setattr(proxy, fault, True)
     command.wait_for_output("Cannot use the database (", LATE)
@@ -227,9 +223,7 @@ def test_a_runner_ends_on_a_signal_though_the_server_is_away(run_peasy, proxy, f
 
 
 @only_sqlite
-def test_a_job_that_holds_the_write_lock_for_three_leases_costs_no_job_its_claim(
-    run_peasy, tmp_path
-):
+def test_jobs_keep_their_claim_while_one_holds_the_write_lock_for_three_leases(run_peasy, tmp_path):
     records = [tmp_path / name for name in ("lock", "one", "two")]
     runners = [run_peasy("--concurrency", "2", settings=SHORT_LEASE) for _ in range(2)]
     before = set(PeasyRunner.objects.values_list("pk", flat=True))
@@ -258,7 +252,7 @@ def test_a_job_that_holds_the_write_lock_for_three_leases_costs_no_job_its_claim
 
 
 @only_sqlite
-def test_a_runner_that_meets_a_lock_as_it_ends_takes_its_row_along_all_the_same(run_peasy):
+def test_a_stopping_runner_removes_its_row_despite_a_lock(run_peasy):
     command = run_peasy()
     with locked(-1):
         command.signal(signal.SIGTERM)
@@ -270,7 +264,7 @@ def test_a_runner_that_meets_a_lock_as_it_ends_takes_its_row_along_all_the_same(
 
 
 @only_sqlite
-def test_a_lock_of_a_second_is_waited_out_and_not_worth_a_line(run_peasy, tmp_path):
+def test_a_lock_of_one_second_is_not_logged(run_peasy, tmp_path):
     command = run_peasy(settings=SHORT_LEASE)
     with locked(-1):
         since = time.monotonic()
@@ -284,7 +278,7 @@ def test_a_lock_of_a_second_is_waited_out_and_not_worth_a_line(run_peasy, tmp_pa
 
 
 @only_servers
-def test_a_lock_on_the_row_of_a_job_that_ends_holds_up_that_job_alone(run_peasy, tmp_path):
+def test_a_lock_on_the_row_of_an_ending_job_delays_only_that_job(run_peasy, tmp_path):
     record = tmp_path / "record"
     command = run_peasy("--concurrency", "2", settings=SHORT_LEASE)
     job = jobs.wait_for(str(tmp_path / "go"), str(record))
@@ -296,19 +290,17 @@ def test_a_lock_on_the_row_of_a_job_that_ends_holds_up_that_job_alone(run_peasy,
         heartbeats(6)  # more than a lease
         assert row(job).status == ONGOING
     (job,) = finished(job)
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
-        COMPLETED,
-        "waited",
-        1,
-        0,
-        1,
-    )
+    assert job.status == COMPLETED
+    assert job.result == "waited"
+    assert job.attempts == 1
+    assert job.crashes == 0
+    assert job.claims == 1
     assert len(notes(record)) == 2
     assert "Traceback" not in command.output()
 
 
 @only_servers
-def test_a_job_that_holds_its_own_row_for_longer_than_a_lease_loses_nothing(run_peasy, tmp_path):
+def test_a_job_that_locks_its_own_row_for_longer_than_a_lease_loses_nothing(run_peasy, tmp_path):
     record = tmp_path / "record"
     commands = [run_peasy("--concurrency", "2", settings=SHORT_LEASE) for _ in range(2)]
     job = jobs.hold_own_row(str(tmp_path / "go"), str(record))
@@ -319,27 +311,26 @@ def test_a_job_that_holds_its_own_row_for_longer_than_a_lease_loses_nothing(run_
     assert row(job).status == ONGOING
     Path(tmp_path, "go").touch()
     (job,) = finished(job)
-    assert (job.status, job.result, job.title, job.attempts, job.claims) == (
-        COMPLETED,
-        "let go",
-        "held",
-        1,
-        1,
-    )
+    assert job.status == COMPLETED
+    assert job.result == "let go"
+    assert job.title == "held"
+    assert job.attempts == 1
+    assert job.claims == 1
     assert notes(record) == ["started", "ended"]
     for command in commands:
         assert "Traceback" not in command.output()
 
 
 @only_servers
-def test_a_lock_on_a_waiting_job_holds_up_that_job_alone(run_peasy, tmp_path):
+def test_a_lock_on_a_waiting_job_delays_only_that_job(run_peasy, tmp_path):
     job = jobs.echo("first")
     with locked(job.pk):
         run_peasy(settings=SHORT_LEASE)
         finished(*[jobs.echo(number) for number in range(20)], timeout=LATE)
         assert row(job).status == ENQUEUED
     (job,) = finished(job)
-    assert (job.result, job.attempts) == ("first", 1)
+    assert job.result == "first"
+    assert job.attempts == 1
 
 
 # A disk that takes nothing
@@ -349,7 +340,7 @@ def test_a_lock_on_a_waiting_job_holds_up_that_job_alone(run_peasy, tmp_path):
 @pytest.mark.skipif(
     not hasattr(resource, "prlimit"), reason="only Linux can limit the files of another process"
 )
-def test_a_disk_that_takes_no_more_is_waited_out(run_peasy, tmp_path):
+def test_a_runner_waits_until_a_full_disk_has_space_again(run_peasy, tmp_path):
     record = tmp_path / "record"
     command = run_peasy(settings=SHORT_LEASE)
     job = jobs.wait_for(str(tmp_path / "go"), str(record))
@@ -373,13 +364,11 @@ def test_a_disk_that_takes_no_more_is_waited_out(run_peasy, tmp_path):
         resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (soft, hard))
         (job,) = finished(job, timeout=LATE)
         reader.connection.execute("ROLLBACK")
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
-        COMPLETED,
-        "waited",
-        1,
-        0,
-        1,
-    )
+    assert job.status == COMPLETED
+    assert job.result == "waited"
+    assert job.attempts == 1
+    assert job.crashes == 0
+    assert job.claims == 1
     assert len(notes(record)) == 2
     (after,) = finished(jobs.echo("after"))
     assert after.result == "after"
@@ -387,7 +376,7 @@ def test_a_disk_that_takes_no_more_is_waited_out(run_peasy, tmp_path):
 
 
 @only_sqlite
-def test_a_database_that_is_read_only_is_said_and_ends_no_runner(run_peasy):
+def test_a_read_only_database_is_logged_and_does_not_stop_the_runner(run_peasy):
     own = connection.settings_dict
     options = {**own["OPTIONS"], "init_command": "PRAGMA query_only=1"}
     database = {"ENGINE": own["ENGINE"], "NAME": str(own["NAME"]), "OPTIONS": options}
@@ -427,7 +416,7 @@ def ask(path: Path, query: str) -> list[Any]:
 
 
 @only_sqlite
-def test_sqlite_as_django_sets_it_up_works_and_a_check_recommends_what_is_better(django, tmp_path):
+def test_sqlite_works_with_default_options_and_a_check_recommends_better_ones(django, tmp_path):
     check = django("check")
     assert check.wait() == 0
     assert "(peasy_jobs.W003)" in check.output()
@@ -451,7 +440,7 @@ def test_sqlite_as_django_sets_it_up_works_and_a_check_recommends_what_is_better
 
 
 @only_sqlite
-def test_a_runner_that_is_started_before_migrate_waits_for_it_and_says_so(django, tmp_path):
+def test_a_runner_started_before_migrate_logs_that_it_waits(django, tmp_path):
     command = django("run_peasy")
     command.wait_for_output("Cannot use the database (migrations are missing, 0001_initial, ")
     command.wait_for_output("run manage.py migrate). Trying until it works again.")
@@ -471,7 +460,7 @@ def test_a_runner_that_is_started_before_migrate_waits_for_it_and_says_so(django
 
 @only_sqlite
 @pytest.mark.parametrize("made", ["before the runner came", "while the job ran"])
-def test_a_backup_that_is_moved_over_the_file_is_gone_on_with(django, tmp_path, made):
+def test_a_runner_continues_with_a_backup_moved_over_the_database_file(django, tmp_path, made):
     record, go, site, backup = (
         tmp_path / name for name in ("record", "go", "site.sqlite3", "backup.sqlite3")
     )
@@ -526,7 +515,7 @@ def check(run_peasy: Callable[..., Command], *args: str, **options: Any) -> tupl
     return code, command.output()
 
 
-def test_a_runner_waits_for_a_migration_that_is_missing(run_peasy):
+def test_a_runner_waits_for_a_missing_migration(run_peasy):
     with newest_migration_missing() as name:
         command = run_peasy(ready=False)
         command.wait_for_output(
@@ -539,16 +528,14 @@ def test_a_runner_waits_for_a_migration_that_is_missing(run_peasy):
     assert_one_episode(command)
 
 
-def test_a_probe_is_told_that_migrations_are_missing(run_peasy, transactional_db):
+def test_check_reports_missing_migrations(run_peasy, transactional_db):
     with newest_migration_missing() as name:
         code, output = check(run_peasy)
-    assert (code, output) == (
-        1,
-        f"CommandError: Migrations are missing ({name}): run manage.py migrate.\n",
-    )
+    assert code == 1
+    assert output == f"CommandError: Migrations are missing ({name}): run manage.py migrate.\n"
 
 
-def test_a_probe_is_told_that_the_database_is_away(run_peasy, tmp_path):
+def test_check_reports_that_the_database_is_away(run_peasy, tmp_path):
     own = {
         name: connection.settings_dict[name]
         for name in ("ENGINE", "NAME", "USER", "PASSWORD", "OPTIONS")
@@ -566,13 +553,13 @@ def test_a_probe_is_told_that_the_database_is_away(run_peasy, tmp_path):
     assert output.startswith("CommandError: The database cannot be used: ")
 
 
-def test_a_probe_of_an_idle_site_is_content_with_or_without_a_runner(run_peasy):
+def test_check_succeeds_on_an_idle_site_with_or_without_a_runner(run_peasy):
     assert check(run_peasy) == (0, "Runners alive: 0.\n")
     run_peasy()
     assert check(run_peasy) == (0, "Runners alive: 1.\n")
 
 
-def test_a_probe_is_told_of_each_queue_that_has_waiting_jobs_and_no_runner(run_peasy, tmp_path):
+def test_check_reports_each_queue_with_waiting_jobs_and_no_runner(run_peasy, tmp_path):
     jobs.nothing()
     for _ in range(2):
         jobs.nothing.using(queue_name="mail")()
@@ -602,10 +589,11 @@ def test_a_probe_is_told_of_each_queue_that_has_waiting_jobs_and_no_runner(run_p
     finished(long)
 
 
-def test_a_probe_that_names_queues_misses_their_runners_though_nothing_waits(run_peasy):
+def test_check_of_named_queues_reports_missing_runners_even_if_nothing_waits(run_peasy):
     jobs.nothing()
     code, output = check(run_peasy, "--queue", "mail")
-    assert (code, output.splitlines()[0]) == (1, "Runners alive: 0.")
+    assert code == 1
+    assert output.splitlines()[0] == "Runners alive: 0."
     assert output.splitlines()[1:] == [
         "CommandError: No runner is alive for queue mail: start one with manage.py run_peasy --queue mail."
     ]
@@ -613,10 +601,11 @@ def test_a_probe_that_names_queues_misses_their_runners_though_nothing_waits(run
     assert check(run_peasy, "--queue", "mail") == (0, "Runners alive: 1.\n")
     code, output = check(run_peasy, "--queue", "mail", "--queue", "default")
     assert code == 1
-    assert "Queue default: 1 waiting" in output and "No runner is alive for queue default" in output
+    assert "Queue default: 1 waiting" in output
+    assert "No runner is alive for queue default" in output
 
 
-def test_a_probe_does_not_count_a_runner_whose_lease_has_run_out(run_peasy):
+def test_check_does_not_count_a_runner_whose_lease_has_expired(run_peasy):
     command = run_peasy(settings={"PEASY_LEASE": 2})
     command.kill()
     jobs.nothing()

@@ -1,4 +1,4 @@
-"""A disk that is full while jobs run: a real one, small, with an SQLite database on it."""
+"""A small real disk with an SQLite database, which becomes full while jobs run."""
 
 import contextlib
 import subprocess
@@ -19,7 +19,7 @@ from tests.faults.test_database_trouble import only_sqlite
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """16 MB in memory."""
+    """Mount a disk of 16 MB in memory."""
     place = tmp_path / "disk"
     place.mkdir()
     try:
@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def database(disk: Path, transactional_db: None) -> Iterator[dict[str, Any]]:
-    """The default database of the test, on that disk."""
+    """Create the default database of the test on that disk."""
     database = {"ENGINE": connection.settings_dict["ENGINE"], "NAME": str(disk / "site.sqlite3")}
     database["OPTIONS"] = connection.settings_dict["OPTIONS"]
     with default_database(database):
@@ -46,7 +46,7 @@ def database(disk: Path, transactional_db: None) -> Iterator[dict[str, Any]]:
 
 
 def fill(path: Path) -> None:
-    """Leave no space for another page of the database."""
+    """Fill the disk so that no page of the database fits on it."""
     with connection.cursor() as cursor:
         cursor.execute(
             "PRAGMA wal_checkpoint(TRUNCATE)"
@@ -61,7 +61,7 @@ def fill(path: Path) -> None:
 
 
 @only_sqlite
-def test_a_disk_that_is_full_under_load_loses_no_job_and_runs_none_twice(
+def test_a_full_disk_under_load_loses_no_job_and_runs_none_twice(
     database: dict[str, Any], disk: Path, run_peasy: Callable[..., Any], tmp_path: Path
 ) -> None:
     load = Load(run_peasy, tmp_path, database)

@@ -1,4 +1,4 @@
-"""Rows that no site's code wrote: by hand, by another program, in a database that lets a column hold anything."""
+"""Rows with values that peasy_jobs never writes, stored by hand or by another program."""
 
 import logging
 from datetime import timedelta
@@ -35,16 +35,18 @@ only_sqlite = pytest.mark.skipif(not SQLITE, reason="only SQLite lets a column h
 
 LATE = 40
 ALL = {"PEASY_MAX_COMPLETED": None, "PEASY_MAX_FAILED": None, "PEASY_POLLING_INTERVAL": 0.3}
-MOST = 2**63 - 1 if SQLITE else 2**31 - 1 if POSTGRES else 2**32 - 1  # that a counter holds
+MAX_COUNTER = (
+    2**63 - 1 if SQLITE else 2**31 - 1 if POSTGRES else 2**32 - 1
+)  # the largest value of a counter
 DAMAGED = "The row of this job is damaged: "
-WORN_OUT = (
+EXHAUSTED = (
     "The counter `claims` or `attempts` of this job has reached 2,147,483,647, the largest value of its"
     " column. Enqueue the job again."
 )
 
 
 class Odd(NamedTuple):
-    """What somebody wrote into a row, as SQL, and what becomes of the job."""
+    """Values stored in a row, as SQL by column, and what becomes of the job."""
 
     columns: dict[str, str]
     status: str = COMPLETED
@@ -54,17 +56,17 @@ class Odd(NamedTuple):
         return ", ".join(f"{name} = {value}" for name, value in self.columns.items())
 
 
-def worn_out(name: str) -> Odd:
-    error = f"{DAMAGED}{name} is {float(MOST + 1)!r}." if SQLITE else WORN_OUT
-    return Odd({name: str(MOST)}, FAILED, error)
+def exhausted(name: str) -> Odd:
+    error = f"{DAMAGED}{name} is {float(MAX_COUNTER + 1)!r}." if SQLITE else EXHAUSTED
+    return Odd({name: str(MAX_COUNTER)}, FAILED, error)
 
 
 EVERYWHERE = [
     Odd({"priority": "-32768"}),
     Odd({"priority": "32767"}),
     Odd({"status": "'S'", "run_after": "NULL"}),
-    worn_out("claims"),
-    worn_out("attempts"),
+    exhausted("claims"),
+    exhausted("attempts"),
 ]
 IN_POSTGRES = [
     Odd({"status": "'S'", "run_after": "'-infinity'"}),
@@ -95,7 +97,7 @@ def write(job: PeasyJobQueue, odd: Odd) -> None:
 
 
 def outcome(job: PeasyJobQueue) -> tuple[str, str]:
-    """Its status and error. Nothing else is read: a test could not."""
+    """Return status and error of a job. Its other columns may be unreadable."""
     status, errors = PeasyJobQueue.objects.values_list("status", "errors").get(pk=job.pk)
     return status, errors[-1]["message"] if errors else ""
 
@@ -109,13 +111,13 @@ def assert_lives(command: Command) -> None:
 
 
 @pytest.mark.parametrize("first", ["rows", "runner"])
-def test_odd_rows_fail_plainly_or_run_and_no_other_job_is_held_up(run_peasy, first):
+def test_jobs_with_invalid_rows_fail_clearly_or_run_and_delay_no_other_job(run_peasy, first):
     odd, plain = [], []
     kinds = ODD
     if first == "runner":
         kinds = [
             kind for kind in ODD if "NULL" not in str(kind)
-        ]  # which wait for a round of housekeeping
+        ]  # such rows wait for the next maintenance
         command = run_peasy("--concurrency", "2", settings=ALL)
         finished(jobs.nothing())
     for kind in kinds:
@@ -140,12 +142,12 @@ def test_odd_rows_fail_plainly_or_run_and_no_other_job_is_held_up(run_peasy, fir
     wait_until(lambda: became() == expected, message=lambda: f"{became()}\n{command.output()}")
     assert_lives(command)
     assert command.output().count("failed: ") == sum(
-        kind.status == FAILED and kind.error != WORN_OUT for kind in kinds
+        kind.status == FAILED and kind.error != EXHAUSTED for kind in kinds
     )
 
 
-@pytest.mark.parametrize("crashes", [str(MOST), "'many'"] if SQLITE else [str(MOST)])
-def test_a_job_of_a_dead_runner_that_can_count_no_more_crashes_has_failed(run_peasy, crashes):
+@pytest.mark.parametrize("crashes", [str(MAX_COUNTER), "'many'"] if SQLITE else [str(MAX_COUNTER)])
+def test_a_rescued_job_whose_crash_counter_is_exhausted_fails(run_peasy, crashes):
     odd, plain = jobs.nothing(), jobs.echo("plain")
     PeasyJobQueue.objects.filter(pk__in=[odd.pk, plain.pk]).update(
         status=ONGOING, runner=2**40, claims=1, attempts=1, started=plain.created
@@ -153,7 +155,8 @@ def test_a_job_of_a_dead_runner_that_can_count_no_more_crashes_has_failed(run_pe
     write(odd, Odd({"crashes": crashes}))
     command = run_peasy(settings=ALL)
     (plain,) = finished(plain, timeout=LATE)
-    assert (plain.result, plain.crashes) == ("plain", 1)
+    assert plain.result == "plain"
+    assert plain.crashes == 1
     gone = "The runner of this job was presumed dead before it claimed the job."
     wait_until(lambda: outcome(odd) == (FAILED, gone), message=command.describe)
     assert_lives(command)
@@ -191,14 +194,14 @@ ME, DEAD = 2**40, 2**41
 
 @pytest.fixture
 def own_connection(transactional_db: None):
-    """Set up as a runner does it."""
+    """A connection with the settings of a runner."""
     vendors.configure_session(connection, 0.5)
     yield
     connection.close()
 
 
 def a_runner_works(recorder: Recorder, lease: Lease, house: Maintenance) -> None:
-    """One turn of what a runner does to the table, with jobs that all complete."""
+    """Do what a runner does to the table in one iteration. All jobs complete."""
     all_jobs, clock = recorder.jobs, recorder.clock
     lease.rescue_at = house.promote_at = house.prune_at = float("-inf")
     lease.looked_for_orphans = False
@@ -229,7 +232,7 @@ def a_runner_works(recorder: Recorder, lease: Lease, house: Maintenance) -> None
     st.sampled_from([ME, DEAD]),
     st.dictionaries(st.sampled_from(COLUMNS), ANYTHING, min_size=1, max_size=4),
 )
-# Each of these ended a runner once, or held up all it does.
+# Each of these once stopped or blocked a runner.
 @example("Q", ME, {"runner_id": ""})
 @example("O", DEAD, {"claims": "", "crashes": 9})
 @example("O", ME, {"claims": ""})
@@ -239,7 +242,9 @@ def a_runner_works(recorder: Recorder, lease: Lease, house: Maintenance) -> None
 @example("S", ME, {"run_after": b"\xff"})
 @example("C", ME, {"completed": 5})
 @example("F", ME, {"completed": "soon"})
-def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, runner, odd):
+def test_any_value_in_a_row_leaves_the_other_jobs_running(
+    own_connection, caplog, status, runner, odd
+):
     caplog.set_level(logging.CRITICAL, "peasy_jobs")
     clock = Clock(connection)
     all_jobs = PeasyJobQueue.objects.all()
@@ -260,11 +265,11 @@ def test_whatever_a_row_holds_the_others_run(own_connection, caplog, status, run
         with connection.cursor() as cursor:
             assignments = ", ".join(f"{column} = %s" for column in odd)
             cursor.execute(f"UPDATE {TABLE} SET {assignments} WHERE id = %s", [*odd.values(), pk])
-    except DatabaseError:  # the column takes less than anything
+    except DatabaseError:  # the column refuses the value
         return
     for _ in range(3):
         plain = [jobs.nothing(), jobs.nothing.using(run_after=timedelta(seconds=-1))()]
-        for _ in range(2):  # jobs that were scheduled are promoted first
+        for _ in range(2):  # scheduled jobs are promoted by the first iteration
             a_runner_works(
                 Recorder(connection, all_jobs, clock),
                 lease,
