@@ -1,4 +1,4 @@
-"""A runner ends on a signal, in the middle of anything: nothing is lost, nothing is left, and it exits with 0."""
+"""On a signal a runner exits with 0, whatever it is doing, and no job and no process is left."""
 
 import os
 import signal
@@ -15,9 +15,9 @@ from tests.processes import REPOSITORY, both_worker_types
 from tests.rows import assert_gone, finished, heartbeats, is_gone, row, with_app, workers_of
 from tests.waiting import wait_until
 
-PROMPT = 5  # seconds: on an idle machine it is a tenth of one
-LONG_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 600}
-SHORT_LIFE = {"PEASY_SHUTDOWN_TIMEOUT": 0.3}
+PROMPT = 5  # seconds; an idle machine needs a tenth of one
+LONG_TIMEOUT = {"PEASY_SHUTDOWN_TIMEOUT": 600}
+SHORT_TIMEOUT = {"PEASY_SHUTDOWN_TIMEOUT": 0.3}
 
 both_signals = pytest.mark.parametrize(
     "signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"]
@@ -25,10 +25,16 @@ both_signals = pytest.mark.parametrize(
 
 
 def assert_given_back(job: PeasyJobQueue, claims: int = 1) -> None:
-    """As if it had never been claimed, but for the fence that only grows."""
+    """Check that a job is as if it had never been claimed, except for its fencing token."""
     job = row(job)
-    assert (job.status, job.runner_id, job.started, job.completed) == (ENQUEUED, None, None, None)
-    assert (job.attempts, job.crashes, job.claims, job.errors) == (0, 0, claims, [])
+    assert job.status == ENQUEUED
+    assert job.runner_id is None
+    assert job.started is None
+    assert job.completed is None
+    assert job.attempts == 0
+    assert job.crashes == 0
+    assert job.claims == claims
+    assert job.errors == []
 
 
 # Idle
@@ -36,8 +42,8 @@ def assert_given_back(job: PeasyJobQueue, claims: int = 1) -> None:
 
 @both_worker_types
 @both_signals
-def test_an_idle_runner_ends_at_once(run_peasy, worker_type, signum):
-    command = run_peasy("--worker-type", worker_type, settings=LONG_LIFE)
+def test_an_idle_runner_exits_at_once_on_a_signal(run_peasy, worker_type, signum):
+    command = run_peasy("--worker-type", worker_type, settings=LONG_TIMEOUT)
     finished(jobs.nothing())
     command.signal(signum)
     assert command.wait(PROMPT) == 0
@@ -45,7 +51,7 @@ def test_an_idle_runner_ends_at_once(run_peasy, worker_type, signum):
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
-def test_a_runner_that_has_only_just_started_ends_without_a_traceback(run_peasy, group):
+def test_a_signal_during_start_up_ends_the_runner_without_a_traceback(run_peasy, group):
     command = run_peasy("--concurrency", "2")
     command.signal(signal.SIGINT, group=group)
     assert command.wait(PROMPT) == 0
@@ -54,7 +60,7 @@ def test_a_runner_that_has_only_just_started_ends_without_a_traceback(run_peasy,
     assert "died" not in command.output()
 
 
-def test_one_more_signal_after_all_is_done_is_no_failure(run_peasy):
+def test_a_signal_during_interpreter_shutdown_does_not_change_the_exit_code(run_peasy):
     command = run_peasy(settings=with_app("tests.fault_apps.SignalAtInterpreterExit"))
     finished(jobs.nothing())
     command.signal(signal.SIGINT)
@@ -62,7 +68,7 @@ def test_one_more_signal_after_all_is_done_is_no_failure(run_peasy):
     assert "Traceback" not in command.output()
 
 
-def test_a_runner_ends_while_its_worker_server_still_loads_the_project(run_peasy, tmp_path):
+def test_a_signal_ends_a_runner_whose_fork_server_is_still_loading_the_project(run_peasy, tmp_path):
     slow = tmp_path / "slow"
     slow.mkdir()
     Path(slow, "__init__.py").touch()
@@ -87,37 +93,41 @@ def test_a_runner_ends_while_its_worker_server_still_loads_the_project(run_peasy
 
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
 @both_signals
-def test_a_busy_runner_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_path, signum, group):
-    # systemd and Docker signal the whole group, a terminal does so with Ctrl-C.
+def test_after_a_signal_a_runner_claims_nothing_and_lets_its_job_finish(
+    run_peasy, tmp_path, signum, group
+):
+    # systemd, Docker, and Ctrl-C in a terminal signal the whole process group.
     go, record = tmp_path / "go", tmp_path / "record"
-    command = run_peasy("--concurrency", "2", settings={**LONG_LIFE, "PEASY_LEASE": 2})
+    command = run_peasy("--concurrency", "2", settings={**LONG_TIMEOUT, "PEASY_LEASE": 2})
     job = jobs.last_words(str(go), str(record))
     wait_until(lambda: notes(record))
     command.signal(signum, group=group)
     command.wait_for_output("Stopping: claiming no more jobs, 1 still running.")
     late = jobs.write_note(str(record), "too late")
-    heartbeats(2)  # its lease is renewed all the time
+    heartbeats(2)  # it still renews its lease
     assert command.process.poll() is None
     assert row(job).status == ONGOING
     go.touch()
     assert command.wait() == 0
     job = row(job)
-    assert (job.status, job.result, job.status_msg, job.extra) == (
-        COMPLETED,
-        "said",
-        "last words",
-        {"progress": 99},
-    )
-    assert (job.attempts, job.crashes, job.runner_id) == (1, 0, None)
+    assert job.status == COMPLETED
+    assert job.result == "said"
+    assert job.status_msg == "last words"
+    assert job.extra == {"progress": 99}
+    assert job.attempts == 1
+    assert job.crashes == 0
+    assert job.runner_id is None
     assert_given_back(late, claims=0)
     assert len(notes(record)) == 1
     assert_gone(command)
 
 
-def test_a_busy_runner_of_threads_claims_no_more_and_lets_its_job_finish(run_peasy, tmp_path):
+def test_after_a_signal_a_runner_of_threads_claims_nothing_and_lets_its_job_finish(
+    run_peasy, tmp_path
+):
     go, record = tmp_path / "go", tmp_path / "record"
     command = run_peasy(
-        "--worker-type", "thread", "--concurrency", "2", settings={**LONG_LIFE, "PEASY_LEASE": 2}
+        "--worker-type", "thread", "--concurrency", "2", settings={**LONG_TIMEOUT, "PEASY_LEASE": 2}
     )
     job = jobs.last_words(str(go), str(record))
     wait_until(lambda: notes(record))
@@ -128,18 +138,16 @@ def test_a_busy_runner_of_threads_claims_no_more_and_lets_its_job_finish(run_pea
     go.touch()
     assert command.wait() == 0
     job = row(job)
-    assert (job.status, job.result, job.status_msg, job.attempts) == (
-        COMPLETED,
-        "said",
-        "last words",
-        1,
-    )
+    assert job.status == COMPLETED
+    assert job.result == "said"
+    assert job.status_msg == "last words"
+    assert job.attempts == 1
     assert_given_back(late, claims=0)
     assert_gone(command)
 
 
-def test_progress_is_shown_while_the_runner_waits_for_its_jobs(run_peasy, tmp_path):
-    command = run_peasy("--concurrency", "2", settings=LONG_LIFE)
+def test_outcomes_are_written_while_a_stopping_runner_waits_for_other_jobs(run_peasy, tmp_path):
+    command = run_peasy("--concurrency", "2", settings=LONG_TIMEOUT)
     first = jobs.last_words(str(tmp_path / "first"), str(tmp_path / "record"))
     second = jobs.wait_for(str(tmp_path / "second"), str(tmp_path / "record"))
     wait_until(lambda: len(notes(tmp_path / "record")) == 2)
@@ -157,12 +165,12 @@ def test_progress_is_shown_while_the_runner_waits_for_its_jobs(run_peasy, tmp_pa
 
 
 @both_signals
-def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_runs_again(
+def test_a_job_over_the_shutdown_timeout_is_killed_with_its_program_and_runs_again(
     run_peasy, tmp_path, signum
 ):
     go, record = tmp_path / "go", tmp_path / "record"
     job = jobs.program_and_wait(str(go), str(record))
-    command = run_peasy(settings=SHORT_LIFE)
+    command = run_peasy(settings=SHORT_TIMEOUT)
     wait_until(lambda: notes(record))
     worker, program = map(int, notes(record)[0].split())
     assert not is_gone(worker)
@@ -177,22 +185,20 @@ def test_a_job_that_takes_longer_than_the_timeout_is_ended_with_its_program_and_
     go.touch()
     assert run_peasy("--exit-on-empty").wait() == 0
     job = row(job)
-    assert (job.status, job.result, job.attempts, job.crashes, job.claims) == (
-        COMPLETED,
-        "waited",
-        1,
-        0,
-        2,
-    )
+    assert job.status == COMPLETED
+    assert job.result == "waited"
+    assert job.attempts == 1
+    assert job.crashes == 0
+    assert job.claims == 2
     assert len(notes(record)) == 2
 
 
-def test_a_thread_that_takes_longer_than_the_timeout_ends_with_its_process_and_runs_again(
+def test_a_thread_over_the_shutdown_timeout_ends_with_its_process_and_runs_again(
     run_peasy, tmp_path
 ):
     go, record = tmp_path / "go", tmp_path / "record"
     job = jobs.wait_for(str(go), str(record))
-    command = run_peasy("--worker-type", "thread", settings=SHORT_LIFE)
+    command = run_peasy("--worker-type", "thread", settings=SHORT_TIMEOUT)
     wait_until(lambda: notes(record))
     command.signal(signal.SIGTERM)
     assert command.wait(PROMPT) == 0
@@ -202,16 +208,19 @@ def test_a_thread_that_takes_longer_than_the_timeout_ends_with_its_process_and_r
     go.touch()
     assert run_peasy("--exit-on-empty", "--worker-type", "thread").wait() == 0
     job = row(job)
-    assert (job.status, job.attempts, job.crashes, job.claims) == (COMPLETED, 1, 0, 2)
+    assert job.status == COMPLETED
+    assert job.attempts == 1
+    assert job.crashes == 0
+    assert job.claims == 2
     assert len([line for line in notes(record) if "started" in line]) == 2
 
 
 @both_worker_types
 @both_signals
-def test_a_second_signal_ends_it_now(run_peasy, tmp_path, worker_type, signum):
+def test_a_second_signal_stops_the_jobs_at_once(run_peasy, tmp_path, worker_type, signum):
     record = tmp_path / "record"
     job = jobs.wait_for(str(tmp_path / "never"), str(record))
-    command = run_peasy("--worker-type", worker_type, settings=LONG_LIFE)
+    command = run_peasy("--worker-type", worker_type, settings=LONG_TIMEOUT)
     wait_until(lambda: notes(record))
     command.signal(signum)
     command.wait_for_output("Stopping")
@@ -221,14 +230,15 @@ def test_a_second_signal_ends_it_now(run_peasy, tmp_path, worker_type, signum):
     assert_given_back(job)
 
 
-def test_what_waits_in_a_worker_is_given_back_as_soon_as_the_signal_comes(run_peasy, tmp_path):
+def test_jobs_that_have_not_started_are_given_back_as_soon_as_the_signal_arrives(
+    run_peasy, tmp_path
+):
     record = tmp_path / "record"
-    command = run_peasy(settings={**LONG_LIFE, "PEASY_MAX_COMPLETED": None})
-    finished(
-        *[jobs.nothing() for _ in range(100)]
-    )  # seen to be short, so that many are given to a worker at once
+    command = run_peasy(settings={**LONG_TIMEOUT, "PEASY_MAX_COMPLETED": None})
+    # The runner sees that jobs are short, so it assigns many to a worker at once.
+    finished(*[jobs.nothing() for _ in range(100)])
     with transaction.atomic():
-        # It signals by itself, sooner than the runner would take the others back for its being long.
+        # The job sends the signal, earlier than the runner recalls the others because it is long.
         long = jobs.signal_runner(command.pid, str(tmp_path / "go"), str(record))
         short = [jobs.write_note(str(record), "too late") for _ in range(50)]
     wait_until(lambda: notes(record))
@@ -257,13 +267,13 @@ def test_what_waits_in_a_worker_is_given_back_as_soon_as_the_signal_comes(run_pe
 
 
 @pytest.mark.parametrize("size", [1, 5_000_000])
-def test_a_worker_that_is_stopped_does_not_stop_its_runner(run_peasy, size):
+def test_a_suspended_worker_does_not_block_its_runner(run_peasy, size):
     command = run_peasy(
         "--concurrency", "2", settings={"PEASY_LEASE": 2, "PEASY_MAX_COMPLETED": None}
     )
-    stopped, _ = workers_of(command)
-    stopped.suspend()
-    # One each; the one that the stopped worker has been given is more than its socket holds.
+    suspended, _ = workers_of(command)
+    suspended.suspend()
+    # One for each worker. The large job is more than the socket of the suspended worker holds.
     text = "x" * size
     with transaction.atomic():
         big = [jobs.echo(text), jobs.echo(text)]
@@ -271,18 +281,16 @@ def test_a_worker_that_is_stopped_does_not_stop_its_runner(run_peasy, size):
     finished(*[jobs.nothing() for _ in range(20)])
     heartbeats(3)
     assert sorted(row(job).status for job in big) == [COMPLETED, ONGOING]
-    stopped.resume()
+    suspended.resume()
     assert {len(job.result) for job in finished(*big)} == {size}
     command.signal(signal.SIGTERM)
     assert command.wait(PROMPT) == 0
     assert_gone(command)
 
 
-def test_a_worker_that_is_stopped_is_ended_with_its_runner_and_its_job_given_back(
-    run_peasy, tmp_path
-):
+def test_a_suspended_worker_is_killed_at_shutdown_and_its_job_given_back(run_peasy, tmp_path):
     record = tmp_path / "record"
-    command = run_peasy(settings=SHORT_LIFE)
+    command = run_peasy(settings=SHORT_TIMEOUT)
     job = jobs.wait_for(str(tmp_path / "never"), str(record))
     wait_until(lambda: notes(record))
     (worker,) = workers_of(command)

@@ -9,7 +9,7 @@ from time import monotonic
 
 from peasy_jobs.store.values import Claim
 from peasy_jobs.workers.base import Worker
-from peasy_jobs.workers.protocol import StopReason, StopRequest
+from peasy_jobs.workers.protocol import StopReason, StopRequest, Ticket
 
 logger = logging.getLogger("peasy_jobs")
 
@@ -39,14 +39,14 @@ class StopController:
         self.default_limit = float("inf") if default_limit is None else default_limit
         # A thread may still be running an earlier claim of the same job, so the primary key is not
         # enough.
-        self.stopping: dict[tuple[int, int], StoppingJob] = {}  # by primary key and fencing token
+        self.stopping: dict[Ticket, StoppingJob] = {}
 
     def request_stop(self, worker: Worker, claim: Claim, request: StopRequest) -> None:
         """Ask the job that this worker is running to stop, unless it was asked before."""
-        if claim[:2] in self.stopping:
+        if Ticket.of(claim) in self.stopping:
             return
         logger.info("%s (job %d) is asked to stop: %s", claim.title, claim.pk, request.message)
-        self.stopping[claim[:2]] = StoppingJob(request, monotonic() + GRACE_PERIOD)
+        self.stopping[Ticket.of(claim)] = StoppingJob(request, monotonic() + GRACE_PERIOD)
         worker.request_stop(claim, request)
 
     def stop_all(self, workers: Iterable[Worker], message: str) -> None:
@@ -58,7 +58,7 @@ class StopController:
         request = StopRequest(StopReason.SHUTDOWN, message)
         for worker, claim in _running(workers):
             self.request_stop(worker, claim, request)
-            self.stopping[claim[:2]].bring_forward(monotonic() + GRACE_PERIOD)
+            self.stopping[Ticket.of(claim)].bring_forward(monotonic() + GRACE_PERIOD)
 
     def end_grace(self) -> None:
         """Let `enforce` kill, from now on, the worker of every job that was asked to stop."""
@@ -67,7 +67,7 @@ class StopController:
 
     def forget(self, claim: Claim) -> StopRequest | None:
         """Forget a job that has ended. Return the request to stop it, if there was one."""
-        job = self.stopping.pop(claim[:2], None)
+        job = self.stopping.pop(Ticket.of(claim), None)
         return None if job is None else job.request
 
     def enforce(self, workers: Iterable[Worker]) -> list[Claim]:
@@ -79,7 +79,7 @@ class StopController:
         for worker, claim in _running(workers):
             if now < self._deadline(worker, claim):
                 continue
-            job = self.stopping.get(claim[:2])
+            job = self.stopping.get(Ticket.of(claim))
             if job is None:
                 self.request_stop(worker, claim, self._over_limit(claim))
                 continue
@@ -94,8 +94,8 @@ class StopController:
         return min(deadlines, default=float("inf"))
 
     def _deadline(self, worker: Worker, claim: Claim) -> float:
-        job = self.stopping.get(claim[:2])
-        return job.kill_at if job else worker.began + self._limit(claim)
+        job = self.stopping.get(Ticket.of(claim))
+        return job.kill_at if job else worker.job_started + self._limit(claim)
 
     def _limit(self, claim: Claim) -> float:
         return self.default_limit if claim.timeout is None else claim.timeout

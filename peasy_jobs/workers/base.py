@@ -30,7 +30,7 @@ class Worker(Protocol):
     busy_since: float
     # time.monotonic() when it started the first of `pending`. A worker that was idle reports the
     # start; until then this is a future deadline, from when its time limit counts in any case.
-    began: float
+    job_started: float
     ready: bool  # whether it may be given jobs
 
     @property

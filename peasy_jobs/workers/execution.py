@@ -62,9 +62,7 @@ def run_job(execution: Execution) -> Outcome:
         value = _call(job, args, kwargs, execution)
         result = _dump_result(value, run.job_name)
         _fail_if_over_time_limit(execution)
-    except (
-        BaseException
-    ) as exception:  # sys.exit() and KeyboardInterrupt end the job, not the worker
+    except BaseException as exception:  # sys.exit() in a job does not end the worker
         result = None
         function_missing = job is None and isinstance(exception, JobFunctionNotFound)
         status, delay, error = _outcome_of_exception(exception, execution, job)

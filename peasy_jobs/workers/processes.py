@@ -110,7 +110,7 @@ class ProcessWorker:
         self.ready = False
         self.stop_requested = False  # of one of its jobs: it is replaced after that
         self.pending: dict[int, Claim] = {}
-        self.busy_since = self.began = 0.0
+        self.busy_since = self.job_started = 0.0
         connection, self.worker_socket = socket.socketpair()
         self.channel = RunnerChannel(connection)
         self.ticket_pipe = TicketPipe()
@@ -125,12 +125,12 @@ class ProcessWorker:
         idle = not self.pending
         if idle:
             self.busy_since = monotonic()
-            self.began = self.busy_since + BEGIN_TIMEOUT
+            self.job_started = self.busy_since + BEGIN_TIMEOUT
         self.pending.update({claim.pk: claim for claim in claims})
         batch = JobBatch(self.recalled, [claim.run() for claim in claims], report_start=idle)
         self.recalled = []
         self.channel.send(batch.pack())
-        self.ticket_pipe.add([Ticket(claim.pk, claim.fencing_token) for claim in claims])
+        self.ticket_pipe.add([Ticket.of(claim) for claim in claims])
 
     def recall(self) -> list[Claim]:
         tickets = self.ticket_pipe.take_back()
@@ -138,7 +138,7 @@ class ProcessWorker:
         return [self.pending.pop(ticket.pk) for ticket in tickets]
 
     def request_stop(self, claim: Claim, request: StopRequest) -> None:
-        order = StopOrder(Ticket(claim.pk, claim.fencing_token), request)
+        order = StopOrder(Ticket.of(claim), request)
         # `Stop` may interrupt code that is not prepared for it, so this process must not run
         # another job.
         self.stop_requested = True
@@ -159,7 +159,7 @@ class ProcessWorker:
         for data in self.channel.receive():
             message = unpack_worker_message(data)
             if isinstance(message, JobStarted):
-                self.busy_since = self.began = message.at
+                self.busy_since = self.job_started = message.at
                 continue
             if isinstance(message, Outcome):
                 self._finish(message)
@@ -172,7 +172,7 @@ class ProcessWorker:
         # This runner may have lost the job while it was suspended, and claimed it again.
         if claim is not None and claim.fencing_token == outcome.fencing_token:
             del self.pending[outcome.pk]
-        self.busy_since = self.began = monotonic()
+        self.busy_since = self.job_started = monotonic()
         self.finished += 1
 
     def close(self) -> None:

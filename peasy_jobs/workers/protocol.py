@@ -42,7 +42,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from peasy_jobs.store.values import Run
+from peasy_jobs.store.values import Claim, Run
 
 # Runner and fork server, over the control socket
 
@@ -116,6 +116,10 @@ class Ticket(NamedTuple):
 
     pk: int
     fencing_token: int
+
+    @classmethod
+    def of(cls, job: Claim | Run) -> Ticket:
+        return cls(job.pk, job.fencing_token)
 
     def pack(self) -> bytes:
         return _TICKET.pack(*self)

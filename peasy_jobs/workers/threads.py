@@ -30,14 +30,14 @@ class ThreadWorker:
         """report: hands an event to the runner's thread."""
         self.ready = True
         self.pending: dict[int, Claim] = {}
-        self.busy_since = self.began = 0.0
+        self.busy_since = self.job_started = 0.0
         self.jobs: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()  # None ends the thread
         self.report = report
         threading.Thread(target=self._run_jobs, name=f"peasy worker {number}", daemon=True).start()
 
     def hand_out(self, claims: list[Claim]) -> None:
         if not self.pending:
-            self.busy_since = self.began = monotonic()
+            self.busy_since = self.job_started = monotonic()
         for claim in claims:
             self.pending[claim.pk] = claim
             self.jobs.put(claim)
@@ -51,7 +51,7 @@ class ThreadWorker:
 
     def request_stop(self, claim: Claim, request: StopRequest) -> None:
         # Python cannot interrupt another thread: the job notices where it reports progress.
-        request_stop(Ticket(claim.pk, claim.fencing_token), request, interrupt=False)
+        request_stop(Ticket.of(claim), request, interrupt=False)
 
     def kill(self) -> bool:
         return False
@@ -61,7 +61,7 @@ class ThreadWorker:
         claim = self.pending.get(outcome.pk)
         if claim is not None and claim.fencing_token == outcome.fencing_token:
             del self.pending[outcome.pk]
-            self.busy_since = self.began = monotonic()
+            self.busy_since = self.job_started = monotonic()
 
     def _run_jobs(self) -> None:
         pid = os.getpid()

@@ -133,10 +133,9 @@ class AssignedJobs:
     def _add(self, batch: JobBatch) -> None:
         for ticket in batch.recalled:
             self.jobs.pop(ticket, None)
-        self.jobs.update({Ticket(job.pk, job.fencing_token): job for job in batch.jobs})
+        self.jobs.update({Ticket.of(job): job for job in batch.jobs})
         if batch.report_start:
-            first = batch.jobs[0]
-            self.report_start_of = Ticket(first.pk, first.fencing_token)
+            self.report_start_of = Ticket.of(batch.jobs[0])
 
 
 # Signals
