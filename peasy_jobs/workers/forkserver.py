@@ -101,17 +101,26 @@ class ForkServer:
             while os.getppid() == self.runner_pid:
                 readable, _, _ = select.select(sources, [], [])
                 if child_exited in readable:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(child_exited, 1 << 16)
+                    _drain(child_exited)
                     self._reap_workers()
-                if self.control in readable:
-                    received = self._receive_request()
-                    if received is None:
-                        return
-                    self._handle(*received)
+                if self.control in readable and not self._handle_request():
+                    return
         finally:
             for pid in self.workers:
                 _kill(pid)
+
+    def _handle_request(self) -> bool:
+        """Receive a request and do what it says. Return False if the runner is gone."""
+        received = self._receive_request()
+        if received is None:
+            return False
+        request, fds = received
+        if request.kind is RequestKind.START:
+            self._start_worker(request.worker, fds)
+            return True
+        for pid in [pid for pid, number in self.workers.items() if number == request.worker]:
+            self._signal(pid, request.kind)
+        return True
 
     def _receive_request(self) -> tuple[ServerRequest, list[int]] | None:
         """Return the next request and the descriptors sent along, or None if the runner is gone."""
@@ -125,18 +134,15 @@ class ForkServer:
             data += more
         return ServerRequest.unpack(data), fds
 
-    def _handle(self, request: ServerRequest, fds: list[int]) -> None:
-        if request.kind is RequestKind.START:
-            self._start_worker(request.worker, fds)
+    def _signal(self, pid: int, kind: RequestKind) -> None:
+        """Interrupt or kill a worker."""
+        if kind is RequestKind.STOP_JOB:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
             return
-        for pid in [pid for pid, number in self.workers.items() if number == request.worker]:
-            if request.kind is RequestKind.STOP_JOB:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-                continue
-            if request.kind is RequestKind.DISCONNECTED and not _exits_by_itself(pid):
-                self.disconnected.add(pid)
-            _kill(pid)
+        if kind is RequestKind.DISCONNECTED and not _exits_by_itself(pid):
+            self.disconnected.add(pid)
+        _kill(pid)
 
     def _start_worker(self, number: int, fds: list[int]) -> None:
         server_pid = os.getpid()
@@ -201,6 +207,11 @@ def _wake_up_on_child_exit() -> int:
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, ignore_signal)
     return read_fd
+
+
+def _drain(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.read(fd, 1 << 16)
 
 
 def _exits_by_itself(pid: int) -> bool:

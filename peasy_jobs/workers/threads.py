@@ -97,11 +97,10 @@ class ThreadWorkers:
         events: list[Event] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                event = self.events.get_nowait()
-                if isinstance(event, Outcome):
-                    for worker in self.workers:
-                        worker.finished(event)
-                events.append(event)
+                events.append(self.events.get_nowait())
+        for outcome in [event for event in events if isinstance(event, Outcome)]:
+            for worker in self.workers:
+                worker.finished(outcome)
         return events
 
     def next_due(self) -> float:

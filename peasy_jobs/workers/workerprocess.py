@@ -101,7 +101,8 @@ class AssignedJobs:
     def __init__(self, channel: WorkerChannel, ticket_fd: int) -> None:
         self.channel = channel
         self.ticket_fd = ticket_fd
-        self.jobs: dict[Ticket, Run] = {}
+        # The keys equal tickets; plain tuples are made faster, and this is done for each job.
+        self.jobs: dict[tuple[int, int], Run] = {}
         self.report_start_of: Ticket | None = None
 
     def next(self) -> Run | None:
@@ -133,7 +134,7 @@ class AssignedJobs:
     def _add(self, batch: JobBatch) -> None:
         for ticket in batch.recalled:
             self.jobs.pop(ticket, None)
-        self.jobs.update({Ticket.of(job): job for job in batch.jobs})
+        self.jobs.update({(job.pk, job.fencing_token): job for job in batch.jobs})
         if batch.report_start:
             self.report_start_of = Ticket.of(batch.jobs[0])
 
