@@ -17,7 +17,10 @@ class Retry(Exception):
         super().__init__(f"to run again in {self.seconds():g} seconds")
 
     def seconds(self) -> float:
-        """Return the seconds until the job runs again. Raises `ValueError` if `after` is invalid."""
+        """Return the seconds until the job runs again.
+
+        Raises `ValueError` if `after` is invalid.
+        """
         if not isinstance(self.after, int | float) or not 0 <= self.after < 10**9:
             raise ValueError(f"after is {self.after!r}. Give a number of seconds, 0 or more.")
         return float(self.after)

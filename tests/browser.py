@@ -1,6 +1,6 @@
-"""Which Chromium the browser tests look through: the system's if there is one, otherwise Playwright's own.
+"""The Chromium of the browser tests: the system's if there is one, otherwise Playwright's own.
 
-Run as a module it says why none starts, in one line; with `install`, it tries to get one first.
+Run as a module it prints in one line why none starts; with `install` it first tries to install one.
 """
 
 import os
@@ -11,18 +11,21 @@ from typing import Any
 
 from playwright.sync_api import Error, sync_playwright
 
-REMEDY = "install the system's package `chromium`, or run `.venv/bin/python -m playwright install --with-deps chromium`"
+REMEDY = (
+    "install the system's package `chromium`,"
+    " or run `.venv/bin/python -m playwright install --with-deps chromium`"
+)
 
 
 def options() -> dict[str, Any]:
-    """How Playwright starts it."""
+    """Return the options with which Playwright starts Chromium."""
     system = (os.environ.get("PEASY_CHROMIUM"), *map(shutil.which, ("chromium", "google-chrome")))
     found = next(filter(None, system), None)
     return {"executable_path": found, "args": ["--disable-dev-shm-usage"]} if found else {}
 
 
 def missing() -> str:
-    """Why no Chromium starts, or an empty string."""
+    """Return why no Chromium starts, or an empty string."""
     with sync_playwright() as playwright:
         try:
             playwright.chromium.launch(**options()).close()
@@ -32,7 +35,7 @@ def missing() -> str:
 
 
 def install() -> None:
-    """Ask nobody: without root, what Chromium needs of the system has to be there already."""
+    """Install Chromium without asking. Only root can install the system libraries it needs."""
     root = os.geteuid() == 0
     ways = [[sys.executable, "-m", "playwright", "install", *["--with-deps"] * root, "chromium"]]
     if root and shutil.which("apt-get"):

@@ -1,4 +1,4 @@
-"""The tasks that `ConcurrentProcess` runs, each on its own connection, configured as a runner configures it.
+"""The tasks of `ConcurrentProcess`, each on a connection configured like a runner's.
 
 A task prints "ready" and waits for a line, prints "begun" after its first step and waits for
 another, and at the end prints as JSON what it has done and in which span of time. All tasks are

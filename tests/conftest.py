@@ -14,7 +14,7 @@ from django.test import Client
 
 from tests import processes, waiting
 
-# The machine decides how long an example takes; pytest-timeout watches over the test.
+# How long an example takes depends on the machine; pytest-timeout limits the test.
 hypothesis.settings.register_profile("peasy_jobs", deadline=None)
 hypothesis.settings.load_profile("peasy_jobs")
 
@@ -58,7 +58,7 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
 
 @pytest.fixture
 def run_peasy(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., processes.Command]]:
-    """Starts `run_peasy *args` and waits until it says what it serves (unless `ready=False`)."""
+    """Start `run_peasy *args` and wait until it is ready, unless `ready=False`."""
 
     def start(
         *args: str,
@@ -96,21 +96,24 @@ def user(*names: str, staff: bool = True) -> User:
 
 @pytest.fixture
 def staff(client: Client) -> Client:
-    """The browser of somebody who may see, change and delete jobs."""
+    """Return a client whose user may view, change and delete jobs."""
     client.force_login(user("view", "change", "delete"))
     return client
 
 
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    """A test ends what it starts. Set up first, so checked last: after `run_peasy` has cleaned up."""
+    """Fail a test that leaves processes behind.
+
+    This fixture is set up first, so it checks last, after `run_peasy` has cleaned up.
+    """
     before = processes.children()
     yield
     try:
         waiting.wait_until(lambda: processes.children() <= before, 5)
     except AssertionError:
         left = list(processes.children() - before)
-        text = f"This test has left processes behind: {left}"
+        text = f"This test left processes behind: {left}"
         processes.kill(left)
         psutil.wait_procs(left, timeout=5)
         pytest.fail(text)

@@ -1,4 +1,4 @@
-"""The example site in processes of its own, with its own settings and data: alone, or as `make demo` runs it."""
+"""Run the example site in its own processes, with its own settings and data."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def environment(data: Path, pause: float) -> dict[str, str]:
 
 
 class Site:
-    """The example site with a database of its own."""
+    """The example site with its own database."""
 
     def __init__(self, data: Path) -> None:
         self.database = data / "db.sqlite3"
@@ -59,7 +59,10 @@ class Site:
         return self.run(str(EXAMPLE / "manage.py"), *args)
 
     def ask(self, code: str, *args: Any) -> Any:
-        """What the last line of `code`, an expression, is inside the site. It finds `args` in `args`."""
+        """Run `code` inside the site and return the value of its last line, an expression.
+
+        `args` is available to it under that name.
+        """
         *lines, last = code.strip().splitlines()
         script = "\n".join([SETUP, f"args = {args!r}", *lines, f"print(json.dumps({last}))"])
         return json.loads(self.run("-", script=script).splitlines()[-1])
@@ -82,7 +85,7 @@ class Site:
 
 
 class Demo:
-    """`make demo` without make, started as a terminal starts it."""
+    """What `make demo` runs, started as from a terminal."""
 
     def __init__(self, directory: Path, port: str, pause: float = 0) -> None:
         self.token = uuid.uuid4().hex
@@ -124,7 +127,7 @@ class Demo:
         return self.process.wait(DEADLINE)
 
     def processes(self) -> list[psutil.Process]:
-        """The script and everything it started, orphans included."""
+        """Return the processes of the script and of everything it started, including orphans."""
         return [process for process in psutil.process_iter() if self.owns(process)]
 
     def owns(self, process: psutil.Process) -> bool:

@@ -1,4 +1,4 @@
-"""Real processes for the tests: `run_peasy` as a user would start it, and nothing of it stays behind."""
+"""Real processes for the tests: start `run_peasy` as a user would, and clean up after it."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ import pytest
 from tests.waiting import DEADLINE, wait_until
 
 REPOSITORY = Path(__file__).parent.parent
-# Inherited by all that a command starts, so that what has lost its parent is found too.
+# All processes of a command inherit this variable, so that orphans are found, too.
 TOKEN = "PEASY_TEST_PROCESS"
 
 both_worker_types = pytest.mark.parametrize("worker_type", ["process", "thread"])
 
 
 class Command:
-    """A management command in a session of its own, on the database of the running test."""
+    """A management command in its own session, on the database of the running test."""
 
     def __init__(
         self,
@@ -69,7 +69,8 @@ class Command:
         return self.output_path.read_text(errors="replace")
 
     def describe(self) -> str:
-        return f"{' '.join(self.args)} (pid {self.pid}, exit code {self.process.poll()}) printed:\n{self.output()}"
+        state = f"pid {self.pid}, exit code {self.process.poll()}"
+        return f"{' '.join(self.args)} ({state}) printed:\n{self.output()}"
 
     def wait_for_output(self, text: str, timeout: float = DEADLINE) -> str:
         """Wait until `text` has been printed; an earlier exit fails at once."""
@@ -78,7 +79,7 @@ class Command:
             over = self.process.poll() is not None
             if text in self.output():
                 return True
-            assert not over, f"It ended before it printed {text!r}. {self.describe()}"
+            assert not over, f"The command ended before it printed {text!r}. {self.describe()}"
             return False
 
         wait_until(printed, timeout, lambda: f"{text!r} was not printed. {self.describe()}")
@@ -89,7 +90,7 @@ class Command:
         return self
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """To this process alone, or to its whole group as a terminal and systemd do it."""
+        """Signal this process alone, or its whole group as a terminal and systemd do."""
         if group:
             os.killpg(self.pid, number)
         else:
@@ -102,13 +103,13 @@ class Command:
             raise AssertionError(f"Still running after {timeout} s. {self.describe()}") from None
 
     def kill(self) -> None:
-        """SIGKILL to this process alone: what a crash of the runner looks like to its workers."""
+        """Kill this process alone, which is how a crash of the runner looks to its workers."""
         self.killed = True
         self.process.kill()
         self.process.wait()
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive that this command is or has started, however deep, orphans included."""
+        """Return all living processes of this command, including descendants and orphans."""
         return [process for process in psutil.process_iter() if self.owns(process)]
 
     def owns(self, process: psutil.Process) -> bool:
@@ -121,14 +122,14 @@ class Command:
             return False
 
     def clean_up(self) -> None:
-        """End all that is left. A command that ended by itself must not have left anything."""
+        """End all processes. Fail if a command that ended by itself left any."""
         ended = self.process.poll() is not None and not self.killed
         try:
             if ended:
                 wait_until(
                     lambda: not self.processes(),
                     5,
-                    lambda: f"It left processes behind. {self.describe()}",
+                    lambda: f"The command left processes behind. {self.describe()}",
                 )
         finally:
             # Again until none is left: a process may start another while it is being killed.
@@ -146,7 +147,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def children() -> set[psutil.Process]:
-    """The children of this process, without the two that multiprocessing keeps for good."""
+    """Return the children of this process, without the two that multiprocessing keeps."""
     kept = {
         multiprocessing.forkserver._forkserver._forkserver_pid,
         multiprocessing.resource_tracker._resource_tracker._pid,

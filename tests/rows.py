@@ -1,4 +1,4 @@
-"""What the tests ask of the tables: how jobs and runners stand there."""
+"""Read and await the state of jobs and runners in the database."""
 
 import psutil
 from django.conf import settings
@@ -10,12 +10,12 @@ from tests.waiting import DEADLINE, wait_until
 
 
 def row(job: PeasyJobQueue) -> PeasyJobQueue:
-    """The job as it is now."""
+    """Return the job as it is now."""
     return PeasyJobQueue.objects.get(pk=job.pk)
 
 
 def finished(*jobs: PeasyJobQueue, timeout: float = DEADLINE) -> list[PeasyJobQueue]:
-    """Wait until all of these have ended and return them as they are then, in the same order."""
+    """Wait until all of these jobs are finished. Return them, freshly read, in the same order."""
     pks = [job.pk for job in jobs]
     mine = PeasyJobQueue.objects.filter(pk__in=pks)
 
@@ -32,7 +32,7 @@ def finished(*jobs: PeasyJobQueue, timeout: float = DEADLINE) -> list[PeasyJobQu
 
 
 def running(job: PeasyJobQueue) -> PeasyJobQueue:
-    """Wait until a job runs and return it as it is then."""
+    """Wait until a job runs. Return it, freshly read."""
     wait_until(
         lambda: row(job).status == ONGOING and row(job).started,
         message=lambda: f"{row(job).__dict__}",
@@ -41,24 +41,24 @@ def running(job: PeasyJobQueue) -> PeasyJobQueue:
 
 
 def runner() -> PeasyRunner:
-    """The only runner."""
+    """Return the only runner."""
     return PeasyRunner.objects.get()
 
 
 def heartbeats(count: int) -> None:
-    """Wait until the only runner has renewed its lease so many times: it has been in its loop meanwhile."""
+    """Wait until the only runner has renewed its lease `count` times."""
     for _ in range(count):
         last = runner().heartbeat
         wait_until(lambda last=last: runner().heartbeat != last)
 
 
 def with_app(name: str) -> dict[str, list[str]]:
-    """Settings for a runner that also has this app."""
+    """Return settings for a runner that also has this app."""
     return {"INSTALLED_APPS": [*settings.INSTALLED_APPS, name]}
 
 
 def is_gone(pid: int) -> bool:
-    """Whether no such process runs any more."""
+    """Return whether no such process runs any more."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -71,7 +71,7 @@ def server_of(command: Command) -> psutil.Process:
 
 
 def workers_of(command: Command) -> list[psutil.Process]:
-    """The worker processes, as soon as the fork server has all of them."""
+    """Return the worker processes, as soon as the fork server has all of them."""
     return wait_until(
         lambda: len(workers := server_of(command).children()) == runner().concurrency and workers,
         message=lambda: command.describe(),
@@ -79,7 +79,7 @@ def workers_of(command: Command) -> list[psutil.Process]:
 
 
 def assert_gone(command: Command) -> None:
-    """Nothing is left of a runner: no process, no row."""
+    """Check that no process and no row of a runner is left."""
     wait_until(
         lambda: not command.processes(), 2, lambda: f"{command.processes()} {command.describe()}"
     )

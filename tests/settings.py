@@ -1,4 +1,4 @@
-"""The site under test. What varies comes from the environment, so that a child process gets the same."""
+"""The site under test. Variations come from the environment, so that child processes share them."""
 
 import json
 import os
@@ -7,12 +7,12 @@ import uuid
 from urllib.parse import unquote, urlsplit
 
 TEST_DATABASE = os.environ.get("PEASY_TEST_DATABASE", "sqlite")
-# In a process that a test has started: the database of that test, under the name it has there.
+# In a process that a test has started: the name of that test's database
 TEST_DB_NAME = os.environ.get("PEASY_TEST_DB_NAME")
 
 
 def sqlite() -> dict:
-    # Made when it is first opened: reading the settings, as mypy does, leaves nothing behind.
+    # The file is created when it is first opened: reading the settings, as mypy does, creates none.
     name = TEST_DB_NAME or os.path.join(
         tempfile.gettempdir(), f"peasy_jobs-{uuid.uuid4().hex}.sqlite3"
     )
@@ -24,7 +24,7 @@ def sqlite() -> dict:
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
         },
-        # A file, where Django would take memory: other processes have to open it.
+        # A file, because other processes have to open it; Django would use memory.
         "TEST": {"NAME": name},
     }
 
@@ -39,14 +39,14 @@ def server(engine: str, url: str, options: dict, test: dict) -> dict:
         "PASSWORD": unquote(parts.password or ""),
         "NAME": TEST_DB_NAME or unquote(parts.path.lstrip("/")),
         "OPTIONS": options,
-        # Two runs of the suite on one server must not meet.
+        # Two runs of the suite may use one server at the same time.
         "TEST": {"NAME": f"test_peasy_jobs_{os.getpid()}", **test},
     }
 
 
 def postgres() -> dict:
     url = os.environ.get("PEASY_TEST_POSTGRES_URL", "postgres://postgres@127.0.0.1:5432/postgres")
-    # A cluster that was made without a UTF-8 locale has SQL_ASCII templates.
+    # A cluster that was created without a UTF-8 locale has SQL_ASCII templates.
     return server(
         "django.db.backends.postgresql", url, {}, {"CHARSET": "UTF8", "TEMPLATE": "template0"}
     )

@@ -210,7 +210,8 @@ def test_the_summary_has_the_best_of_ours_and_the_fastest_other_on_each_database
 
 
 def test_the_manual_shows_what_the_benchmark_has_found() -> None:
-    # `python -m benchmarks --draw` makes the page and the picture anew, and prints what the README has.
+    # `python -m benchmarks --draw` updates the page and the picture, and prints the README's
+    # table.
     docs = REPOSITORY / "docs"
     found = json.loads((docs / "benchmark.json").read_text())
     assert report.summary(found) in (REPOSITORY / "README.md").read_text()

@@ -231,7 +231,7 @@ def test_during_a_rescue_an_outcome_is_written_or_the_job_runs_again_but_not_bot
 
 
 def test_a_job_can_be_cancelled_while_it_is_being_given_back():
-    """Between two looks at it, one for waiting and one for running jobs, it must not slip through."""
+    """It must not be missed between a query for waiting and one for running jobs."""
     (pk,) = insert(1, status=ONGOING, runner_id=1, claims=1)
 
     def give_back(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:

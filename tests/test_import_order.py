@@ -1,4 +1,4 @@
-"""The app can stand anywhere in INSTALLED_APPS, and the queue needs none of what the pages need."""
+"""The app can stand anywhere in INSTALLED_APPS, and enqueueing imports nothing of the pages."""
 
 import subprocess
 import sys
@@ -18,11 +18,12 @@ from django.core.management import call_command
 call_command("migrate", verbosity=0)
 from peasy_jobs.models import PeasyJobQueue
 from tests.jobs import echo
-print(PeasyJobQueue.objects.get(pk=echo(1).pk).args, [name for name in sys.modules if name.startswith("django_htmx")])
+args = PeasyJobQueue.objects.get(pk=echo(1).pk).args
+print(args, [name for name in sys.modules if name.startswith("django_htmx")])
 """
 
 
-def test_the_app_may_come_before_the_users_and_needs_no_page() -> None:
+def test_the_app_may_come_before_auth_and_enqueues_without_django_htmx() -> None:
     code = SITE.format(apps=["peasy_jobs", "django.contrib.contenttypes", "django.contrib.auth"])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

@@ -306,7 +306,7 @@ def statements(action: Callable[[], Any]) -> list[tuple[str, Any]]:
 
 
 def accesses(action: Callable[[], Any]) -> list[tuple[str | None, bool]]:
-    """Return for each time the job table is read: the index, and whether all rows found are sorted."""
+    """Return for each read of the job table its index, and whether the rows found are sorted."""
     found = []
     for sql, params in statements(action):
         with transaction.atomic(), connection.cursor() as cursor:
@@ -452,7 +452,10 @@ def test_claim_and_finish_use_their_index_even_if_old_statistics_know_none_of_th
 
 @pytest.mark.django_db(transaction=True)
 def test_the_pages_read_the_index_of_a_status_in_order_whatever_the_statistics_say():
-    """Four of five jobs are completed, the others wait. SQLite's statistics may predate the index."""
+    """Four of five jobs are completed, the others wait.
+
+    SQLite's statistics may predate the index.
+    """
     fill(*({"status": COMPLETED, "completed": at()},) * 200, *({},) * 50, times=7)
     forgotten = (
         {"all": "0", "older": "idx = 'peasy_listed'", "none": "1"} if SQLITE else {"all": "0"}

@@ -1,4 +1,4 @@
-"""Tests of the README and the manual: snippets run, links resolve, every public name is documented."""
+"""Tests of the README and the manual: snippets run, links resolve, public names are documented."""
 
 import ast
 import configparser

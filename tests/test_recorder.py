@@ -632,6 +632,6 @@ def test_progress_that_the_database_refuses_is_dropped_and_the_job_continues(rec
 
 
 def test_refused_data_is_not_an_outage():
-    """Otherwise the recorder would wait instead of failing the job, and the tests above would prove nothing."""
+    """Otherwise the recorder would wait instead of failing the job, unnoticed by these tests."""
     assert not vendors.is_outage(DatabaseError("wrong data"))
     assert vendors.is_outage(OperationalError("gone"))

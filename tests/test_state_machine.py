@@ -1,4 +1,4 @@
-"""Two runners, a canceller and a rescuer act on one job, in any order: only declared transitions."""
+"""Two runners, a canceller and a rescuer act on one job in any order, with legal transitions."""
 
 from typing import Any
 

@@ -544,7 +544,8 @@ def test_the_charts_describe_in_words_what_they_show():
     assert jobs_chart.find("title").text == "Jobs per minute in the last hour"
     time = charts._clock(points()[30])
     assert jobs_chart.find("desc").text == (
-        f"Jobs ended: 1,203 (1,200 completed, 1 failed, 2 cancelled). The busiest time was {time}: 1,203 a minute."
+        "Jobs ended: 1,203 (1,200 completed, 1 failed, 2 cancelled)."
+        f" The busiest time was {time}: 1,203 a minute."
     )
     assert seconds_chart.find("desc").text == (
         f"The longest times: At {time} half of the jobs waited up to 4 ms, 95% up to 1.2 s. "

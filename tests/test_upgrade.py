@@ -320,12 +320,16 @@ def stored() -> list[tuple[Any, ...]]:
 def insert_many(insert: Insert, count: int, result: bytes | None = None) -> None:
     insert("echo", 0, result=result, columns=completed())
     table = PeasyJobQueue._meta.db_table
-    names = "job_name, title, pickled_args, pickled_kwargs, result, status_msg, extra, status, created, completed"
+    names = (
+        "job_name, title, pickled_args, pickled_kwargs, result, status_msg, extra, status,"
+        " created, completed"
+    )
     with connection.cursor() as cursor:
         for number in range(1, count):
             if number & (number - 1) == 0:  # double what is there
                 cursor.execute(
-                    f"INSERT INTO {table} ({names}) SELECT {names} FROM {table} LIMIT {count - number}"
+                    f"INSERT INTO {table} ({names})"
+                    f" SELECT {names} FROM {table} LIMIT {count - number}"
                 )
 
 

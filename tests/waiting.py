@@ -1,4 +1,4 @@
-"""Waiting for a condition with a deadline, in the place of sleeping."""
+"""Wait for a condition with a deadline, instead of sleeping."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,11 @@ DEADLINE = 20
 def wait_until(
     condition: Callable[[], Any], timeout: float = DEADLINE, message: str | Callable[[], str] = ""
 ) -> Any:
-    """Poll `condition` until it is true and return its value. A callable `message` is asked when time is up."""
+    """Poll `condition` until it is true and return its value.
+
+    Raises AssertionError with `message` (a text, or a function that returns one) after `timeout`
+    seconds.
+    """
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -24,7 +28,7 @@ def wait_until(
 
 
 def end_read_transactions() -> None:
-    """Without this a condition may look at the same old snapshot until the deadline."""
+    """Roll back, because a condition could otherwise read the same snapshot until the deadline."""
     for connection in connections.all(initialized_only=True):
         if (
             connection.connection is not None

@@ -1,6 +1,6 @@
 """Decide what a claimed job becomes, after its worker's report or after its worker has exited.
 
-The decisions of a runner, as values for the recorder. No function here reads or writes the database.
+The decisions of a runner, as values for the recorder. No function here uses the database.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ FUNCTION_MISSING_TRIES = 3  # how often; then it fails
 
 
 def given_back(claim: Claim) -> JobUpdate:
-    """Return a job that did not run, or was interrupted, to the queue. The attempt is not counted."""
+    """Return a job that did not run, or was interrupted, to the queue.
+
+    The attempt is not counted.
+    """
     return JobUpdate(claim=claim, status=ENQUEUED, attempts=-1)
 
 

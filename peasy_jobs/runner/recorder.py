@@ -1,4 +1,4 @@
-"""Keep what has become of claimed jobs until it is written, or the jobs are no longer this runner's."""
+"""Keep the outcomes of claimed jobs until they are written or another runner has the jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ logger = logging.getLogger("peasy_jobs")
 WRITE_INTERVAL = 0.005  # seconds between two batches while every worker has enough to do
 PROGRESS_INTERVAL = 0.25  # seconds between two writes of progress
 BATCH_SIZE = 1000  # updates
-# Seconds until an update that met a lock is tried again, unless trying takes long: see `_write_locked`.
+# Seconds until an update that met a lock is tried again; longer if a try takes long:
+# see `_write_locked`.
 LOCKED_RETRY_DELAY = 0.1
 ROW_BY_ROW_SECONDS = (
     1.0  # for rows one at a time: a lock takes its time, and the heartbeat must go on

@@ -72,7 +72,7 @@ class BulkUpdate:
             "{source}"
             f" WHERE {' AND '.join(conditions)}"
         )
-        # The names of the values in the order in which the statement uses them, some more than once.
+        # The names of the values in the order of the statement, some more than once.
         self.uses = [
             name
             for _, name, _, _ in Formatter().parse(self.template)
@@ -138,7 +138,7 @@ class BulkUpdate:
         values: Mapping[str, Sequence[Any]],
         common: set[str],
     ) -> tuple[str, list[Any]]:
-        """Statement and parameters for PostgreSQL, where the rows come from one array per column."""
+        """Return statement and parameters for PostgreSQL, with one array per column."""
         selected = [
             f"%s::{sql_type} AS given_{name}"
             if name in common

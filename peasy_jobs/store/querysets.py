@@ -101,7 +101,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def _fail_exhausted_counters(self, now: datetime) -> int:
         """Fail the jobs that cannot be claimed because a counter has reached its largest value."""
         message = (
-            f"The counter `claims` or `attempts` of this job has reached {MAX_INTEGER:,}, the largest"
+            f"The counter `claims` or `attempts` of this job has reached {MAX_INTEGER:,}, the"
+            " largest"
             " value of its column. Enqueue the job again."
         )
         exhausted = self.filter(
@@ -126,7 +127,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         )
 
     def begin(self, runner_id: int, claims: Iterable[Claim], now: datetime) -> None:
-        """Set `started` of jobs that were claimed ahead, unless they are no longer this runner's."""
+        """Set `started` of jobs that were claimed ahead, if this runner still has them."""
         pks = [claim.pk for claim in claims]
         self.filter(pk__in=pks, runner=runner_id, started=None).update(started=now)
 
@@ -167,7 +168,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         """
         self._for_write = True
         now = as_field(database_now(connections[self.db]))
-        # One statement: a job could start to run between one for those that wait and one for the rest.
+        # One statement, because a job could start between one for waiting and one for running jobs.
         completed = Case(
             When(runner=None, then=Value(now, models.DateTimeField())), default=F("completed")
         )

@@ -110,7 +110,7 @@ def configure_session(connection: BaseDatabaseWrapper, lock_timeout: float) -> N
 
 
 def file_of(connection: BaseDatabaseWrapper) -> tuple[int, int] | None:
-    """Return what identifies an SQLite file, even under an unchanged name. None if there is none."""
+    """Return what identifies an SQLite file, even under an unchanged name, or None without one."""
     if connection.vendor != "sqlite":
         return None
     try:

@@ -64,7 +64,7 @@ class Workers(Protocol):
         """Return what has happened since the last call. Replace workers that are gone."""
 
     def next_due(self) -> float:
-        """Return when `collect` has a worker to replace, if nothing happens (`time.monotonic()`)."""
+        """Return when `collect` next replaces a worker by itself (`time.monotonic()`)."""
 
     def stop(self) -> None:
         """Stop all workers: kill processes, and let threads end after the jobs they are running."""

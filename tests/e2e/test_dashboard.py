@@ -25,6 +25,10 @@ POLL_SENT_BEFORE = (
     "htmx.ajax('GET', document.querySelector('#peasy-live').getAttribute('hx-get'),"
     " {target: '#peasy-live', swap: 'outerHTML', source: document.body})"
 )
+# Whether a list of jobs is wider than its box
+CUT_OFF = (
+    "[...document.querySelectorAll('.peasy-jobs')].some(box => box.scrollWidth > box.clientWidth)"
+)
 
 
 def table(page: Page) -> Any:
@@ -98,7 +102,8 @@ def test_a_hidden_tab_stops_polling_and_updates_when_shown(staff_page: Page) -> 
     staff_page.goto("/peasy/")
     clock.pause()
     clock.assert_polling()
-    show = "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+    show = "hidden => {"
+    show += "Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
     show += " document.dispatchEvent(new Event('visibilitychange')) }"
     staff_page.evaluate(show, True)
     assert clock.count_polls(60) == 0
@@ -275,8 +280,7 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
                 staff_page.set_viewport_size({"width": width, "height": 800})
                 fits = staff_page.evaluate(FITS)
                 assert fits, f"{state} at {width} px"
-                cut = "[...document.querySelectorAll('.peasy-jobs')].some(box => box.scrollWidth > box.clientWidth)"
-                assert not staff_page.evaluate(cut), f"{state} at {width} px"
+                assert not staff_page.evaluate(CUT_OFF), f"{state} at {width} px"
                 small = staff_page.evaluate(SMALL_TARGETS)
                 assert small == [], f"{state} at {width} px"
             staff_page.set_viewport_size(
@@ -334,7 +338,8 @@ class StrictPolicy:
         request.csp_nonce = "bm9uY2U"
         response = self.get_response(request)
         response["Content-Security-Policy"] = (
-            "default-src 'none'; script-src 'nonce-bm9uY2U'; style-src 'nonce-bm9uY2U'; connect-src 'self';"
+            "default-src 'none'; script-src 'nonce-bm9uY2U';"
+            " style-src 'nonce-bm9uY2U'; connect-src 'self';"
             " img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
         )
         return response

@@ -281,7 +281,8 @@ def test_active_tab_and_selected_rows_are_visible_in_forced_colours(
     row(staff_page, job).get_by_role("checkbox").check()
     expect(row(staff_page, job)).to_have_css("outline-style", "solid")
     borders = staff_page.locator(".peasy-tabs a").evaluate_all(
-        "tabs => tabs.map(tab => [tab.hasAttribute('aria-current'), getComputedStyle(tab).borderColor])"
+        "tabs => tabs.map(tab =>"
+        " [tab.hasAttribute('aria-current'), getComputedStyle(tab).borderColor])"
     )
     active = {colour for current, colour in borders if current}
     assert len(active) == 1

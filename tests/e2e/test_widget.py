@@ -417,10 +417,14 @@ def test_a_widget_has_margins_unless_the_site_removes_them(page):
     page.goto(address("plain", make(), make()))
     page.evaluate(
         "for (const where of ['prepend', 'append'])"
-        " document.querySelector('main')[where](Object.assign(document.createElement('div'), {textContent: 'text'}))"
+        " document.querySelector('main')[where]("
+        "Object.assign(document.createElement('div'), {textContent: 'text'}))"
     )
     page.locator("h1").evaluate("node => node.remove()")
-    boxes = "nodes => nodes.map(node => node.getBoundingClientRect()).map(({ top, bottom }) => [top, bottom])"
+    boxes = (
+        "nodes => nodes.map(node => node.getBoundingClientRect())"
+        ".map(({ top, bottom }) => [top, bottom])"
+    )
 
     def gaps() -> list[float]:
         parts = page.locator("main > *").evaluate_all(boxes)
@@ -505,7 +509,8 @@ def watch(page: Page, job: PeasyJobQueue) -> Callable[[], Any]:
         """async (start) => {
             window.shown = [];
             const begun = await (await fetch(start)).json();
-            watch(begun, (job) => shown.push([job.status, job.progress])).then((end) => { window.end = end });
+            watch(begun, (job) => shown.push([job.status, job.progress]))
+                .then((end) => { window.end = end });
         }""",
         f"/start/{job.pk}/",
     )

@@ -25,13 +25,14 @@ HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A sh
 BODY = """</head><body {{ hostile }}><main><h1>A shop</h1>"""
 WIDGETS = "{% for job in jobs %}{% peasy_progress job %}{% endfor %}"
 # As sites do that want to show a failed form, or the page of an error.
-SWAPS_ERRORS = """<meta name="htmx-config" content='{"includeIndicatorStyles": false, "responseHandling": [
+SWAPS_ERRORS = """<meta name="htmx-config" content='{"includeIndicatorStyles": false,
+    "responseHandling": [
     {"code": "204", "swap": false}, {"code": ".*", "swap": true}]}'>"""
 OLD_HTMX = "{% htmx_script version=2 %}{% peasy_assets %}"
 # HTMX 2 hands every one of these down to what is inside.
 HOSTILE = (
-    'hx-confirm="Sure?" hx-select="#nothing" hx-target="h1" hx-push-url="true" hx-boost="true" hx-swap="delete" '
-    'hx-include="*" hx-disabled-elt="body" hx-indicator="h1" hx-sync="body:abort"'
+    'hx-confirm="Sure?" hx-select="#nothing" hx-target="h1" hx-push-url="true" hx-boost="true"'
+    ' hx-swap="delete" hx-include="*" hx-disabled-elt="body" hx-indicator="h1" hx-sync="body:abort"'
 )
 TEMPLATES = {
     "plain": HEAD + "{% peasy_assets htmx=True %}" + BODY + WIDGETS,

@@ -1,4 +1,4 @@
-"""Two runners at work on a database that is about to fail, and what must be true of their jobs afterwards."""
+"""Two runners that work while their database fails, and the checks of their jobs afterwards."""
 
 import signal
 from collections.abc import Callable
@@ -23,7 +23,7 @@ LONG, SHORT = 2, 200
 
 
 class Load:
-    """Short jobs, and two long ones: one is to end while the database is of no use, and one after."""
+    """Enqueue short jobs and two long ones, one to end during the failure and one after it."""
 
     def __init__(
         self, run_peasy: Callable[..., Any], directory: Path, database: dict[str, Any]
@@ -55,7 +55,7 @@ class Load:
         wait_until(lambda: len(notes(self.longs[0])) == 2)
 
     def has_survived(self) -> None:
-        """Every job ran once, and both runners have said once what was the matter, and end as they should."""
+        """Check that every job ran once, and that both runners report the failure once and stop."""
         finished(self.todo[0], *self.todo[LONG:], timeout=LATE)
         Path(self.directory, "go 1").touch()
         done = finished(*self.todo, timeout=LATE)

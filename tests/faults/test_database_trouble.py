@@ -1,4 +1,7 @@
-"""The database is away, silent, locked, full or not migrated: waited out and said once; nothing lost, nothing twice."""
+"""Tests of a database that is away, silent, locked, full or not migrated.
+
+The runner waits and reports it once; no job is lost or runs twice.
+"""
 
 import contextlib
 import json
@@ -82,7 +85,7 @@ def through(proxy: Proxy) -> dict[str, Any]:
 
 
 def cut_connections() -> int:
-    """End every connection to the database but our own, as an administrator does. Returns how many there were."""
+    """End every connection to the database but our own. Return how many there were."""
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute(
@@ -91,7 +94,8 @@ def cut_connections() -> int:
             )
             return len(cursor.fetchall())
         cursor.execute(
-            "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            "SELECT id FROM information_schema.processlist"
+            " WHERE db = DATABASE() AND id <> CONNECTION_ID()"
         )
         count = 0
         for (number,) in cursor.fetchall():
@@ -347,7 +351,7 @@ def test_a_runner_waits_until_a_full_disk_has_space_again(run_peasy, tmp_path):
     wait_until(lambda: notes(record))
     database = connection.settings_dict["NAME"]
     with second_connection() as reader, reader.cursor() as cursor:
-        # With a reader the write-ahead log cannot begin anew: each write is behind its end, which is beyond the limit.
+        # A reader prevents the write-ahead log from restarting, so each write exceeds the limit.
         cursor.execute("PRAGMA wal_autocheckpoint = 0")
         reader.connection.execute("BEGIN DEFERRED")
         reader.connection.execute(f"SELECT count(*) FROM {TABLE}").fetchall()
@@ -397,7 +401,7 @@ def test_a_read_only_database_is_logged_and_does_not_stop_the_runner(run_peasy):
 
 @pytest.fixture
 def django(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Starts a management command of a site whose database is a new file, set up as Django does it by default."""
+    """Start a management command of a site with a new database file and Django's defaults."""
     database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "site.sqlite3")}
     settings = {"DATABASES": {"default": database}, **SHORT_LEASE}
 
@@ -595,7 +599,8 @@ def test_check_of_named_queues_reports_missing_runners_even_if_nothing_waits(run
     assert code == 1
     assert output.splitlines()[0] == "Runners alive: 0."
     assert output.splitlines()[1:] == [
-        "CommandError: No runner is alive for queue mail: start one with manage.py run_peasy --queue mail."
+        "CommandError: No runner is alive for queue mail:"
+        " start one with manage.py run_peasy --queue mail."
     ]
     run_peasy("--queue", "mail")
     assert check(run_peasy, "--queue", "mail") == (0, "Runners alive: 1.\n")

@@ -29,7 +29,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"A small disk is made with mount, of Linux: {error}.")
     if mounted.returncode:
         pytest.skip(
-            f"A small disk can be mounted by root alone, where that is allowed: {mounted.stderr.strip()}"
+            f"Only root can mount a small disk, where that is allowed: {mounted.stderr.strip()}"
         )
     yield place
     subprocess.run(["umount", str(place)], check=True)

@@ -40,7 +40,8 @@ MAX_COUNTER = (
 )  # the largest value of a counter
 DAMAGED = "The row of this job is damaged: "
 EXHAUSTED = (
-    "The counter `claims` or `attempts` of this job has reached 2,147,483,647, the largest value of its"
+    "The counter `claims` or `attempts` of this job has reached 2,147,483,647, the largest value"
+    " of its"
     " column. Enqueue the job again."
 )
 

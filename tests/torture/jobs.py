@@ -1,4 +1,4 @@
-"""The jobs of a torture run. Each writes to the side record at its start, meanwhile, and at its end."""
+"""The jobs of a torture run. Each writes to the side record at its start, end, and between."""
 
 import os
 import resource
