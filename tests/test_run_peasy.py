@@ -18,7 +18,7 @@ from peasy_jobs.runner.loop import Runner
 from peasy_jobs.statuses import COMPLETED, ENQUEUED, FAILED, ONGOING, SCHEDULED
 from peasy_jobs.store import wakeup
 from peasy_jobs.store.clock import as_field, database_now
-from peasy_jobs.store.querysets import BATCH, JobQuerySet
+from peasy_jobs.store.querysets import MAINTENANCE_BATCH, JobQuerySet
 from tests import jobs
 from tests.jobs import notes
 from tests.processes import Command, both_worker_types
@@ -154,7 +154,7 @@ def test_exit_on_empty_prunes_to_the_maxima_at_the_end_without_the_grace(run_pea
 
 def test_exit_on_empty_prunes_one_batch_in_each_iteration(transactional_db, monkeypatch):
     # The watchdog aborts an iteration that takes a third of the lease.
-    monkeypatch.setattr("peasy_jobs.store.querysets.BATCH", 2)
+    monkeypatch.setattr("peasy_jobs.store.querysets.MAINTENANCE_BATCH", 2)
     jobs.nothing.map([()] * 7)
     PeasyJobQueue.objects.update(status=COMPLETED, completed=as_field(database_now(connection)))
     left, tick = [7], Runner.tick
@@ -373,7 +373,9 @@ def test_a_scheduled_job_runs_when_it_is_due_and_not_at_the_next_poll(run_peasy)
 def test_scheduled_jobs_of_several_batches_all_run_when_they_are_due(run_peasy):
     run_peasy(settings=LONG_POLL)
     finished(jobs.nothing())
-    finished(*jobs.nothing.using(run_after=timedelta(seconds=1)).map([()] * (2 * BATCH + 1)))
+    finished(
+        *jobs.nothing.using(run_after=timedelta(seconds=1)).map([()] * (2 * MAINTENANCE_BATCH + 1))
+    )
 
 
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL notifies")
@@ -680,9 +682,9 @@ def claimed(monkeypatch):
     """Of each claim: its limit, and how many jobs are ONGOING after it."""
     claims, claim = [], JobQuerySet.claim
 
-    def counted(self, runner_id, limit, *args):
-        found = claim(self, runner_id, limit, *args)
-        claims.append((limit, PeasyJobQueue.objects.filter(status=ONGOING).count()))
+    def counted(self, request):
+        found = claim(self, request)
+        claims.append((request.limit, PeasyJobQueue.objects.filter(status=ONGOING).count()))
         return found
 
     monkeypatch.setattr(JobQuerySet, "claim", counted)
@@ -708,8 +710,8 @@ def test_jobs_are_claimed_in_portions_and_not_faster_than_outcomes_are_written(
     transactional_db, monkeypatch, claimed
 ):
     monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD_JOBS", 10)
-    monkeypatch.setattr("peasy_jobs.runner.recorder.WRITE_AT_ONCE", 10)
-    monkeypatch.setattr("peasy_jobs.runner.recorder.WRITE_EVERY", 0.0)
+    monkeypatch.setattr("peasy_jobs.runner.recorder.BATCH_SIZE", 10)
+    monkeypatch.setattr("peasy_jobs.runner.recorder.WRITE_INTERVAL", 0.0)
     workers = 4
     run_all(jobs.nothing.map([()] * 400), concurrency=workers)
     assert 1 < max(limit for limit, _ in claimed) <= 10
@@ -717,12 +719,12 @@ def test_jobs_are_claimed_in_portions_and_not_faster_than_outcomes_are_written(
 
 
 def test_workers_do_not_count_as_held_up_because_a_claim_takes_long(transactional_db, monkeypatch):
-    monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD", 0.02)
+    monkeypatch.setattr("peasy_jobs.runner.capacity.LOOK_AHEAD", 0.2)
     claim = JobQuerySet.claim
 
-    def slow(self, *args):
-        found = claim(self, *args)
-        until = monotonic() + 0.05
+    def slow(self, request):
+        found = claim(self, request)
+        until = monotonic() + 0.3
         wait_until(lambda: monotonic() > until)
         return found
 
