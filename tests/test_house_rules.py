@@ -114,9 +114,6 @@ BUDGETS = {
         40,
         function_lengths,
         {
-            "tests/e2e/site.py": BEING_SPLIT,
-            "tests/e2e/test_example.py": BEING_SPLIT,
-            "tests/e2e/test_reading.py": BEING_SPLIT,
             "tests/faults/test_database_trouble.py": BEING_SPLIT,
             "tests/test_run_peasy.py": BEING_SPLIT,
             "tests/test_state_machine.py": BEING_SPLIT,

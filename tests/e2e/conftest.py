@@ -100,7 +100,7 @@ def silent(page: Page) -> Iterator[None]:
 
 
 @contextmanager
-def a_server_of_its_own(browser: Browser, staff: User) -> Iterator[Page]:
+def separate_server(browser: Browser, staff: User) -> Iterator[Page]:
     """A silent page of a server that has read the settings as they are now, middleware included."""
     from pytest_django.live_server_helper import LiveServer
 

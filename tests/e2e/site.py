@@ -14,6 +14,10 @@ from peasy_jobs.store.clock import as_field, database_now
 TRACEBACK = (
     "Traceback (most recent call last):\n" + '  File "/srv/shop/jobs.py", line 7, in export\n' * 30
 )
+LONG_TITLE = (
+    "a title that is rather long, as titles are when somebody writes a whole sentence " + "x" * 60
+)
+LONG_QUEUE_NAME = "a-queue-with-a-rather-long-name-that-somebody-made-up"
 
 
 def add(title: str, status: str = ENQUEUED, **columns: Any) -> PeasyJobQueue:
@@ -26,22 +30,12 @@ def change(job: PeasyJobQueue, **columns: Any) -> None:
     PeasyJobQueue.objects.filter(pk=job.pk).update(**columns)
 
 
-def a_busy_site() -> dict[str, PeasyJobQueue]:
-    """A job in every state, a runner that lives and one that is dead."""
+def create_busy_site() -> dict[str, PeasyJobQueue]:
+    """Create a job in every state, a live runner and a dead one."""
     now = database_now(connection)
     moment = as_field(now)
-    runner = {
-        "worker_type": "process",
-        "concurrency": 4,
-        "pid": 4242,
-        "started": moment,
-        "heartbeat": moment,
-    }
-    alive = PeasyRunner.objects.create(
-        host="web-1", queues=[], lease_until=now.timestamp() + 1000, **runner
-    )
-    PeasyRunner.objects.create(host="web-2", queues=["slow", "mail"], lease_until=0, **runner)
-    over = {"started": moment - timedelta(seconds=70), "completed": moment, "attempts": 1}
+    runner = create_runner("web-1", lease_until=now.timestamp() + 1000)
+    create_runner("web-2", lease_until=0, queues=["slow", "mail"])
     error = {
         "at": now.isoformat(),
         "where": "web-1",
@@ -49,35 +43,40 @@ def a_busy_site() -> dict[str, PeasyJobQueue]:
         "message": "broken",
         "traceback": TRACEBACK,
     }
-    how = {"job_name": "tests.jobs.nothing", "max_bytes": 10**6, "serializer": "pickle"}
-    kwargs = payloads.dumps({"password": "x", "rows": {"a": [1, 2]}}, column=payloads.KWARGS, **how)
-    long = (
-        "a title that is rather long, as titles are when somebody writes a whole sentence "
-        + "x" * 60
-    )
-    found = {
-        "completed": add(
-            "deliver",
-            COMPLETED,
-            result_data=payloads.dumps({"n": 1}, column=payloads.RESULT, **how),
-            **over,
-        ),
-        "failed": add(long, FAILED, errors=[error, error], kwargs_data=kwargs, **over),
-        "cancelled": add("stopped", CANCELLED, **over),
-        "stopping": add("stopping", CANCELLED, started=moment, runner_id=alive.pk),
-        "scheduled": add("later", SCHEDULED, run_after=moment + timedelta(hours=1), errors=[error]),
-        "ongoing": add(
-            "resize",
-            ONGOING,
-            started=moment,
-            runner_id=alive.pk,
-            extra={"progress": 40},
-            status_msg="40 of 100",
-        ),
-        "unsure": add("count", ONGOING, started=moment, runner_id=alive.pk),
-        "enqueued": add("wait", queue_name="a-queue-with-a-rather-long-name-that-somebody-made-up"),
+    finished = {"started": moment - timedelta(seconds=70), "completed": moment, "attempts": 1}
+    running = {"started": moment, "runner_id": runner.pk}
+    result = payload({"n": 1}, payloads.RESULT)
+    arguments = payload({"password": "x", "rows": {"a": [1, 2]}}, payloads.KWARGS)
+    progress = {"extra": {"progress": 40}, "status_msg": "40 of 100"}
+    later = moment + timedelta(hours=1)
+    return {
+        "completed": add("deliver", COMPLETED, result_data=result, **finished),
+        "failed": add(LONG_TITLE, FAILED, errors=[error, error], kwargs_data=arguments, **finished),
+        "cancelled": add("stopped", CANCELLED, **finished),
+        "stopping": add("stopping", CANCELLED, **running),
+        "scheduled": add("later", SCHEDULED, run_after=later, errors=[error]),
+        "ongoing": add("resize", ONGOING, **progress, **running),
+        "without progress": add("count", ONGOING, **running),
+        "enqueued": add("wait", queue_name=LONG_QUEUE_NAME),
     }
-    return found
+
+
+def create_runner(host: str, lease_until: float, **columns: Any) -> PeasyRunner:
+    moment = as_field(database_now(connection))
+    columns = {"queues": [], "worker_type": "process", "concurrency": 4, "pid": 4242, **columns}
+    return PeasyRunner.objects.create(
+        host=host, lease_until=lease_until, started=moment, heartbeat=moment, **columns
+    )
+
+
+def payload(value: Any, column: str) -> bytes:
+    return payloads.dumps(
+        value,
+        column=column,
+        job_name="tests.jobs.nothing",
+        max_bytes=10**6,
+        serializer="pickle",
+    )
 
 
 def row(page: Page, job: PeasyJobQueue) -> Locator:

@@ -10,8 +10,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from peasy_jobs.models import PeasyJobQueue
 from peasy_jobs.statuses import CANCELLED, ENQUEUED
-from tests.e2e.conftest import a_server_of_its_own
-from tests.e2e.site import a_busy_site, add
+from tests.e2e.conftest import separate_server
+from tests.e2e.site import add, create_busy_site
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -27,7 +27,7 @@ def with_an_icon(settings: Any) -> None:
 
 
 def test_a_failed_job_can_be_found_read_and_retried(staff_page: Page) -> None:
-    job = a_busy_site()["failed"]
+    job = create_busy_site()["failed"]
     staff_page.goto("/admin/")
     staff_page.get_by_role("link", name="Jobs", exact=True).first.click()
     staff_page.get_by_role("link", name="Failed", exact=True).click()
@@ -79,7 +79,7 @@ def test_jobs_can_be_cancelled_and_deleted_by_keyboard(staff_page: Page) -> None
 
 
 def test_pages_have_no_accessibility_violation_in_light_and_dark(staff_page: Page) -> None:
-    site, axe = a_busy_site(), Axe()
+    site, axe = create_busy_site(), Axe()
     runner = site["ongoing"].runner_id
     addresses = [
         JOBS,
@@ -111,7 +111,7 @@ def test_pages_have_no_accessibility_violation_in_light_and_dark(staff_page: Pag
 def test_the_list_of_jobs_fits_a_small_screen_beside_navigation_and_filters(
     staff_page: Page, staff: User
 ) -> None:
-    a_busy_site()
+    create_busy_site()
     names = {
         "job_name": "shop.fulfilment.tasks.send_the_confirmation_to_the_customer",
         "queue_name": "confirmations",
@@ -147,8 +147,8 @@ def test_pages_comply_with_a_policy_of_nonces_only(
     processors = settings.TEMPLATES[0]["OPTIONS"]["context_processors"]
     options = {"context_processors": [*processors, "django.template.context_processors.csp"]}
     settings.TEMPLATES = [{**settings.TEMPLATES[0], "OPTIONS": options}]
-    with a_server_of_its_own(browser, staff) as page:
-        job = a_busy_site()["failed"]
+    with separate_server(browser, staff) as page:
+        job = create_busy_site()["failed"]
         for address in (RUNNERS, JOBS, f"{JOBS}{job.pk}/change/"):
             page.goto(address)
         page.get_by_role("button", name="Retry").click()

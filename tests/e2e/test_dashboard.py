@@ -15,8 +15,8 @@ from peasy_jobs.statuses import CANCELLED, ENQUEUED, FAILED, ONGOING
 from peasy_jobs.store.clock import as_field, database_now
 from tests import jobs
 from tests.e2e import urls
-from tests.e2e.conftest import a_server_of_its_own, log_in
-from tests.e2e.site import PageClock, a_busy_site, add, row
+from tests.e2e.conftest import log_in, separate_server
+from tests.e2e.site import PageClock, add, create_busy_site, row
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -47,7 +47,7 @@ def test_the_list_updates_itself(staff_page: Page, run_peasy: Callable[..., Any]
 
 
 def test_an_unchanged_list_is_not_replaced(staff_page: Page) -> None:
-    a_busy_site()
+    create_busy_site()
     staff_page.goto("/peasy/")
     node = staff_page.locator("#peasy-live").element_handle()
     for _ in range(2):
@@ -208,7 +208,7 @@ def test_one_checkbox_selects_all_rows(staff_page: Page, width: int) -> None:
 
 
 def test_the_traceback_and_the_retry_are_two_clicks_away(staff_page: Page) -> None:
-    job = a_busy_site()["failed"]
+    job = create_busy_site()["failed"]
     staff_page.goto("/peasy/")
     row(staff_page, job).get_by_role("link").first.click()
     expect(staff_page.get_by_text("Traceback (most recent call last)").first).to_be_visible()
@@ -218,7 +218,7 @@ def test_the_traceback_and_the_retry_are_two_clicks_away(staff_page: Page) -> No
 
 
 def test_an_open_traceback_stays_open_during_updates(staff_page: Page) -> None:
-    job = a_busy_site()["scheduled"]
+    job = create_busy_site()["scheduled"]
     staff_page.goto(f"/peasy/jobs/{job.pk}/")
     details = staff_page.locator("details").first
     details.locator("summary").click()
@@ -296,7 +296,7 @@ def test_no_page_has_an_accessibility_violation_or_scrolls_sideways(staff_page: 
     add("waits")
     staff_page.goto("/peasy/")
     check_page("no runner")
-    site = a_busy_site()
+    site = create_busy_site()
     for state in ("?", "?status=failed", "?q=nothing&queue=mail", "?before=5"):
         staff_page.goto(f"/peasy/{state}")
         check_page(state)
@@ -357,8 +357,8 @@ def test_pages_comply_with_a_strict_content_security_policy(
 
     settings.MIDDLEWARE = [policy, *settings.MIDDLEWARE]
     settings.SECURE_CSP = {**urls.SECURE_CSP, "form-action": ["'self'"], "base-uri": ["'none'"]}
-    with a_server_of_its_own(browser, staff) as page:
-        site = a_busy_site()
+    with separate_server(browser, staff) as page:
+        site = create_busy_site()
         assert "'nonce-" in page.goto("/peasy/").headers["content-security-policy"]
         expect(page.locator("svg")).to_have_count(4)
         added = add("added later")

@@ -73,7 +73,19 @@ def test_a_visitor_can_start_jobs_and_follow_them(
     expect(visitor.get_by_text("too few airports")).to_be_visible()
     visitor.goto("/")
     check_page(visitor)
+    import_airports(visitor)
+    address = export_airports(visitor)
+    stranger = browser.new_context(base_url=demo.url)
+    assert stranger.request.get(address).status == 404
+    stranger.close()
+    call_the_tower(visitor)
+    find_the_longest_distance(visitor)
+    visitor.goto("/")
+    expect(visitor.get_by_text("Completed")).to_have_count(3)
+    check_page(visitor)
 
+
+def import_airports(visitor: Page) -> None:
     visitor.get_by_label("CSV file").set_input_files(SAMPLE)
     click(visitor, "Upload and import")
     bar = visitor.get_by_role("progressbar")
@@ -82,12 +94,14 @@ def test_a_visitor_can_start_jobs_and_follow_them(
     visitor.wait_for_function(
         "value => value < document.querySelector('progress').value", arg=value
     )
-    expect(visitor.get_by_text("Correct them and import the file again")).to_be_visible(
-        timeout=PATIENCE
-    )
+    refused = visitor.get_by_text("Correct them and import the file again")
+    expect(refused).to_be_visible(timeout=PATIENCE)
     expect(visitor.get_by_text("3,445")).to_be_visible()
     check_page(visitor)
 
+
+def export_airports(visitor: Page) -> str:
+    """Return the address of the exported file."""
     visitor.goto("/")
     click(visitor, "Export all airports")
     link = visitor.get_by_role("link", name="Download 3,445 airports")
@@ -96,30 +110,29 @@ def test_a_visitor_can_start_jobs_and_follow_them(
     with Path(download.value.path()).open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3445
     check_page(visitor)
-    stranger = browser.new_context(base_url=demo.url)
-    assert stranger.request.get(link.get_attribute("href") or "").status == 404
-    stranger.close()
+    address = link.get_attribute("href")
+    assert address is not None
+    return address
 
+
+def call_the_tower(visitor: Page) -> None:
     visitor.goto("/")
     click(visitor, "Call the tower")
-    expect(visitor.get_by_text(re.compile("Attempt [12] of 4: nobody answers"))).to_be_visible(
-        timeout=PATIENCE
-    )
+    failed_attempt = visitor.get_by_text(re.compile("Attempt [12] of 4: nobody answers"))
+    expect(failed_attempt).to_be_visible(timeout=PATIENCE)
     expect(visitor.locator(".peasy-job-status")).to_contain_text("Scheduled", timeout=PATIENCE)
     expect(visitor.get_by_text("2 attempts failed")).to_be_visible(timeout=PATIENCE)
     expect(visitor.get_by_text("Attempt 3 of 4")).to_be_visible()
     check_page(visitor)
 
+
+def find_the_longest_distance(visitor: Page) -> None:
     visitor.goto("/distance/")
     check_page(visitor)
     click(visitor, "Find out")
     visitor.wait_for_function("0 < document.querySelector('progress').value")
-    expect(visitor.get_by_text("ATU Casco Cove")).to_contain_text(
-        "16,150\u00a0km", timeout=PATIENCE
-    )
-    check_page(visitor)
-    visitor.goto("/")
-    expect(visitor.get_by_text("Completed")).to_have_count(3)
+    answer = visitor.get_by_text("ATU Casco Cove")
+    expect(answer).to_contain_text("16,150\u00a0km", timeout=PATIENCE)
     check_page(visitor)
 
 
@@ -142,9 +155,8 @@ def test_the_demo_login_opens_the_dashboard(visitor: Page, demo: Demo) -> None:
     click(visitor, "Call the tower")
     visitor.get_by_role("link", name="Dashboard").click()
     username = visitor.get_by_label("Username")
-    expect(
-        username
-    ).to_be_focused()  # by Django's login: the browser complains of a field that was focused before
+    # Django's login focuses the field. Chromium logs a message if it has the focus already.
+    expect(username).to_be_focused()
     username.fill("demo")
     visitor.get_by_label("Password").fill(demo.password())
     click(visitor, "Log in")

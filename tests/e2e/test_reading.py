@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 from peasy_jobs.models import PeasyMinute
 from peasy_jobs.statuses import COMPLETED, FAILED, ONGOING
 from peasy_jobs.store.clock import database_now
-from tests.e2e.site import a_busy_site, add, change, row
+from tests.e2e.site import add, change, create_busy_site, row
 from tests.e2e.test_widget import PAYLOADS
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -26,130 +26,137 @@ CHART_LABELS = """chart => {
 # What a screen reader meets
 
 
+# What a screen reader finds: the list with one job, and the page of a failed job.
+LIST = """
+- link "Skip to the content"
+- banner:
+  - link "Jobs"
+  - checkbox "Live updates" [checked]
+  - link "Statistics"
+  - link "Refresh"
+- main:
+  - heading "Jobs" [level=1]
+  - search:
+    - searchbox "Search by number, title, function or message"
+    - button "Search"
+  - status
+  - navigation "Status":
+    - list:
+      - listitem:
+        - link "All"
+      - listitem:
+        - link "Enqueued 1"
+      - listitem:
+        - link "Scheduled 0"
+      - listitem:
+        - link "Ongoing 0"
+      - listitem:
+        - link "Completed 0"
+      - listitem:
+        - link "Failed 0"
+      - listitem:
+        - link "Cancelled 0"
+    - link "0 runners alive"
+  - group "Selected jobs":
+    - button "Cancel"
+    - button "Retry"
+    - button "Delete…"
+  - table "Jobs, newest first":
+    - caption: Jobs, newest first
+    - rowgroup:
+      - row:
+        - columnheader "Select Select all jobs on this page":
+          - checkbox "Select all jobs on this page"
+        - columnheader "Status"
+        - columnheader "Job"
+        - columnheader "Queue"
+        - columnheader "Progress"
+        - columnheader "Message"
+        - columnheader "Attempts"
+        - columnheader "Duration"
+        - columnheader "Created"
+    - rowgroup:
+      - row:
+        - cell:
+          - checkbox "Select resize, job {pk}"
+        - cell "Enqueued"
+        - cell:
+          - 'link "resize #{pk}"'
+        - cell:
+          - 'link "Queue default: show only its jobs"'
+        - cell:
+          - progressbar "Progress of resize"
+        - cell "40 of 100"
+        - cell
+        - cell
+        - cell
+  - region "Runners":
+    - heading "Runners" [level=2]
+  - region "Statistics"
+"""
+FAILED_JOB = """
+- paragraph:
+  - link "← All jobs"
+- heading /a title that is rather long/ [level=1]
+- paragraph
+- status
+- paragraph: /Failed/
+- paragraph: broken
+- button "Retry"
+- button "Delete…"
+- region "Failed attempts":
+  - heading "Failed attempts" [level=2]
+  - group:
+    - strong: shop.Broken
+    - group "Traceback 2"
+  - group:
+    - strong: shop.Broken
+- region "Timeline":
+  - heading "Timeline" [level=2]
+  - list:
+    - listitem:
+      - text: Created
+    - listitem:
+      - text: Failed attempt
+    - listitem:
+      - text: Started
+    - listitem:
+      - text: Failed
+- region "Facts":
+  - heading "Facts" [level=2]
+- region "Arguments":
+  - heading "Arguments" [level=2]
+  - term: password
+  - definition:
+    - group "password": ••••••
+  - term: rows
+  - definition:
+    - group "rows"
+"""
+
+
 def test_the_list_is_a_table_with_names_and_the_filters_are_links(staff_page: Page) -> None:
     job = add("resize", extra={"progress": 40}, status_msg="40 of 100")
     staff_page.goto("/peasy/?status=enqueued")
-    expect(staff_page.locator("body")).to_match_aria_snapshot(f"""
-        - link "Skip to the content"
-        - banner:
-          - link "Jobs"
-          - checkbox "Live updates" [checked]
-          - link "Statistics"
-          - link "Refresh"
-        - main:
-          - heading "Jobs" [level=1]
-          - search:
-            - searchbox "Search by number, title, function or message"
-            - button "Search"
-          - status
-          - navigation "Status":
-            - list:
-              - listitem:
-                - link "All"
-              - listitem:
-                - link "Enqueued 1"
-              - listitem:
-                - link "Scheduled 0"
-              - listitem:
-                - link "Ongoing 0"
-              - listitem:
-                - link "Completed 0"
-              - listitem:
-                - link "Failed 0"
-              - listitem:
-                - link "Cancelled 0"
-            - link "0 runners alive"
-          - group "Selected jobs":
-            - button "Cancel"
-            - button "Retry"
-            - button "Delete…"
-          - table "Jobs, newest first":
-            - caption: Jobs, newest first
-            - rowgroup:
-              - row:
-                - columnheader "Select Select all jobs on this page":
-                  - checkbox "Select all jobs on this page"
-                - columnheader "Status"
-                - columnheader "Job"
-                - columnheader "Queue"
-                - columnheader "Progress"
-                - columnheader "Message"
-                - columnheader "Attempts"
-                - columnheader "Duration"
-                - columnheader "Created"
-            - rowgroup:
-              - row:
-                - cell:
-                  - checkbox "Select resize, job {job.pk}"
-                - cell "Enqueued"
-                - cell:
-                  - 'link "resize #{job.pk}"'
-                - cell:
-                  - 'link "Queue default: show only its jobs"'
-                - cell:
-                  - progressbar "Progress of resize"
-                - cell "40 of 100"
-                - cell
-                - cell
-                - cell
-          - region "Runners":
-            - heading "Runners" [level=2]
-          - region "Statistics"
-    """)
+    expect(staff_page.locator("body")).to_match_aria_snapshot(LIST.format(pk=job.pk))
     assert staff_page.locator("th:not([scope=col])").count() == 0
-    assert staff_page.locator("[aria-current=page]").evaluate_all(
-        "tabs => tabs.map(tab => tab.id)"
-    ) == ["peasy-tab-enqueued"]
+    current = staff_page.locator("[aria-current=page]")
+    assert current.evaluate_all("tabs => tabs.map(tab => tab.id)") == ["peasy-tab-enqueued"]
 
 
 def test_a_job_has_a_heading_for_each_part(staff_page: Page) -> None:
-    site = a_busy_site()
+    site = create_busy_site()
     staff_page.goto(f"/peasy/jobs/{site['failed'].pk}/")
-    expect(staff_page.get_by_role("main")).to_match_aria_snapshot("""
-        - paragraph:
-          - link "← All jobs"
-        - heading /a title that is rather long/ [level=1]
-        - paragraph
-        - status
-        - paragraph: /Failed/
-        - paragraph: broken
-        - button "Retry"
-        - button "Delete…"
-        - region "Failed attempts":
-          - heading "Failed attempts" [level=2]
-          - group:
-            - strong: shop.Broken
-            - group "Traceback 2"
-          - group:
-            - strong: shop.Broken
-        - region "Timeline":
-          - heading "Timeline" [level=2]
-          - list:
-            - listitem:
-              - text: Created
-            - listitem:
-              - text: Failed attempt
-            - listitem:
-              - text: Started
-            - listitem:
-              - text: Failed
-        - region "Facts":
-          - heading "Facts" [level=2]
-        - region "Arguments":
-          - heading "Arguments" [level=2]
-          - term: password
-          - definition:
-            - group "password": ••••••
-          - term: rows
-          - definition:
-            - group "rows"
-    """)
+    expect(staff_page.get_by_role("main")).to_match_aria_snapshot(FAILED_JOB)
+
+
+def test_the_page_of_an_ongoing_job_has_a_progress_bar(staff_page: Page) -> None:
+    site = create_busy_site()
+    bar = staff_page.get_by_role("progressbar", name="Progress")
     staff_page.goto(f"/peasy/jobs/{site['ongoing'].pk}/")
-    expect(staff_page.get_by_role("progressbar", name="Progress")).to_have_js_property("value", 40)
-    staff_page.goto(f"/peasy/jobs/{site['unsure'].pk}/")
-    expect(staff_page.get_by_role("progressbar", name="Progress")).to_have_js_property(
-        "position", -1
-    )
+    expect(bar).to_have_js_property("value", 40)
+    staff_page.goto(f"/peasy/jobs/{site['without progress'].pk}/")
+    expect(bar).to_have_js_property("position", -1)
 
 
 def test_confirmation_and_result_of_an_action_are_read_out(staff_page: Page) -> None:
@@ -213,7 +220,7 @@ def test_the_focus_stays_in_place_while_the_list_updates(staff_page: Page, selec
 
 
 def test_the_focus_stays_in_place_when_a_job_ends(staff_page: Page) -> None:
-    job = a_busy_site()["scheduled"]
+    job = create_busy_site()["scheduled"]
     staff_page.goto(f"/peasy/jobs/{job.pk}/")
     for selector in ("summary", "pre"):
         focused = staff_page.locator(selector).first
