@@ -20,30 +20,29 @@ class Capacity:
     """Decide how many more jobs each worker may be given."""
 
     def __init__(self) -> None:
-        self.average_seconds: float | None = (
-            None  # that a job takes; None before the first has ended
-        )
+        # The average duration of a job; None before the first has ended.
+        self.average_seconds: float | None = None
         self.largest_payload = 1  # bytes of arguments, among the jobs that were claimed last
         # Jobs of dead runners that are still to be claimed. One of them may have killed its runner:
-        # while there are any, jobs run one at a time, so that only the right one is charged.
+        # while there are any, jobs run one at a time, so that a crash is counted for that one only.
         self.recovered_jobs = 0
         # When the workers' events were last collected (`time.monotonic()`). Nothing is known of
         # what workers have done since, so they are judged as of this moment.
         self.as_of = 0.0
 
     def record_duration(self, seconds: float) -> None:
-        """A job has ended after so many seconds."""
+        """Record how long a job took."""
         if self.average_seconds is None:
             self.average_seconds = seconds
         else:
             self.average_seconds += (seconds - self.average_seconds) / SMOOTHING
 
     def record_rescue(self, count: int) -> None:
-        """So many jobs of dead runners were put back into the queue."""
+        """Record how many jobs of dead runners were put back into the queue."""
         self.recovered_jobs += count
 
     def record_claim(self, count: int, largest_payload: int) -> None:
-        """So many jobs were claimed.
+        """Record how many jobs were claimed.
 
         largest_payload: bytes of the largest arguments among them.
         """

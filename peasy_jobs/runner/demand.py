@@ -1,8 +1,9 @@
-"""Whether there are jobs to claim, as far as that can be told without taking a lock.
+"""Decide when to look at the queue and when to claim.
 
-There are three ways to know: the last claim left jobs behind, a wake-up has signalled, or it is
-time to look at the queue. The loop asks `needs_look` and `should_claim`, which change nothing, and
-reports what it has done.
+A look is a query that takes no lock (`JobQuerySet.peek`). The runner claims if the last claim or
+look left jobs behind, or if a wake-up has signalled new jobs. It looks at the queue after other
+signals and at intervals. The loop calls `needs_look` and `should_claim`, which change nothing, and
+reports what it did with `record_look` and `record_claim`.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class Demand:
         self.wakeup: wakeup.Wakeup | None = None  # None while there is no connection
         self.backlog = True  # more jobs are known to be waiting
         self.signalled = True  # more may be waiting
-        # After a signal, the queue is looked at again after each of these seconds: a signal may
-        # stand for several jobs, and some of them may be committed a moment later.
+        # Seconds until each further look after a signal: it may stand for several jobs, some of
+        # which are committed a moment later.
         self.recheck_delays: list[float] = []
         self.look_at = 0.0  # when to look at the queue without a signal (`time.monotonic()`)
 
     def listen(self, connection: BaseDatabaseWrapper) -> None:
-        """Learn of new jobs through this connection. What was committed before is looked for."""
+        """Start the wake-up of this connection, and look for jobs that were committed before."""
         self.wakeup = wakeup.watch(connection, self.peek, self.polling_interval)
         if self.wakeup.fileno() >= 0:
             self.selector.register(self.wakeup.fileno(), selectors.EVENT_READ, self.wakeup.readable)
@@ -52,13 +53,13 @@ class Demand:
         return self.wakeup is not None
 
     def stop_listening(self) -> None:
-        """The connection is about to be closed."""
+        """Stop the wake-up, because its connection is about to be closed."""
         if self.wakeup is not None and self.wakeup.fileno() >= 0:
             self.selector.unregister(self.wakeup.fileno())
         self.wakeup = None
 
     def poll_wakeup(self) -> None:
-        """Ask the wake-up for a signal. Raises what the database raises."""
+        """Take the signal of the wake-up, if there is one. May raise a database error."""
         if self.wakeup is not None and self.wakeup.has_signal():
             self.signalled = True
 
@@ -81,13 +82,13 @@ class Demand:
         return now >= self.look_at or (idle and self.exit_on_empty)
 
     def should_claim(self, now: float) -> bool:
-        """Whether there are jobs to claim, by all that is known without a look."""
+        """Whether to claim: jobs are known to be waiting, or a signal is as good as that."""
         return self.backlog or (self.signalled and self._trusts_signal(now))
 
     def record_look(
         self, now: float, *, waiting: bool, seconds_to_due: float | None, promoted: int
     ) -> None:
-        """The queue was looked at.
+        """Record the result of a look.
 
         now: the time before the look (`time.monotonic()`).
         waiting: a job may run now.
@@ -96,18 +97,18 @@ class Demand:
         """
         self._take_signal()
         self.backlog = waiting or promoted > 0
-        # A wake-up that looks at the queue finds everything by itself, except that a job is due.
+        # A wake-up that polls finds all new jobs by itself, but not that a scheduled job is due.
         polls = self.wakeup is not None and self.wakeup.polls
         interval = float("inf") if polls and seconds_to_due is None else self.polling_interval
         self.look_at = now + interval * random.uniform(0.9, 1)
         self._plan_recheck(now)
-        # When jobs were promoted, more of them may be due: jobs are promoted in batches. When none
-        # was, another runner has done it.
+        # Jobs are promoted in batches, so after a promotion more may be due. If a job was due and
+        # none was promoted, another runner was faster.
         if seconds_to_due is not None and (seconds_to_due > 0 or promoted):
             self.look_at = min(self.look_at, now + seconds_to_due)
 
     def record_claim(self, now: float, *, backlog: bool) -> None:
-        """Jobs were claimed.
+        """Record a claim.
 
         now: the time before the claim (`time.monotonic()`).
         backlog: more jobs are known to be waiting.
@@ -123,8 +124,9 @@ class Demand:
         return now if at_once else self.look_at
 
     def _trusts_signal(self, now: float) -> bool:
-        # Only who enqueues a job sends NOTIFY: claim without a look, which saves a query. But not
-        # for ever: only a look finds scheduled jobs that are due.
+        # A wake-up with recheck delays signals enqueued jobs and nothing else: claim without a
+        # look, which saves a query. But look from `look_at` on, because only a look finds scheduled
+        # jobs that are due.
         return bool(self.wakeup and self.wakeup.recheck_delays) and now < self.look_at
 
     def _take_signal(self) -> None:

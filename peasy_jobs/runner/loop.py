@@ -1,7 +1,8 @@
 """The main loop of one `run_peasy` process.
 
-Each iteration collects what the workers report, writes outcomes, does what is due besides, claims
-jobs, hands them out and waits. All of that happens in one thread and on one database connection.
+Each iteration collects what the workers report, writes outcomes, does the periodic work that is
+due, claims jobs, hands them out and waits. All of that happens in one thread and on one database
+connection.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Runner:
 
         say: print a line for the person who started the runner.
         queues: run only the jobs of these queues; all jobs if empty.
-        exit_on_empty: end when no job may run now.
+        exit_on_empty: exit when no job can run now.
         """
         connection = connections[router.db_for_write(PeasyJobQueue)]
         self.conf = conf
@@ -70,7 +71,7 @@ class Runner:
         self.clock = Clock(connection)
         self.lease = Lease(self.jobs, self.clock, conf)
         self.maintenance = Maintenance(self.jobs, self.clock, conf)
-        self.held = self._hold_nothing()
+        self.held = self._new_held_jobs()
         self.capacity = Capacity()
         self.demand = Demand(
             partial(self.jobs.peek, self.queues),
@@ -84,8 +85,8 @@ class Runner:
     def run(self) -> bool:
         """Run jobs until a signal says to stop, or with `exit_on_empty` until none is left.
 
-        Return False if jobs still run in threads although they were given back: only the end of
-        this process ends a thread, so it must not live on.
+        Return False if jobs that were given back still run in threads. Threads end only with
+        their process, so the process has to exit.
         """
         kind = ProcessWorkers if self.conf.worker_type == "process" else ThreadWorkers
         with self.selector, self.shutdown.signals:
@@ -104,7 +105,7 @@ class Runner:
     def tick(self) -> None:
         """Run one iteration. A database error aborts it without losing anything."""
         self._process_events()
-        self._heed_signals()
+        self._handle_signals()
         self._enforce_limits()
         reset_queries()  # with DEBUG Django keeps every query
         if self.shutdown.phase is Phase.ABANDONED or self.outage.is_waiting():
@@ -151,7 +152,7 @@ class Runner:
             else:
                 self.held.record_exit(event, stopping=self.shutdown.phase >= Phase.STOPPING)
 
-    def _heed_signals(self) -> None:
+    def _handle_signals(self) -> None:
         for phase in self.shutdown.advance(monotonic()):
             if phase is Phase.DRAINING:
                 self._drain()
@@ -210,16 +211,16 @@ class Runner:
             self.lease.register(self.queues)
 
     def _drop_jobs(self) -> None:
-        """End what runs: other runners have the jobs now."""
+        """Stop the held jobs: they no longer belong to this runner."""
         for worker in self.workers.workers:
             worker.recall()
-            for claim in list(worker.pending.values())[:1]:
+            for claim in list(worker.pending.values())[:1]:  # the running job
                 if not worker.kill():
                     revoked = "The job was taken from this runner."
                     worker.request_stop(claim, StopRequest(StopReason.SHUTDOWN, revoked))
-        self.held = self._hold_nothing()
+        self.held = self._new_held_jobs()
 
-    def _hold_nothing(self) -> HeldJobs:
+    def _new_held_jobs(self) -> HeldJobs:
         recorder = Recorder(
             self.session.connection, self.jobs, self.clock, self.maintenance.counters
         )
@@ -231,7 +232,7 @@ class Runner:
             self.capacity.record_rescue(rescued)
 
     def _back_off(self, error: Exception) -> None:
-        """Try again after a moment, on a new connection unless only a lock was in the way."""
+        """Retry later, on a new connection unless the error was only a lock."""
         self.outage.record_failure(error)
         if not vendors.is_locked(error):
             self.demand.stop_listening()
@@ -246,7 +247,7 @@ class Runner:
     def _mark_started(self) -> None:
         """Mark the jobs that were claimed ahead and have started.
 
-        Only marked jobs are charged if this runner dies.
+        If this runner dies, a crash is counted only for marked jobs.
         """
         started = self.held.to_mark_started(self.workers.workers, self.capacity.as_of)
         if started:
@@ -263,6 +264,7 @@ class Runner:
             self._stop_cancelled_of(worker, cancelled)
         unwritten = {update.claim.pk for update in self.held.recorder.unwritten}
         in_workers = (worker.pending for worker in self.workers.workers)
+        # Neither a worker nor the recorder has these, so nothing else would close them.
         for pk in cancelled.keys() - unwritten.union(*in_workers):
             self.jobs.close_cancelled(self.lease.id, pk, cancelled[pk], self.clock.at(monotonic()))
 
@@ -279,7 +281,7 @@ class Runner:
             self.held.stop_controller.request_stop(worker, running, cancel)
 
     def _recall(self) -> None:
-        """Take from each worker that is held up what it has not started."""
+        """Recall the jobs that wait behind a long one, and share them out again."""
         for worker in self.workers.workers:
             if len(worker.pending) > 1 and self.capacity.is_held_up(worker):
                 self._hand_out(worker.recall())
@@ -287,13 +289,13 @@ class Runner:
     # Claiming
 
     def _free_slots(self) -> dict[Worker, int]:
-        """Return how many jobs may be claimed for each worker, without those that get none."""
+        """Return how many jobs to claim for each worker. Workers that get none are left out."""
         if self.shutdown.phase is not Phase.RUNNING or not self.lease.is_held():
             return {}
         return self.capacity.free_slots(self.workers.workers)
 
     def _look(self, now: float) -> None:
-        """Look at the queue, which takes no lock, and promote the scheduled jobs that are due."""
+        """Query the queue without a lock, and promote the scheduled jobs that are due."""
         waiting, due = self.demand.peek()
         seconds_to_due = None if due is None else (due - self.clock.at(now)).total_seconds()
         promoted = 0
@@ -324,7 +326,7 @@ class Runner:
         valid = [claim for claim in claims if claim not in invalid] if invalid else claims
         sizes = [claim.payload_bytes() for claim in valid]
         self.capacity.record_claim(len(claims), max(sizes, default=1))
-        # Fewer than the limit were claimed because they are large: there are more of them.
+        # A claim that ended at the limit of bytes has left jobs behind.
         is_cut_short = sum(sizes) > capacity.LOOK_AHEAD_BYTES
         self.demand.record_claim(before, backlog=len(claims) == limit or is_cut_short)
         self._hand_out(valid)
@@ -340,11 +342,11 @@ class Runner:
             worker.hand_out(batch)
 
     def _has_idle_worker(self) -> bool:
-        """Whether outcomes are to be written and jobs claimed without delay."""
+        """Whether a worker has no job, so that outcomes are written without delay."""
         return not all(worker.pending for worker in self.workers.workers)
 
     def _finish(self) -> None:
-        """End, because no job may run now. First prune everything, one batch in each iteration."""
+        """Exit because no job can run now, after pruning, one batch in each iteration."""
         if self.maintenance.prune(grace=0):
             return
         later = self.jobs.in_queues(self.queues).filter(status=statuses.SCHEDULED).count()
@@ -362,14 +364,14 @@ class Runner:
             self.demand.signalled = True
 
     def _next_due(self, can_claim: bool) -> float:
-        """Return when the first of all parts has something to do (`time.monotonic()`)."""
+        """Return the earliest time at which something is due (`time.monotonic()`)."""
         workers = self.workers.workers
         moments = [
             self.shutdown.next_due(),
             self.workers.next_due(),
             self.held.stop_controller.next_deadline(workers),
         ]
-        if self.outage.is_on:  # nothing that needs the database
+        if self.outage.is_on:  # skip what needs the database
             return min(*moments, self.outage.next_due())
         moments.append(self.lease.next_due())
         moments.append(self.maintenance.next_due(backlog=self.demand.backlog))
