@@ -36,8 +36,9 @@ DUE_INDEX = "peasy_due"
 
 # LENGTH needs no more than the head of a row, even where the value is stored outside of it.
 PAYLOAD_BYTES = "COALESCE(LENGTH(args_data), 0) + COALESCE(LENGTH(kwargs_data), 0)"
-# Always true. The partial index `peasy_waiting` demands it, so that a query which does not say it,
-# one for named queues, cannot be answered by reading the backlog of all queues.
+# Always true. It is the condition of the partial index `peasy_waiting`, which is used only for
+# queries that repeat it. Queries for named queues do not, so they never read the backlog of all
+# queues.
 OF_ALL_QUEUES = "claims >= 0"
 OF_ONE_QUEUE = "queue_name = %s"
 
@@ -51,13 +52,13 @@ class ClaimRequest:
     runner_id: int
     limit: int  # jobs, at most
     now: datetime  # what `started` is set to
-    ahead: int = 0  # how many of `limit` are not going to start at once: their `started` is empty
+    ahead: int = 0  # how many of `limit` wait behind another job; their `started` stays empty
     max_bytes: int = 1 << 24  # of arguments, after which no more jobs are claimed ahead
     queues: Sequence[str] = ()
 
     @property
     def at_once(self) -> int:
-        """How many of the jobs start at once. These are claimed whatever their arguments weigh."""
+        """How many of the jobs start at once. They are claimed whatever their size is."""
         return self.limit - self.ahead
 
     @property
@@ -98,7 +99,7 @@ def _update_returning(
 def _claim_statement(connection: BaseDatabaseWrapper, table: str, request: ClaimRequest) -> str:
     """SQL for a claim.
 
-    Each queue has a probe of its own, because the index of the queues is in order only within one.
+    Each queue has a sub-select, a probe, because the index is in order only within a queue.
     """
     conditions = [OF_ONE_QUEUE] * len(request.distinct_queues) or [OF_ALL_QUEUES]
     probes = [
@@ -107,8 +108,9 @@ def _claim_statement(connection: BaseDatabaseWrapper, table: str, request: Claim
     ]
     # MATERIALIZED: PostgreSQL may run a plain sub-select again after it has waited for a lock, and
     # would then update more rows than the limit allows.
-    # `status = waiting` instead of a constant, through the join: PostgreSQL must not expect to find
-    # these rows by their status; see `vendors.configure_session`.
+    # The status is compared with the joined column `waiting` and not with a constant, so that
+    # PostgreSQL finds the rows by primary key and not by an index of the status; see
+    # `vendors.configure_session`.
     return f"""
         WITH candidates AS MATERIALIZED (
             {" UNION ALL ".join(probes)}
@@ -169,8 +171,8 @@ class Candidate(NamedTuple):
 def _select_and_update(jobs: QuerySet[PeasyJobQueue], request: ClaimRequest) -> list[Claim]:
     """Claim with a locking SELECT and an UPDATE, in one transaction.
 
-    The arguments are read last, and only those of the jobs that are taken: a candidate that has to
-    stay behind may have a large one.
+    The arguments are read last and only for the jobs that are claimed, because those of the other
+    candidates may be large.
     """
     with transaction.atomic(using=jobs.db):
         candidates = _lock_candidates(connections[jobs.db], jobs.model._meta.db_table, request)
@@ -236,8 +238,8 @@ def _mark_claimed(
     claims: list[Claim],
     started: datetime | None,
 ) -> None:
-    # By primary key alone, as the rows are locked: through a secondary index the UPDATE would lock
-    # in another order than the one which writes outcomes, and deadlock with it.
+    # By primary key alone, because the rows are locked already. Through a secondary index, this
+    # UPDATE would lock in another order than the one that writes outcomes, and they would deadlock.
     if claims:
         jobs.filter(pk__in=[claim.pk for claim in claims]).update(
             status=ONGOING,
@@ -272,17 +274,18 @@ def _claim_columns(vendor: str, *, is_claimed: bool, with_arguments: bool = True
 
 
 def _since(vendor: str, first_attempt: int) -> str:
-    """SQL for when a job might have started, see `Claim.since`.
+    """SQL for the time when a job could first have started; see `Claim.since`.
 
     first_attempt: what `attempts` is when this is the first one.
     """
-    # Seconds and no time: one that another program has stored may be out of Python's range.
+    # Seconds instead of a datetime, because a stored one may be out of Python's range.
     seconds = {
         "sqlite": "(julianday({time}) - 2440587.5) * 86400.0",
         "postgresql": "CAST(EXTRACT(EPOCH FROM CAST({time} AS timestamp)) AS double precision)",
         "mysql": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {time}) / 1e6",
     }[vendor]
-    # COALESCE and no test for NULL: `RETURNING run_after IS NOT NULL` is 1 for NULL in SQLite 3.40.
+    # COALESCE instead of a test for NULL, because in SQLite 3.40 `RETURNING run_after IS NOT NULL`
+    # is 1 for NULL.
     might_start = f"COALESCE(run_after, CASE WHEN attempts = {first_attempt:d} THEN created END)"
     return seconds.format(time=f"CASE WHEN crashes = 0 THEN {might_start} END")
 

@@ -89,7 +89,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         """Claim jobs for a runner: ENQUEUED becomes ONGOING. Return them, first to run first.
 
         Counts the claim and the attempt. `started` is set for the jobs that start at once and stays
-        empty for those claimed ahead, which tells whoever rescues them that they had not begun.
+        empty for those claimed ahead, so that a rescue knows that they had not started.
         """
         try:
             return claiming.claim(self, request)
@@ -102,8 +102,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         """Fail the jobs that cannot be claimed because a counter has reached its largest value."""
         message = (
             f"The counter `claims` or `attempts` of this job has reached {MAX_INTEGER:,}, the"
-            " largest"
-            " value of its column. Enqueue the job again."
+            " largest value of its column. Enqueue the job again."
         )
         exhausted = self.filter(
             Q(claims__gte=MAX_INTEGER) | Q(attempts__gte=MAX_INTEGER), status=ENQUEUED
@@ -111,10 +110,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return exhausted.update(status=FAILED, completed=now, errors=[_entry(now, message)])
 
     def give_back_unknown(self, runner_id: int, known: Iterable[Claim]) -> int:
-        """Return jobs of a runner that it does not know of: ONGOING becomes ENQUEUED.
+        """Give back jobs that a runner holds without knowing it: ONGOING becomes ENQUEUED.
 
-        The answer to a claim was lost on its way. The attempt is not counted. Returns how many jobs
-        were given back.
+        The answer to their claim was lost. The attempt is not counted. Returns how many jobs were
+        given back.
         """
         held = {(claim.pk, claim.fencing_token) for claim in known}
         claimed = self.filter(runner=runner_id, status=ONGOING).values_list("pk", "claims")
@@ -163,8 +162,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def cancel(self, *pks: int) -> int:
         """Cancel jobs that have not ended. Return how many.
 
-        One that waits never runs. One that runs is stopped by its runner, and is over only when
-        `close_cancelled` says so.
+        A waiting job never runs. A running job is stopped by its runner, and is over only when the
+        runner calls `close_cancelled`.
         """
         self._for_write = True
         now = as_field(database_now(connections[self.db]))
@@ -181,16 +180,16 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return [(pk, claims) for pk, claims in cancelled if type(claims) is int]
 
     def close_cancelled(self, runner_id: int, pk: int, fencing_token: int, now: datetime) -> bool:
-        """Note that a cancelled job has stopped running: it names no runner any more.
+        """Record that a cancelled job has stopped running: clear its runner.
 
         Guarded by runner and fencing token. Returns whether there was such a job.
         """
         return writing.close_cancelled(self, runner_id, pk, fencing_token, now)
 
     def retry(self, *pks: int) -> int:
-        """Run jobs again that are FAILED or CANCELLED: they become ENQUEUED. Return how many.
+        """Run FAILED or CANCELLED jobs again: they become ENQUEUED. Return how many.
 
-        Their budgets start anew, and their errors are kept.
+        Attempts and crashes are counted from 0 again. The errors are kept.
         """
         self._for_write = True
         over = self.filter(pk__in=pks, status__in=sources("retry"), runner=None)
@@ -219,8 +218,8 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     ) -> int:
         """Take the jobs of a runner that is gone: ONGOING becomes ENQUEUED or FAILED.
 
-        A job that had started is charged with a crash, and fails with `reason` if it has had its
-        `crash_retries`. One that had not started is given back and charged with nothing. Cancelled
+        A crash is counted for a job that had started. It fails with `reason` if it has used up its
+        `crash_retries`. A job that had not started is given back, and nothing is counted. Cancelled
         jobs are closed. Returns how many jobs were given back or failed.
 
         runner_id: None for jobs of peasy-jobs 0.4, which name no runner.
@@ -241,14 +240,14 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     def _fail_crashed(
         self, ongoing: JobQuerySet, crash_retries: int, entry: dict[str, str], now: datetime
     ) -> int:
-        """Fail those of a dead runner's jobs that may not crash once more. Return how many."""
+        """Fail the jobs of a dead runner that have used up their retries. Return how many."""
         failed = 0
         spent = ongoing.filter(
             crashes__gte=Coalesce("crash_retries", crash_retries), started__isnull=False
         )
         for pk, claims, errors in spent.values_list("pk", "claims", "errors"):
             if type(claims) is not int:
-                continue  # SQLite holds something else: the job runs again, which makes it a number
+                continue  # SQLite may hold a text: the job runs again, and a claim repairs it
             failed += ongoing.filter(pk=pk, claims=claims).update(
                 status=FAILED,
                 errors=writing.with_entry(writing.error_entries(errors), entry),
@@ -268,10 +267,10 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
     # Maintenance
 
     def prune(self, status: str, maximum: int | None, before: datetime) -> int:
-        """Delete the oldest jobs of a finished status beyond `maximum`, in batches.
+        """Delete a batch of the oldest jobs of a finished status beyond `maximum`.
 
         Keeps those that finished after `before`, and all if `maximum` is None. Returns how many
-        jobs were deleted or changed: call it again until there are none.
+        jobs were deleted or changed: call it again until it returns 0.
         """
         if maximum is None:
             return 0
@@ -288,7 +287,7 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
             return 0
         completed, pk = edge
         if completed is None:
-            # Another program has stored what is not a time: it counts as just old enough.
+            # Another program stored a value that is not a time. Count it as just old enough.
             unreadable = list(newest_beyond.values_list("pk", flat=True))
             return self.filter(pk__in=unreadable).update(completed=before)
         beyond = finished.filter(
@@ -298,19 +297,19 @@ class JobQuerySet(models.QuerySet["PeasyJobQueue"]):
         return self.filter(pk__in=pks, status=status, runner=None).delete()[0] if pks else 0
 
     def promote(self, now: datetime) -> int:
-        """Let scheduled jobs run that are due: SCHEDULED becomes ENQUEUED, in batches.
+        """Promote a batch of the scheduled jobs that are due: SCHEDULED becomes ENQUEUED.
 
-        Returns how many there were in this batch.
+        Returns how many were promoted.
         """
         due = self.filter(status=SCHEDULED, run_after__lte=now).order_by("run_after")
         pks = _first_pks(due)
         return self.filter(pk__in=pks, status=SCHEDULED).update(status=ENQUEUED) if pks else 0
 
     def normalise_external_changes(self, now: datetime) -> int:
-        """Complete status changes that a site has made with a plain `update()`, in batches.
+        """Complete a batch of the status changes that a site has made with a plain `update()`.
 
-        Jobs that were cancelled while they waited are over from `now` on. Jobs that were scheduled
-        without a time become ENQUEUED. Returns how many there were in this batch.
+        Jobs that were cancelled while they waited get `now` as their `completed`. Jobs that were
+        scheduled without a time become ENQUEUED. Returns how many jobs were changed.
         """
         changed = 0
         undated = self.filter(status=SCHEDULED, run_after=None)
@@ -331,7 +330,8 @@ def _one_attempt_less() -> Greatest:
     """Return `attempts` less one, and at least 0.
 
     The inner Greatest is for MariaDB and MySQL, where 0 - 1 is an error in an unsigned column; the
-    outer one for a text that SQLite may hold: it is greater than any number, but counts as 0.
+    outer one for a text that SQLite may hold, which compares as greater than any number but counts
+    as 0 in arithmetic.
     """
     return Greatest(Greatest("attempts", 1) - 1, 0)
 

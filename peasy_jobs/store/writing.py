@@ -1,4 +1,4 @@
-"""Write what has become of claimed jobs, in batches."""
+"""Write the outcomes of claimed jobs, in batches."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ UPDATE_OF_CLAIMED_JOBS = BulkUpdate(
         Column("errors", "jsonb", KEEP_IF_NULL),
         Column("started", "timestamptz"),
         Column("completed", "timestamptz"),
-        # A job that goes back to the queue keeps the time from which on it could run.
+        # A job that goes back into the queue keeps the time from which it could run.
         Column("run_after", "timestamptz", "CASE WHEN {status} = 'Q' THEN {old} ELSE {new} END"),
         Column("attempts", "int", INCREMENT),
         Column("crashes", "int", INCREMENT),
     ],
     constants={"runner_id": "NULL"},
-    # COALESCE leaves PostgreSQL nothing but the primary key: by the bare columns it would take an
-    # index of the status or the runner, going by old statistics. See `vendors.configure_session`.
+    # COALESCE makes PostgreSQL use the primary key. With the bare columns it might choose an index
+    # of the status or the runner because of old statistics. See `vendors.configure_session`.
     guards=[
         Guard("pk", "bigint", "job.id"),
         Guard("held_status", "text", "COALESCE(job.status, '')"),
@@ -101,14 +101,14 @@ def _errors_with_new_ones(
 
 
 def with_entry(errors: list[dict[str, str]], entry: dict[str, str]) -> list[dict[str, str]]:
-    """Return a job's errors with one more, of which the newest are kept."""
+    """Return a job's errors and a new one, but at most the newest `ERRORS_KEPT`."""
     return [*errors, entry][-ERRORS_KEPT:]
 
 
 def stored_errors(
     jobs: QuerySet[PeasyJobQueue], pks: Sequence[int]
 ) -> dict[int, list[dict[str, str]]]:
-    """Return the errors of jobs by primary key. Without jobs, ask nothing."""
+    """Return the errors of jobs by primary key. Without keys, no query is made."""
     found: Iterable[tuple[int, Any]] = []
     if pks:
         found = jobs.filter(pk__in=pks).values_list("pk", "errors")
@@ -127,8 +127,9 @@ def _dropped(
 ) -> list[Dropped]:
     """Return the updates whose jobs were not the runner's any more, and close the cancelled jobs.
 
-    A bulk update only tells how many rows it has found. An update counts as written when its row
-    looks like it: now, or before a COMMIT whose answer was lost.
+    A bulk update tells only how many rows it has changed. An update counts as written if its row
+    has no runner, its status and its fencing token. It may have been written before, if the answer
+    to that COMMIT was lost.
     """
     pks = [update.claim.pk for update in updates]
     rows = jobs.filter(pk__in=pks).values_list("pk", "claims", "status", "runner")
