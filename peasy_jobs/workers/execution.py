@@ -125,7 +125,7 @@ def _load_arguments(run: Run) -> tuple[Any, Any]:
 
 
 def _call(job: Job[..., Any], args: Any, kwargs: Any, execution: Execution) -> Any:
-    """Call the job function and return its result. Here alone a request to stop interrupts."""
+    """Call the job function and return its result. Only this call can be interrupted."""
     try:
         execution.interruptible = True
         execution.check()  # for a request that arrived earlier
@@ -141,7 +141,7 @@ def _run_awaitable(awaitable: Any) -> Any:
     """Return the result of an async job.
 
     asgiref runs it in another thread while this one waits, and only this one is interrupted by
-    `Stop`. It is passed on as a cancellation of the job's task, which is how async code is stopped.
+    `Stop`. So `Stop` cancels the task of the job, which is how async code is stopped.
     """
     tasks: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
     ended = threading.Event()
@@ -187,7 +187,7 @@ def _dump_result(result: Any, job_name: str) -> bytes | None:
 
 
 def _fail_if_over_time_limit(execution: Execution) -> None:
-    """Raise `TimeLimit` for a job that was over its limit and has returned all the same.
+    """Raise `TimeLimit` if the job exceeded its limit but has returned normally.
 
     A thread may do that, because it is only asked to stop.
     """
@@ -214,7 +214,7 @@ def _outcome_of_exception(
         status, delay = decide_outcome(job, exception, execution.run.failures)
         error = None if isinstance(exception, Retry | Cancel) else error_entry(exception)
         return status, delay, error
-    except BaseException as broken:  # raised by the exception's own code
+    except BaseException as broken:  # from the exception's own code, such as `__str__`
         name, broken_name = type(exception).__name__, type(broken).__name__
         failure = Failure(f"{name}, which cannot be shown ({broken_name}).")
         return FAILED, 0.0, error_entry(failure)

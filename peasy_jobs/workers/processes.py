@@ -108,7 +108,7 @@ class ProcessWorker:
         self.max_jobs = float("inf") if max_jobs is None else max_jobs
         self.finished = 0  # jobs
         self.ready = False
-        self.stop_requested = False  # of one of its jobs: it is replaced after that
+        self.stop_requested = False  # one of its jobs was told to stop: the worker is replaced then
         self.pending: dict[int, Claim] = {}
         self.busy_since = self.job_started = 0.0
         connection, self.worker_socket = socket.socketpair()
@@ -303,8 +303,8 @@ class ProcessWorkers:
         self.events += worker.receive()
         if worker.channel.closed:
             self.selector.unregister(worker.channel.connection)
-            # It is dead or about to exit. If its job has closed the socket, it must not go on,
-            # since nobody hears it.
+            # It is dead or about to exit. Or its job has closed the socket: then it must not
+            # continue, because the runner would not receive its outcomes.
             self._send_request(RequestKind.DISCONNECTED, worker)
 
     def _receive_notices(self) -> None:
@@ -334,7 +334,7 @@ class ProcessWorkers:
         return data
 
     def _watch(self, worker: ProcessWorker) -> None:
-        """Wait until the worker's socket takes more data, but only while there is data to send."""
+        """Wait for the worker's socket to be writable only while there is data to send."""
         if worker.channel.closed:
             return
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.outbox else 0)
@@ -362,7 +362,7 @@ class ProcessWorkers:
         self.events += worker.receive()  # what it had sent before
         not_started = worker.recall()
         if not worker.finished and not worker.pending:
-            # It did not get as far as a job, and the next one may not, either.
+            # It exited before it ran a job, and the next worker may do the same.
             if reason:
                 logger.error(
                     "A worker process ended before it ran a job (%s). Starting another.", reason

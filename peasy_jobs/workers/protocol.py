@@ -53,7 +53,7 @@ class RequestKind(enum.Enum):
     START = b"S"  # fork it; its ends of job socket, ticket pipe and stop pipe are sent along
     STOP_JOB = b"J"  # interrupt it, so that it reads its stop pipe
     KILL = b"K"  # kill it, and every process of its job
-    DISCONNECTED = b"D"  # it has closed its job socket: kill it unless it is just exiting
+    DISCONNECTED = b"D"  # it has closed its job socket: kill it unless it is already exiting
 
 
 class ServerRequest(NamedTuple):
@@ -81,7 +81,7 @@ class NoticeKind(enum.Enum):
     STARTED = b"S"
     NOT_STARTED = b"N"  # it could not be forked
     EXITED = b"E"
-    DISCONNECTED = b"D"  # it was killed because it went on after it had closed its job socket
+    DISCONNECTED = b"D"  # it was killed because it kept running after it had closed its job socket
 
 
 class ServerNotice(NamedTuple):
@@ -138,7 +138,7 @@ TICKET_SIZE = _TICKET.size
 
 
 class JobBatch(NamedTuple):
-    """Jobs for a worker, over its job socket. It runs each one when it has read its ticket."""
+    """Jobs for a worker, over its job socket. It runs a job once it has read the ticket."""
 
     recalled: list[Ticket]  # jobs that it was given before and must forget
     jobs: list[Run]
@@ -164,7 +164,7 @@ class StopReason(enum.Enum):
 
 
 class StopRequest(NamedTuple):
-    """Why a running job has to stop."""
+    """A request to stop a running job."""
 
     reason: StopReason  # for code
     message: str  # for people: the log, and the text of `peasy.Stop` and `peasy.TimeLimit`
@@ -197,7 +197,7 @@ STOP_ORDER_SIZE = _STOP_ORDER.size
 
 
 class JobStarted(NamedTuple):
-    """An idle worker has started the job that it was given, from when its time limit counts."""
+    """A worker that was idle has started a job. The job's time limit counts from then on."""
 
     at: float  # time.monotonic(), which all processes of a host share
 
