@@ -36,7 +36,6 @@ HOW_TO_RUN_SLOW = "make test ARGS='-m slow'"
 SQLITE_ONLY = tuple(
     f"tests/test_{name}.py"
     for name in (
-        "addresses",
         "benchmarks",
         "conf_and_checks",
         "example_project",
@@ -44,6 +43,7 @@ SQLITE_ONLY = tuple(
         "import_order",
         "package",
         "reloading",
+        "urlresolution",
     )
 )
 # What a driver can change: every statement of the engine and the pages, and every database error.

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.manual import ROOT
+from tests.run import DRIVER, NOT_DJANGO, SQLITE_ONLY
 from tests.source_code import (
     FOLDERS,
     Function,
@@ -289,3 +291,12 @@ def test_a_constant_is_defined_in_one_module() -> None:
 def test_every_module_says_what_it_is_for() -> None:
     silent = [name for name, tree in package().items() if tree.body and not ast.get_docstring(tree)]
     assert silent == []
+
+
+# The tests
+
+
+@pytest.mark.parametrize("path", sorted({*SQLITE_ONLY, *DRIVER, *NOT_DJANGO}))
+def test_the_plan_of_the_suites_names_files_that_exist(path: str) -> None:
+    # pytest ignores `--ignore` of a file that is not there, so nothing else would notice.
+    assert (ROOT / path).is_file()
