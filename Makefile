@@ -7,7 +7,7 @@ PY = .venv/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check
 # Tests that need no process besides pytest
 FAST = admin conf_and_checks dashboard execution house_rules payloads peasy_jobs queue readme recorder \
-	state_machine statistics status
+	state_machine statistics status statuses
 
 .PHONY: demo test fast torture bench lint clean
 
