@@ -26,7 +26,7 @@ class HeldJob:
     """A claimed job without an outcome."""
 
     claim: Claim
-    started: bool  # its row is marked as started: it is charged if this runner dies
+    started: bool  # its row is marked as started: a crash is counted if this runner dies
 
 
 class HeldJobs:

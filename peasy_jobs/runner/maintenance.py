@@ -71,7 +71,7 @@ class Maintenance:
         Call it again until it returns 0. It also completes what a site has done to rows by itself,
         which counts as a change.
 
-        grace: keep jobs that finished less than so many seconds ago.
+        grace: keep jobs that finished less than this many seconds ago.
         """
         maxima = (self.conf.max_completed, self.conf.max_failed, self.conf.max_cancelled)
         before = self.clock.at(monotonic() - grace)

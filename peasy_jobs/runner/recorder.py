@@ -31,9 +31,8 @@ BATCH_SIZE = 1000  # updates
 # Seconds until an update that met a lock is tried again; longer if a try takes long:
 # see `_write_locked`.
 LOCKED_RETRY_DELAY = 0.1
-ROW_BY_ROW_SECONDS = (
-    1.0  # for rows one at a time: a lock takes its time, and the heartbeat must go on
-)
+# Seconds for rows one at a time: each may wait for a lock, and the heartbeat must not be delayed.
+ROW_BY_ROW_SECONDS = 1.0
 
 # What a write raises: errors of the database, and values that Django or the driver cannot convert.
 WRITE_ERRORS = (DatabaseError, InterfaceError, ValueError, TypeError, OverflowError)

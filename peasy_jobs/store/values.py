@@ -32,8 +32,9 @@ class Claim(NamedTuple):
     crashes: int
     crash_retries: int | None
     timeout: float | None  # seconds
-    # When it might first have started: seconds since 1970, in the time zone of the columns. Unknown
-    # for a job whose worker died, or that was put back by hand after its first attempt.
+    # When it could first have started, for the statistics of waiting times: seconds since 1970, in
+    # the time zone of the columns. Unknown for a job whose worker died, or that was put back by
+    # hand after its first attempt.
     since: float | None = None
     rank: float = 0  # jobs run in the order of rank and pk
 
