@@ -191,7 +191,7 @@ def write_outcomes(dead: list[int]) -> list[int]:
     written: list[int] = []
     for runner in dead:
         pks = jobs.filter(title=f"of runner {runner}").order_by("pk").values_list("pk", flat=True)
-        claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
+        claims = [Claim(pk, 1, "", "", 1, 0, None, None) for pk in pks]
         updates = [
             JobUpdate(claim=claim, status=COMPLETED, result=b"J1", completed=now())
             for claim in claims

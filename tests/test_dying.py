@@ -165,7 +165,7 @@ def test_jobs_assigned_to_a_worker_that_dies_are_not_charged_and_run_once(run_pe
 def test_tickets_that_do_not_fit_into_the_pipe_are_sent_later_or_recalled():
     worker = ProcessWorker(1, lambda what, worker: None, None)
     size = fcntl.fcntl(worker.ticket_pipe.write_fd, fcntl.F_SETPIPE_SZ, 4096)
-    claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in range(1000)]
+    claims = [Claim(pk, 1, "", "", 1, 0, None, None) for pk in range(1000)]
     try:
         worker.hand_out(claims)
         taken = os.read(worker.ticket_pipe.read_fd, size)
@@ -183,7 +183,7 @@ def test_tickets_that_do_not_fit_into_the_pipe_are_sent_later_or_recalled():
 
 def test_an_outcome_of_a_lost_claim_does_not_end_a_later_claim_of_the_job():
     worker = ProcessWorker(1, lambda what, worker: None, None)
-    later = Claim(7, 2, "", "", None, None, 1, 0, None, None)
+    later = Claim(7, 2, "", "", 1, 0, None, None)
     try:
         worker.hand_out([later])
         finish(worker, pk=7, fencing_token=1)

@@ -506,7 +506,7 @@ def test_the_time_limit_is_enforced_although_an_earlier_run_was_asked_to_stop() 
         job_started = monotonic() - 10
 
         def __init__(self, claims: int) -> None:
-            self.pending = {7: Claim(7, claims, "", "", None, None, 1, 0, None, 5)}
+            self.pending = {7: Claim(7, claims, "", "", 1, 0, None, 5)}
 
         def request_stop(self, claim: Claim, request: StopRequest) -> None:
             asked.append((claim.fencing_token, request.reason))

@@ -139,7 +139,9 @@ def test_a_claim_contains_everything_a_worker_needs():
 
     (found,) = claim()
 
-    assert found._replace(args=bytes(found.args), kwargs=bytes(found.kwargs), since=None) == Claim(
+    assert found._replace(
+        args=bytes(found.args), kwargs=bytes(found.kwargs), runnable_since=None
+    ) == Claim(
         pk=pk,
         fencing_token=1,
         title="export",
@@ -207,7 +209,7 @@ def test_after_large_arguments_no_more_jobs_are_claimed_ahead(queues, at_once, m
 
 def test_arguments_that_a_driver_returns_as_a_memoryview_are_claimed_as_bytes():
     arguments = {"args": memoryview(b"J[1]"), "kwargs": memoryview(b"J{}")}
-    row = Claim(1, 1, "a job", "tests.jobs.nothing", None, None, 1, 0, None, None)
+    row = Claim(1, 1, "a job", "tests.jobs.nothing", 1, 0, None, None)
 
     (found,) = claiming.as_claims([row._replace(**arguments)])
 

@@ -384,7 +384,7 @@ def function_missing(claim: Claim, now: Any) -> JobUpdate:
 )
 def test_a_job_whose_function_is_missing_is_tried_three_more_times(earlier_tries, status):
     now, retry_at = datetime(2026, 6, 1, 12), datetime(2026, 6, 1, 13)
-    claim = Claim(1, 1, "a job", "app.gone", None, None, 1, 0, None, None)
+    claim = Claim(1, 1, "a job", "app.gone", 1, 0, None, None)
     update = function_missing(claim, now)
 
     decided = outcomes.wait_for_function(
@@ -402,7 +402,7 @@ def test_a_job_whose_function_is_missing_is_tried_three_more_times(earlier_tries
 
 
 def test_a_job_whose_function_is_there_becomes_what_its_worker_reported():
-    claim = Claim(1, 1, "a job", "app.there", None, None, 1, 0, None, None)
+    claim = Claim(1, 1, "a job", "app.there", 1, 0, None, None)
     failed = JobUpdate(claim=claim, status=FAILED, error=MISSING)
 
     assert outcomes.wait_for_function(failed, [], datetime(2026, 6, 1)) is failed

@@ -23,7 +23,7 @@ SETTINGS = replace(conf.Conf(), worker_type="thread")
 
 
 def claim(pk=1):
-    return Claim(pk, 1, "", "", None, None, 1, 0, None, None)
+    return Claim(pk, 1, "", "", 1, 0, None, None)
 
 
 def worker(*pending, busy_since=0.0, room=NEVER, ready=True):

@@ -63,9 +63,7 @@ def since(seconds: float) -> float:
 def ended(
     status: str = COMPLETED, waited: float | None = None, run: float | None = None
 ) -> JobUpdate:
-    claim = Claim(
-        1, 1, "", "", None, None, 1, 0, None, None, None if waited is None else since(-waited)
-    )
+    claim = Claim(1, 1, "", "", 1, 0, None, None, None if waited is None else since(-waited))
     times = {} if run is None else {"started": at(0), "completed": at(run)}
     return JobUpdate(claim=claim, status=status, **times)
 
@@ -191,7 +189,7 @@ def test_median_and_p95_distinguish_short_jobs_from_a_few_long_ones(counters):
 
 def test_an_infinite_waiting_time_does_not_break_the_chart(counters):
     update = ended(run=1)
-    since_ever = update.claim._replace(since=float("-inf"))
+    since_ever = update.claim._replace(runnable_since=float("-inf"))
     counters.count([update._replace(claim=since_ever)])
     counters.write()
 
@@ -261,11 +259,11 @@ def test_a_claim_contains_the_time_since_which_the_job_has_waited(columns, secon
 
     assert not claim.invalid_field()
     if seconds is None:
-        assert claim.since is None
+        assert claim.runnable_since is None
     else:
         moment = as_field(now)
         expected = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() + seconds
-        assert claim.since == pytest.approx(expected, abs=2)
+        assert claim.runnable_since == pytest.approx(expected, abs=2)
 
 
 def test_a_job_that_was_given_back_has_waited_since_the_same_time(counters):
@@ -274,7 +272,7 @@ def test_a_job_that_was_given_back_has_waited_since_the_same_time(counters):
     (again,) = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=1, now=at(0)))
 
     assert again.fencing_token == 2
-    assert again.since == claim.since
+    assert again.runnable_since == claim.runnable_since
 
 
 def test_an_unreadable_time_does_not_prevent_a_claim():
@@ -287,7 +285,7 @@ def test_an_unreadable_time_does_not_prevent_a_claim():
     (claim,) = PeasyJobQueue.objects.claim(ClaimRequest(runner_id=ME, limit=1, now=at(0)))
 
     assert not claim.invalid_field()
-    assert claim.since is None or claim.since > since(0)
+    assert claim.runnable_since is None or claim.runnable_since > since(0)
 
 
 # Writing

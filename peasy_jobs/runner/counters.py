@@ -60,8 +60,8 @@ class Counters:
             if update.started and update.completed:
                 run.append((update.completed - update.started).total_seconds())
                 columns.append(RUN[bucket(run[-1])])
-                if update.claim.since is not None:
-                    waited.append(self._seconds(update.started) - update.claim.since)
+                if update.claim.runnable_since is not None:
+                    waited.append(self._seconds(update.started) - update.claim.runnable_since)
                     columns.append(WAITED[bucket(waited[-1])])
         if columns:
             self.counts.setdefault(minute, Counter()).update(columns)
@@ -110,7 +110,7 @@ class Counters:
             self.minutes.filter(pk__in=pks).delete()
 
     def _seconds(self, time: datetime) -> float:
-        """Return a time as `Claim.since` is counted: seconds since 1970 in the columns' zone."""
+        """Return a time like `Claim.runnable_since`: seconds since 1970 in the columns' zone."""
         # make_naive takes as long as everything else in `count`, and most columns are in UTC.
         if self.zone not in (None, UTC):
             time = make_naive(time, self.zone)

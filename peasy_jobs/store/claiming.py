@@ -34,7 +34,7 @@ WAITING_INDEX = "peasy_waiting"  # all waiting jobs, in the order in which they 
 QUEUE_INDEX = "peasy_waiting_in_queue"  # the same within each queue
 DUE_INDEX = "peasy_due"
 
-# LENGTH needs no more than the head of a row, even where the value is stored outside of it.
+# LENGTH reads only the header of a large value, which is stored outside of the row.
 PAYLOAD_BYTES = "COALESCE(LENGTH(args_data), 0) + COALESCE(LENGTH(kwargs_data), 0)"
 # Always true. It is the condition of the partial index `peasy_waiting`, which is used only for
 # queries that repeat it. Queries for named queues do not, so they never read the backlog of all
@@ -42,12 +42,14 @@ PAYLOAD_BYTES = "COALESCE(LENGTH(args_data), 0) + COALESCE(LENGTH(kwargs_data), 
 OF_ALL_QUEUES = "claims >= 0"
 OF_ONE_QUEUE = "queue_name = %s"
 
-in_run_order: Callable[[Claim], Any] = attrgetter("rank", "pk")
+ARGUMENTS = ("args", "kwargs")  # the last fields of a `Claim`
+
+in_run_order: Callable[[Claim | Candidate], Any] = attrgetter("rank", "pk")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRequest:
-    """What a runner asks for. Without `queues` it is served from all of them."""
+    """Which jobs a runner wants to claim. Without `queues`, from all of them."""
 
     runner_id: int
     limit: int  # jobs, at most
@@ -97,7 +99,7 @@ def _update_returning(
 
 
 def _claim_statement(connection: BaseDatabaseWrapper, table: str, request: ClaimRequest) -> str:
-    """SQL for a claim.
+    """Return the SQL of a claim.
 
     Each queue has a sub-select, a probe, because the index is in order only within a queue.
     """
@@ -137,14 +139,14 @@ def _claim_statement(connection: BaseDatabaseWrapper, table: str, request: Claim
         WHERE id = next_id
             AND status = waiting
             AND (place <= %s OR bytes_before <= {request.max_bytes:d})
-        RETURNING {_claim_columns(connection.vendor, is_claimed=True)}
+        RETURNING {", ".join(_claim_columns(connection.vendor, is_claimed=True).values())}
     """
 
 
 def _probe(
     connection: BaseDatabaseWrapper, table: str, condition: str, limit: int, number: int
 ) -> str:
-    """SQL for the first waiting jobs that meet a condition, read from their index in order."""
+    """Return SQL for the first waiting jobs that meet a condition, in the order of their index."""
     locking = "FOR UPDATE SKIP LOCKED" if _can_skip_locked(connection) else ""
     return f"""
             SELECT id, priority, payload_bytes
@@ -162,10 +164,12 @@ def _probe(
 
 
 class Candidate(NamedTuple):
-    """A waiting job that this transaction has locked. Its claim has no arguments yet."""
+    """A waiting job that this transaction has locked."""
 
-    claim: Claim
+    pk: int
+    rank: float
     payload_bytes: int
+    columns: list[Any]  # the fields of its `Claim`, except the arguments
 
 
 def _select_and_update(jobs: QuerySet[PeasyJobQueue], request: ClaimRequest) -> list[Claim]:
@@ -177,27 +181,21 @@ def _select_and_update(jobs: QuerySet[PeasyJobQueue], request: ClaimRequest) -> 
     with transaction.atomic(using=jobs.db):
         candidates = _lock_candidates(connections[jobs.db], jobs.model._meta.db_table, request)
         chosen = _within_bytes(candidates, request)
-        claims = [candidate.claim for candidate in chosen]
-        with_arguments = [each.claim.pk for each in chosen if each.payload_bytes]
-        arguments: dict[int, dict[str, Any]] = {
-            pk: {"args": args, "kwargs": kwargs}
-            for pk, args, kwargs in jobs.filter(pk__in=with_arguments).values_list(
-                "pk", "args_data", "kwargs_data"
-            )
-        }
+        with_arguments = [each.pk for each in chosen if each.payload_bytes]
+        rows = jobs.filter(pk__in=with_arguments).values_list("pk", "args_data", "kwargs_data")
+        arguments = {pk: data for pk, *data in rows}
+        claims = [Claim(*each.columns, *arguments.get(each.pk, ())) for each in chosen]
         _mark_claimed(jobs, request, claims[: request.at_once], started=request.now)
         _mark_claimed(jobs, request, claims[request.at_once :], started=None)
-    return [
-        claim._replace(**arguments[claim.pk]) if claim.pk in arguments else claim
-        for claim in claims
-    ]
+    return claims
 
 
 def _lock_candidates(
     connection: BaseDatabaseWrapper, table: str, request: ClaimRequest
 ) -> list[Candidate]:
     """Lock the first `limit` waiting jobs and return them in the order in which they are to run."""
-    columns = _claim_columns(connection.vendor, is_claimed=False, with_arguments=False)
+    columns = _claim_columns(connection.vendor, is_claimed=False)
+    selected = ", ".join(sql for field, sql in columns.items() if field not in ARGUMENTS)
     skip_locked = "SKIP LOCKED" if _can_skip_locked(connection) else ""
     # By primary key: MariaDB may find a job in two queues, because their names ignore case there.
     candidates: dict[int, Candidate] = {}
@@ -206,7 +204,7 @@ def _lock_candidates(
     condition = OF_ONE_QUEUE if queues else OF_ALL_QUEUES
     for parameters in [[queue] for queue in queues] or [[]]:
         statement = f"""
-            SELECT {columns}, {PAYLOAD_BYTES}
+            SELECT {columns["pk"]}, {columns["rank"]}, {PAYLOAD_BYTES}, {selected}
             FROM {source}
             WHERE status = 'Q' AND {condition}
             ORDER BY priority DESC, id
@@ -215,11 +213,9 @@ def _lock_candidates(
         """
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
-            for *values, payload_bytes in cursor.fetchall():
-                claim = Claim._make(values)
-                candidates[claim.pk] = Candidate(claim, payload_bytes)
-    in_order = sorted(candidates.values(), key=lambda candidate: in_run_order(candidate.claim))
-    return in_order[: request.limit]
+            for pk, rank, payload_bytes, *values in cursor.fetchall():
+                candidates[pk] = Candidate(pk, rank, payload_bytes, values)
+    return sorted(candidates.values(), key=in_run_order)[: request.limit]
 
 
 def _within_bytes(candidates: list[Candidate], request: ClaimRequest) -> list[Candidate]:
@@ -253,28 +249,31 @@ def _mark_claimed(
 # Both
 
 
-def _claim_columns(vendor: str, *, is_claimed: bool, with_arguments: bool = True) -> str:
-    """SQL for the fields of a `Claim`, of a row that is claimed already or is about to be."""
+def _claim_columns(vendor: str, *, is_claimed: bool) -> dict[str, str]:
+    """Return SQL for each field of a `Claim`, in order.
+
+    is_claimed: the row is claimed already, rather than about to be.
+    """
     one_more = "" if is_claimed else " + 1"
     columns = {
         "pk": "id",
         "fencing_token": f"claims{one_more}",
         "title": "title",
         "job_name": "job_name",
-        "args": "args_data" if with_arguments else "NULL",
-        "kwargs": "kwargs_data" if with_arguments else "NULL",
         "attempts": f"attempts{one_more}",
         "crashes": "crashes",
         "crash_retries": "crash_retries",
         "timeout": "timeout",
-        "since": _since(vendor, first_attempt=1 if is_claimed else 0),
+        "runnable_since": _runnable_since(vendor, first_attempt=1 if is_claimed else 0),
         "rank": "0 - priority",  # a number even where SQLite holds a text
+        "args": "args_data",
+        "kwargs": "kwargs_data",
     }
-    return ", ".join(columns[field] for field in Claim._fields)
+    return {field: columns[field] for field in Claim._fields}
 
 
-def _since(vendor: str, first_attempt: int) -> str:
-    """SQL for the time when a job could first have started; see `Claim.since`.
+def _runnable_since(vendor: str, first_attempt: int) -> str:
+    """Return SQL for the time when a job could first have started; see `Claim.runnable_since`.
 
     first_attempt: what `attempts` is when this is the first one.
     """
@@ -292,15 +291,17 @@ def _since(vendor: str, first_attempt: int) -> str:
 
 def as_claims(rows: Iterable[Sequence[Any]]) -> list[Claim]:
     """Return rows of `_claim_columns` as claims, with bytes where psycopg2 has a memoryview."""
-    claims = list(map(Claim._make, rows))
-    for number, claim in enumerate(claims):
-        args: Any = claim.args
-        kwargs: Any = claim.kwargs
-        if isinstance(args, memoryview):
-            claims[number] = claim = claim._replace(args=bytes(args))
-        if isinstance(kwargs, memoryview):
-            claims[number] = claim._replace(kwargs=bytes(kwargs))
-    return claims
+    claims: list[Any] = list(map(Claim._make, rows))
+    return [
+        claim._replace(args=_as_bytes(claim.args), kwargs=_as_bytes(claim.kwargs))
+        if memoryview in (type(claim.args), type(claim.kwargs))
+        else claim
+        for claim in claims
+    ]
+
+
+def _as_bytes(value: Any) -> Any:
+    return bytes(value) if isinstance(value, memoryview) else value
 
 
 def _can_skip_locked(connection: BaseDatabaseWrapper) -> bool:
@@ -342,7 +343,7 @@ def peek(jobs: QuerySet[PeasyJobQueue], queues: Sequence[str]) -> Waiting:
 
 
 def _any_waiting(connection: BaseDatabaseWrapper, table: str, queues: Sequence[str]) -> str:
-    """SQL for whether a job waits in one of these queues, or in any when none is named."""
+    """Return SQL for whether a job waits in one of these queues, or in any when none is named."""
     # ORDER BY keeps PostgreSQL on the index: with EXISTS alone it reads the whole table when old
     # statistics say that many jobs wait.
     source = table_sql(connection, table, QUEUE_INDEX if queues else WAITING_INDEX)

@@ -26,8 +26,6 @@ class Claim(NamedTuple):
     fencing_token: int
     title: str
     job_name: str
-    args: bytes | None
-    kwargs: bytes | None
     attempts: int  # counting this one
     crashes: int
     crash_retries: int | None
@@ -35,8 +33,10 @@ class Claim(NamedTuple):
     # When it could first have started, for the statistics of waiting times: seconds since 1970, in
     # the time zone of the columns. Unknown for a job whose worker died, or that was put back by
     # hand after its first attempt.
-    since: float | None = None
+    runnable_since: float | None = None
     rank: float = 0  # jobs run in the order of rank and pk
+    args: bytes | None = None
+    kwargs: bytes | None = None
 
     def invalid_field(self) -> str:
         """Return what is wrong with the row, empty if nothing is.
@@ -76,7 +76,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("args", "kwargs"), (bytes, NoneType)),
     "crash_retries": (int, NoneType),
     "timeout": (float, int, NoneType),
-    "since": (float, NoneType),
+    "runnable_since": (float, NoneType),
     "rank": (int, float),
 }
 # Every valid combination, so that checking a claim takes a single look-up.

@@ -326,7 +326,7 @@ def test_unwritten_outcomes_are_read_once_for_any_number_of_cancelled_jobs(
     runner.lease.id = 1
     pks = [job.pk for job in jobs.nothing.map([()] * 20)]
     PeasyJobQueue.objects.update(status=CANCELLED, runner=1, claims=1)
-    claims = [Claim(pk, 1, "", "", None, None, 1, 0, None, None) for pk in pks]
+    claims = [Claim(pk, 1, "", "", 1, 0, None, None) for pk in pks]
     runner.held.add(claims, started=20)
     for claim in claims[:10]:
         runner.held.recorder.record(given_back(claim))

@@ -378,7 +378,7 @@ class FixedClock:
 
 @pytest.mark.parametrize("delay", [0.0, 5.0])
 def test_an_attempt_that_raised_retry_is_not_counted(delay):
-    claim = Claim(1, 3, "title", "tests.jobs.nothing", None, None, 2, 0, None, None)
+    claim = Claim(1, 3, "title", "tests.jobs.nothing", 2, 0, None, None)
     later = outcomes.finished(
         claim, Outcome(1, 3, 1.0, 2.0, SCHEDULED, None, None, delay), FixedClock()
     )
