@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from peasy_jobs.conf import LONGEST_SECONDS
+
 
 class Retry(Exception):
     """Raise this in a job to run it again later, as `peasy.Retry`.
@@ -21,7 +23,7 @@ class Retry(Exception):
 
         Raises `ValueError` if `after` is invalid.
         """
-        if not isinstance(self.after, int | float) or not 0 <= self.after < 10**9:
+        if not isinstance(self.after, int | float) or not 0 <= self.after < LONGEST_SECONDS:
             raise ValueError(f"after is {self.after!r}. Give a number of seconds, 0 or more.")
         return float(self.after)
 

@@ -13,9 +13,9 @@ from django.utils import timezone
 
 from peasy_jobs import conf, payloads
 from peasy_jobs.store.clock import as_field, database_now
+from peasy_jobs.store.querysets import MAX_INTEGER
 
 QUEUE_NAME_LIMIT = 64  # characters, the width of the column
-LARGEST_CRASH_RETRIES = 2**31 - 1  # the largest that the column holds on every database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def check_timeout(timeout: Any) -> None:
 def check_crash_retries(retries: object) -> None:
     if retries is None:
         return
-    if type(retries) is not int or not 0 <= retries <= LARGEST_CRASH_RETRIES:
+    if type(retries) is not int or not 0 <= retries <= MAX_INTEGER:
         raise ValueError(f"crash_retries is {retries!r}. Give a whole number, 0 or more.")
 
 

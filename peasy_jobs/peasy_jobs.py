@@ -92,7 +92,9 @@ class Peasy:
         """
         if job_pk is None:
             return
-        message = None if status_msg is None else _status_text(status_msg)
+        message = None
+        if status_msg is not None:
+            message = payloads.text(status_msg, querysets.STATUS_MSG_LIMIT)
         extra_text = None if extra is None else _extra_text(extra)
         running = current_execution(job_pk)
         if running is None:
@@ -100,7 +102,6 @@ class Peasy:
             return
         if extra_text is not None:
             running.extra = json.loads(extra_text)
-            running.knows_extra = True
         running.report(message, extra_text)
 
     def track(
@@ -171,15 +172,10 @@ class Peasy:
 def _current_extra(job_pk: int) -> dict[str, Any]:
     """Return the job's `extra` as it was last set; empty if it was never set."""
     running = current_execution(job_pk)
-    if running is not None and running.knows_extra:
-        # The runner may not have written the last report yet.
-        return running.extra or {}
+    if running is not None and running.extra is not None:
+        return running.extra  # the runner may not have written it yet
     stored = jobs_model().objects.filter(pk=job_pk).values_list("extra", flat=True).first()
     return stored or {}
-
-
-def _status_text(status_msg: object) -> str:
-    return payloads.text(status_msg, querysets.STATUS_MSG_LIMIT)
 
 
 def _extra_text(extra: dict[str, Any]) -> str:

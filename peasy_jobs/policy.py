@@ -3,6 +3,8 @@
 import random
 from collections.abc import Callable, Sequence
 
+from peasy_jobs.conf import LONGEST_SECONDS
+
 Backoff = Sequence[float] | Callable[[int], float] | None
 
 FIRST_DELAY = 10.0  # seconds
@@ -70,6 +72,6 @@ def check_retry_on(retry_on: object) -> None:
 
 def valid_delay(seconds: object) -> float:
     """Return `seconds` as a float. Raise `ValueError` if it is not a number of seconds."""
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 10**9:
+    if not isinstance(seconds, int | float) or not 0 <= seconds < LONGEST_SECONDS:
         raise ValueError(f"backoff gives {seconds!r}. Give a number of seconds, 0 or more.")
     return float(seconds)

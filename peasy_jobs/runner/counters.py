@@ -42,7 +42,8 @@ class Counters:
     """
 
     def __init__(self, alias: str, clock: Clock) -> None:
-        self.minutes, self.clock = PeasyMinute.objects.using(alias), clock
+        self.minutes = PeasyMinute.objects.using(alias)
+        self.clock = clock
         self.zone = connections[alias].timezone  # of the columns; None without USE_TZ
         self.counts: dict[int, Counter[str]] = {}
         self.longest: dict[int, dict[str, float]] = {}
@@ -50,8 +51,10 @@ class Counters:
 
     def count(self, updates: Sequence[JobUpdate]) -> None:
         """Count the jobs that these updates have ended. A job that runs again does not count."""
-        minute, columns = self._minute(), list[str]()
-        waited, run = list[float](), list[float]()
+        minute = self._minute()
+        columns: list[str] = []
+        waited: list[float] = []
+        run: list[float] = []
         for update in updates:
             column = ENDED.get(update.status)
             if column is None:

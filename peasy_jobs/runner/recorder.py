@@ -90,7 +90,8 @@ class Recorder:
 
         Raises what the database raises when it cannot be used. Nothing is lost then.
         """
-        now, self.gave_back = monotonic(), False
+        now = monotonic()
+        self.gave_back = False
         if self.updates and (urgent or now >= self.write_at):
             self.write_at = now + WRITE_INTERVAL
             self._write_batch(runner_id)

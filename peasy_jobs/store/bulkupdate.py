@@ -23,7 +23,6 @@ INCREMENT = "{old} + {new}"
 
 TEXTS = ("text", "bytea", "jsonb")  # types whose values may be large
 TIME = "timestamptz"
-NUMBERS = ("int", "bigint")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ class Clock:
     """The database's clock, read from time to time and continued with the monotonic one."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self.connection, self.aware = connection, conf.uses_time_zones()
+        self.connection = connection
+        self.aware = conf.uses_time_zones()
         self.offset = 0.0
         # When `sync` last found that the database's clock was set, or that this host was suspended.
         self.stepped_at = float("-inf")

@@ -14,6 +14,7 @@ bucket = partial(bisect_right, BOUNDS)  # returns the number of the bucket of a 
 # five hours stand for them.
 EDGES = (0.0002, *BOUNDS, 18_000.0)
 ENDED = {status.letter: status.word for status in STATUSES if status.is_finished}
-WAITED, RUN = ([f"{kind}{number}" for number in range(len(BOUNDS) + 1)] for kind in "wr")
+WAITED = [f"w{number}" for number in range(len(BOUNDS) + 1)]
+RUN = [f"r{number}" for number in range(len(BOUNDS) + 1)]
 COLUMNS = [*ENDED.values(), *WAITED, *RUN]
 LONGEST = ("waited_max", "run_max")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -109,10 +109,10 @@ def stored_errors(
     jobs: QuerySet[PeasyJobQueue], pks: Sequence[int]
 ) -> dict[int, list[dict[str, str]]]:
     """Return the errors of jobs by primary key. Without keys, no query is made."""
-    found: Iterable[tuple[int, Any]] = []
-    if pks:
-        found = jobs.filter(pk__in=pks).values_list("pk", "errors")
-    return {pk: error_entries(errors) for pk, errors in found}
+    if not pks:
+        return {}
+    rows = jobs.filter(pk__in=pks).values_list("pk", "errors")
+    return {pk: error_entries(errors) for pk, errors in rows}
 
 
 def error_entries(errors: Any) -> list[dict[str, str]]:

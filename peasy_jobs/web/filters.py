@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils.http import urlencode
 
+from peasy_jobs.options import QUEUE_NAME_LIMIT
 from peasy_jobs.statuses import BY_WORD
 from peasy_jobs.web import keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-QUEUE_LENGTH = 64  # characters; longer texts are cut
-SEARCH_LENGTH = 200
+SEARCH_LENGTH = 200  # characters; longer texts are cut
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Filters:
         after = keys.parse(query.get("after", ""))
         return cls(
             status=status if status in BY_WORD else "",
-            queue=_printable(query.get("queue", ""), QUEUE_LENGTH),
+            queue=_printable(query.get("queue", ""), QUEUE_NAME_LIMIT),
             q=_printable(query.get("q", ""), SEARCH_LENGTH).strip(),
             before=before,
             after=after if before is None else None,

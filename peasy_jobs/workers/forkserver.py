@@ -39,7 +39,8 @@ from peasy_jobs.workers.startup import (
 
 logger = logging.getLogger("peasy_jobs")
 
-EXIT_CHECKS, EXIT_CHECK_EVERY = 20, 0.005  # how often, and seconds
+EXIT_CHECKS = 20  # together 0.1 s
+EXIT_CHECK_EVERY = 0.005  # seconds
 
 
 def main(control_fd: int, runner_pid: int, argv: list[str], log_level: int) -> None:
@@ -198,7 +199,7 @@ class ForkServer:
 def _wake_up_on_child_exit() -> int:
     """Return a descriptor that becomes readable when a worker exits.
 
-    SIGCHLD writes a byte into a pipe.     A handler is needed for that, even one that does nothing.
+    SIGCHLD writes a byte into a pipe. A handler is needed for that, even one that does nothing.
     Neither end of the pipe blocks: a full pipe is readable.
     """
     read_fd, write_fd = os.pipe()

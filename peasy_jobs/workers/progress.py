@@ -22,17 +22,12 @@ class Execution:
         self.send = send
         self.pid = os.getpid()
         self.thread = threading.get_ident()
-        self.extra: dict[str, Any] | None = None  # as last reported from this process
-        self.knows_extra = False  # whether it was reported from this process at all
+        self.extra: dict[str, Any] | None = None  # as last reported from this process; None: never
         self.stop_request: StopRequest | None = None
         # `Stop` is raised only once, because code that cleans up after it may report progress, too.
         self.stop_raised = False
         # While the job's own code is running. A signal may interrupt nothing else.
         self.interruptible = False
-
-    @property
-    def fencing_token(self) -> int:
-        return self.run.fencing_token
 
     def report(self, status_msg: str | None, extra: str | None) -> None:
         """Send progress to the runner. Raise `Stop` if the job has to stop."""
