@@ -27,7 +27,7 @@ COMMAND = [sys.executable, *sys.orig_argv[1:]]
 
 
 def is_trial() -> bool:
-    """Whether this process was started only to see whether the project can be loaded."""
+    """Return whether this process was started only to see whether the project can be loaded."""
     return TRIAL in os.environ
 
 
@@ -94,7 +94,7 @@ class Reloader:
 
 
 def _can_be_loaded() -> bool:
-    """Whether a new process can load the project and passes its checks. If not, show its output."""
+    """Return whether a new process loads the project and passes its checks. Show its errors."""
     trial = subprocess.run(  # noqa: S603
         COMMAND,
         env={**os.environ, TRIAL: "1"},

@@ -71,7 +71,7 @@ class Capacity:
         return limit, limit - idle
 
     def is_held_up(self, worker: Worker) -> bool:
-        """Whether a worker's current job takes longer than all of its jobs were meant to take."""
+        """Return whether a worker's current job takes longer than all of its jobs should take."""
         return self.as_of - worker.busy_since > LOOK_AHEAD
 
     def next_due(self, workers: Iterable[Worker]) -> float:

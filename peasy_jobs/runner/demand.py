@@ -71,7 +71,7 @@ class Demand:
         return f"{self.wakeup.description}{and_polls}"
 
     def needs_look(self, now: float, *, idle: bool) -> bool:
-        """Whether to look at the queue before claiming.
+        """Return whether to look at the queue before claiming.
 
         idle: the runner holds no job and has written every outcome.
         """
@@ -82,7 +82,7 @@ class Demand:
         return now >= self.look_at or (idle and self.exit_on_empty)
 
     def should_claim(self, now: float) -> bool:
-        """Whether to claim: jobs are known to be waiting, or a signal is as good as that."""
+        """Return whether to claim: jobs are known to wait, or a signal is as good as that."""
         return self.backlog or (self.signalled and self._trusts_signal(now))
 
     def record_look(

@@ -28,7 +28,7 @@ class Health(NamedTuple):
     facts: list[str]
 
 
-class Waiting(NamedTuple):
+class QueueBacklog(NamedTuple):
     """The jobs of one queue that may run now."""
 
     jobs: int
@@ -62,13 +62,13 @@ def check(alias: str, queues: Sequence[str] = ()) -> Health:
     return health
 
 
-def _waiting(alias: str, queues: Sequence[str], now: datetime) -> dict[str, Waiting]:
+def _waiting(alias: str, queues: Sequence[str], now: datetime) -> dict[str, QueueBacklog]:
     due = Q(status=ENQUEUED) | Q(status=SCHEDULED, run_after__lte=now)
     jobs = PeasyJobQueue.objects.using(alias).in_queues(queues).filter(due).order_by()
     rows = jobs.values("queue_name").annotate(
         count=Count("pk"), oldest=Min(Coalesce("run_after", "created"))
     )
-    return {row["queue_name"]: Waiting(row["count"], row["oldest"]) for row in rows}
+    return {row["queue_name"]: QueueBacklog(row["count"], row["oldest"]) for row in rows}
 
 
 def unapplied_migrations(connection: BaseDatabaseWrapper) -> list[str]:

@@ -48,7 +48,7 @@ class HeldJobs:
         return len(self.jobs)
 
     def is_idle(self) -> bool:
-        """Whether no job is held and every outcome is written."""
+        """Return whether no job is held and every outcome is written."""
         return not self.jobs and not self.recorder.unwritten
 
     def known_claims(self) -> list[Claim]:
@@ -59,34 +59,37 @@ class HeldJobs:
     # From the claim to the outcome
 
     def add(self, claims: Sequence[Claim], started: int) -> None:
-        """Jobs were claimed. The first `started` of them were marked as started by the claim."""
+        """Hold claimed jobs. The claim has marked the first `started` of them as started."""
         for number, claim in enumerate(claims):
             self.jobs[claim.pk] = HeldJob(claim, started=number < started)
 
     def record_outcome(self, outcome: Outcome) -> bool:
-        """A worker has run a job. Return False if that job was taken from this runner meanwhile."""
+        """End a job that a worker has run. Return False if another runner has it by now."""
         held = self.jobs.get(outcome.pk)
         if held is None or held.claim.fencing_token != outcome.fencing_token:
             return False
         self.end(outcomes.finished(held.claim, outcome, self.clock))
         return True
 
-    def record_exit(self, exit: WorkerExit, *, stopping: bool) -> None:
-        """A worker is gone. `stopping`: the runner has stopped the jobs that still ran."""
-        for claim in exit.not_started:
+    def record_exit(self, worker_exit: WorkerExit, *, stopping: bool) -> None:
+        """End or give back the jobs of a worker that is gone.
+
+        stopping: the runner has stopped the jobs that were still running.
+        """
+        for claim in worker_exit.not_started:
             self.give_back(claim)
-        for claim in exit.running:
+        for claim in worker_exit.running:
             held = self.jobs.get(claim.pk)
             if held is None or held.claim is not claim:
                 continue  # it was taken from this runner, and killed for that
             request = self.stop_controller.forget(claim)
             is_stopped = request is not None and request.reason is not StopReason.TIME_LIMIT
-            if exit.reason is None or stopping or is_stopped:
+            if worker_exit.reason is None or stopping or is_stopped:
                 self.give_back(claim)
             elif request:
-                self.end(outcomes.timed_out(claim, exit, request.message, self.clock))
+                self.end(outcomes.timed_out(claim, worker_exit, request.message, self.clock))
             else:
-                self.end(outcomes.crashed(claim, exit, self.crash_retries, self.clock))
+                self.end(outcomes.crashed(claim, worker_exit, self.crash_retries, self.clock))
 
     def give_back(self, claim: Claim) -> None:
         """Put a job back into the queue. The attempt is not counted."""
@@ -108,7 +111,7 @@ class HeldJobs:
         return [claim for due, claim in self._unmarked(workers) if due <= now]
 
     def mark_started(self, claims: Iterable[Claim]) -> None:
-        """The rows of these jobs were marked as started."""
+        """Record that the rows of these jobs were marked as started."""
         for claim in claims:
             self.jobs[claim.pk].started = True
 

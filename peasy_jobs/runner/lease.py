@@ -92,7 +92,7 @@ class Lease:
         return True
 
     def is_held(self) -> bool:
-        """Whether the lease is still valid, so that jobs may be claimed."""
+        """Return whether the lease is still valid, so that jobs may be claimed."""
         return monotonic() < self.leased_until
 
     def next_due(self) -> float:
@@ -171,7 +171,7 @@ class Lease:
 
 
 def _is_gone(runner: PeasyRunner) -> bool:
-    """Whether the runner's process has ended. False if it is on another host or cannot be seen."""
+    """Return whether the runner's process has ended; False if that cannot be seen from here."""
     if not runner.host_id or runner.host_id != _host_id():
         return False
     try:

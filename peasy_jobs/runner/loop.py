@@ -133,7 +133,7 @@ class Runner:
         else:
             self.outage.record_success()
         finally:
-            self.session.rest()
+            self.session.stop_time_limit()
 
     def _is_over(self) -> bool:
         phase = self.shutdown.phase
@@ -342,7 +342,7 @@ class Runner:
             worker.hand_out(batch)
 
     def _has_idle_worker(self) -> bool:
-        """Whether a worker has no job, so that outcomes are written without delay."""
+        """Return whether a worker has no job, so that outcomes are written without delay."""
         return not all(worker.pending for worker in self.workers.workers)
 
     def _finish(self) -> None:

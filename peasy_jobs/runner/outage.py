@@ -27,11 +27,11 @@ class Outage:
         return self.since is not None
 
     def is_waiting(self) -> bool:
-        """Whether it is too early to try again."""
+        """Return whether it is too early to try again."""
         return self.is_on and monotonic() < self.retry_at
 
     def record_failure(self, error: Exception) -> None:
-        """An iteration was aborted by this error. Try again after a moment."""
+        """Record that this error aborted an iteration. Try again after a moment."""
         now = monotonic()
         if self.since is None:
             self.since, self.warned = now, False
@@ -44,7 +44,7 @@ class Outage:
         self.retry_at = now + random.uniform(*RETRY_BETWEEN)
 
     def record_success(self) -> None:
-        """An iteration has used the database without an error."""
+        """Record that an iteration has used the database without an error."""
         if self.since is not None and self.warned:
             logger.warning("The database works again after %.1f s.", monotonic() - self.since)
         self.since = None

@@ -90,7 +90,7 @@ def wait_for_function(
     )
 
 
-def timed_out(claim: Claim, death: WorkerExit, reason: str, clock: Clock) -> JobUpdate:
+def timed_out(claim: Claim, worker_exit: WorkerExit, reason: str, clock: Clock) -> JobUpdate:
     """Return what a job becomes whose worker was killed because it exceeded its time limit.
 
     Looks up the retry policy of the job function, which may import its module.
@@ -102,15 +102,15 @@ def timed_out(claim: Claim, death: WorkerExit, reason: str, clock: Clock) -> Job
     update = JobUpdate(
         claim=claim,
         status=status,
-        error=error_entry(error, death.pid),
-        started=clock.at(death.since),
+        error=error_entry(error, worker_exit.pid),
+        started=clock.at(worker_exit.busy_since),
     )
     if status == SCHEDULED:
         return update._replace(run_after=clock.at(now + delay))
     return update._replace(completed=clock.at(now))
 
 
-def crashed(claim: Claim, death: WorkerExit, crash_retries: int, clock: Clock) -> JobUpdate:
+def crashed(claim: Claim, worker_exit: WorkerExit, crash_retries: int, clock: Clock) -> JobUpdate:
     """Return what a job becomes whose worker died: it runs again within its budget or has failed.
 
     crash_retries: the budget of a job that has none of its own.
@@ -121,15 +121,15 @@ def crashed(claim: Claim, death: WorkerExit, crash_retries: int, clock: Clock) -
             "The worker of %s (job %d) died (%s). It runs again.",
             claim.title,
             claim.pk,
-            death.reason,
+            worker_exit.reason,
         )
         return JobUpdate(claim=claim, status=ENQUEUED, crashes=1)
-    error = Failure(f"The worker running this job died ({death.reason}).")
+    error = Failure(f"The worker running this job died ({worker_exit.reason}).")
     return JobUpdate(
         claim=claim,
         status=FAILED,
-        error=error_entry(error, death.pid),
+        error=error_entry(error, worker_exit.pid),
         crashes=1,
-        started=clock.at(death.since),
+        started=clock.at(worker_exit.busy_since),
         completed=clock.at(monotonic()),
     )

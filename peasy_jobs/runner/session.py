@@ -33,7 +33,8 @@ class Session:
     def open(self) -> None:
         """Connect and configure the connection, unless that is done. Call it in each iteration.
 
-        The watchdog limits what follows until `rest` is called. Raises what the database raises.
+        The watchdog limits what follows until `stop_time_limit` is called.
+        Raises what the database raises.
         """
         if not self.is_open:
             vendors.configure_runner_settings(self.connection, self.answer_timeout)
@@ -44,8 +45,8 @@ class Session:
             vendors.configure_session(self.connection, LOCK_TIMEOUT)
             self.is_open = True
 
-    def rest(self) -> None:
-        """Nothing is asked of the server until the next `open`."""
+    def stop_time_limit(self) -> None:
+        """Stop the watchdog until the next `open`: no query runs until then."""
         self.watchdog.clear()
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ class WorkerExit(NamedTuple):
     reason: str | None  # None if no job is to blame, as when the fork server died
     running: list[Claim]  # jobs that were running, or may have been
     not_started: list[Claim]  # jobs that it had not started
-    since: float  # time.monotonic() when it started the first of `running`
+    busy_since: float  # time.monotonic() when it started the first of `running`
     pid: int
 
 
