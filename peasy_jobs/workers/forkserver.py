@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import warnings
+from importlib import import_module
 from time import sleep
 
 from peasy_jobs.workers.protocol import (
@@ -72,6 +73,9 @@ def _load_project(log_level: int) -> None:
     if log_level:
         show_log(log_level)
     import_jobs()
+    # Needs Django. Loaded here, because a worker that loads it takes longer to start, and after an
+    # upgrade of the package would run other code than its runner.
+    import_module("peasy_jobs.workers.workerprocess")
     connections.close_all()
     for connection in connections.all(initialized_only=True):
         # PostgreSQL's pool would be shared by the workers, with the sockets in it.
@@ -170,7 +174,7 @@ class ForkServer:
         """Run jobs in this forked process. Never returns: it must not go on as a second server."""
         try:
             self.control.close()
-            # Only now: it needs Django, which `main` loads after it has set up its signals.
+            # Not at the top: it needs Django. `_load_project` has imported it.
             from peasy_jobs.workers import workerprocess
 
             workerprocess.main(server_pid, *fds)
