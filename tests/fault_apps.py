@@ -49,6 +49,17 @@ class ClockTwoHoursAhead(AppConfig):
         timezone.now = lambda: today() + timedelta(hours=2)
 
 
+class NoPatience(AppConfig):
+    """A runner that stops abandons its jobs as soon as it has stopped them."""
+
+    name = "tests.fault_apps"
+
+    def ready(self) -> None:
+        from peasy_jobs.runner import shutdown
+
+        shutdown.ABANDON_AFTER = 0.1
+
+
 class SignalAtInterpreterExit(AppConfig):
     """Another SIGINT arrives while the interpreter shuts down."""
 

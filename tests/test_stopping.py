@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -299,3 +300,24 @@ def test_a_suspended_worker_is_killed_at_shutdown_and_its_job_given_back(run_pea
     assert command.wait(PROMPT) == 0
     assert_gone(command)
     assert_given_back(job)
+
+
+def test_a_runner_suspended_while_it_stops_still_writes_the_outcomes_it_has(run_peasy, tmp_path):
+    go, record = tmp_path / "go", tmp_path / "record"
+    timeout = 2
+    settings = {**with_app("tests.fault_apps.NoPatience"), "PEASY_SHUTDOWN_TIMEOUT": timeout}
+    command = run_peasy(settings=settings)
+    job = jobs.wait_for(str(go), str(record))
+    wait_until(lambda: notes(record))
+    command.signal(signal.SIGTERM)
+    command.wait_for_output("Stopping")
+    command.signal(signal.SIGSTOP)
+    go.touch()
+    wait_until(lambda: "ended" in notes(record))
+    time.sleep(timeout + 0.5)
+    command.signal(signal.SIGCONT)
+    assert command.wait(PROMPT) == 0
+    job = row(job)
+    assert job.status == COMPLETED
+    assert job.runner_id is None
+    assert_gone(command)

@@ -108,7 +108,7 @@ class Runner:
         self._handle_signals()
         self._enforce_limits()
         reset_queries()  # with DEBUG Django keeps every query
-        if self.shutdown.phase is Phase.ABANDONED or self.outage.is_waiting():
+        if self.outage.is_waiting():
             return
         try:
             self._connect()

@@ -23,7 +23,8 @@ class Phase(IntEnum):
     DRAINING: Claim no more. Jobs that have started may finish.
     STOPPING: Ask the jobs that still run to stop; kill each that has not stopped a moment later.
     KILLING: Kill the jobs that still run without waiting any longer.
-    ABANDONED: End the process although outcomes are not written. Another runner rescues the jobs.
+    ABANDONED: End the process after this iteration, although there may be outcomes that it could
+        not write. Another runner rescues their jobs.
     """
 
     RUNNING = 0
