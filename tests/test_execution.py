@@ -101,7 +101,7 @@ def meet_and_wait(job_pk: int) -> int | None:
     meeting.wait(5)
     wait_until(lambda: peasy.cancelled(job_pk))
     running = current_execution(job_pk)
-    return running and running.fencing_token
+    return running and running.run.fencing_token
 
 
 @peasy.job("call itself")

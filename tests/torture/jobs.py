@@ -32,7 +32,7 @@ class Life:
         self.kind = kind
         running = current_execution(pk)
         assert running is not None
-        self.claims = running.fencing_token
+        self.claims = running.run.fencing_token
         self.note = partial(note, pk=pk, claims=self.claims, token=token, kind=kind)
         self.result = {"claims": self.claims, "token": token}
 
