@@ -69,7 +69,8 @@ DRIVER = (
         for name in ("database_trouble", "full_disk", "odd_rows", "server_restart")
     ),
 )
-# What no Django version can change: processes, signals, limits, and tools of this repository.
+# What no Django version can change: processes, signals, limits, outages of a server, and tools of
+# this repository.
 NOT_DJANGO = (
     *(
         f"tests/test_{name}.py"
@@ -85,9 +86,19 @@ NOT_DJANGO = (
     ),
     *(
         f"tests/faults/test_{name}.py"
-        for name in ("cancelling", "full_disk", "hostile_jobs", "limits", "retries")
+        for name in (
+            "cancelling",
+            "database_trouble",
+            "full_disk",
+            "hostile_jobs",
+            "limits",
+            "retries",
+            "server_restart",
+        )
     ),
 )
+# The pages that show parts of Django itself: its admin, its login page and its messages.
+DJANGO_IN_BROWSER = tuple(f"tests/e2e/test_{name}.py" for name in ("admin", "dashboard"))
 
 # Connects without a database name, as creating the test database does.
 CONNECT = """
@@ -231,7 +242,7 @@ def plan(options: argparse.Namespace) -> list[Suite]:
         suites.append(Suite(BROWSER, tests=[BROWSER_TESTS], in_browser=True))
         if newest:
             name = f"{BROWSER}, newest"
-            suites.append(Suite(name, tests=[BROWSER_TESTS], python=newest, in_browser=True))
+            suites.append(Suite(name, tests=DJANGO_IN_BROWSER, python=newest, in_browser=True))
     return suites
 
 

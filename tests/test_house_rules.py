@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.manual import ROOT
-from tests.run import DRIVER, NOT_DJANGO, SQLITE_ONLY
+from tests.run import DJANGO_IN_BROWSER, DRIVER, NOT_DJANGO, SQLITE_ONLY
 from tests.source_code import (
     FOLDERS,
     Function,
@@ -296,7 +296,7 @@ def test_every_module_says_what_it_is_for() -> None:
 # The tests
 
 
-@pytest.mark.parametrize("path", sorted({*SQLITE_ONLY, *DRIVER, *NOT_DJANGO}))
+@pytest.mark.parametrize("path", sorted({*SQLITE_ONLY, *DRIVER, *NOT_DJANGO, *DJANGO_IN_BROWSER}))
 def test_the_plan_of_the_suites_names_files_that_exist(path: str) -> None:
     # pytest ignores `--ignore` of a file that is not there, so nothing else would notice.
     assert (ROOT / path).is_file()

@@ -11,6 +11,7 @@ from peasy_jobs.statuses import COMPLETED
 from tests import jobs
 from tests.faults.test_database_trouble import (
     LATE,
+    LEASE,
     SHORT_LEASE,
     assert_each_ran_once,
     assert_one_episode,
@@ -30,7 +31,8 @@ class Load:
     ) -> None:
         self.directory, self.record = directory, directory / "record"
         self.longs = [directory / f"long {number}" for number in range(LONG)]
-        own = {**SHORT_LEASE, "DATABASES": {"default": database}}
+        # A third of the lease is the time limit of a query: a busy machine must not reach it.
+        own = {**SHORT_LEASE, "PEASY_LEASE": 3 * LEASE, "DATABASES": {"default": database}}
         self.runners = [
             run_peasy("--concurrency", "3", settings=own, ready=False) for _ in range(2)
         ]
