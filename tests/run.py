@@ -32,18 +32,21 @@ REPORT = ("-rfEs",)
 WITHOUT_SLOW = ("-m", "not slow")
 HOW_TO_RUN_SLOW = "make test ARGS='-m slow'"
 
-# What no database can change is tested on SQLite alone.
+# What no database can change is tested on SQLite alone: pages without queries, tools of this
+# repository, and jobs that hang, kill their worker or exceed their time limit.
 SQLITE_ONLY = tuple(
-    f"tests/test_{name}.py"
+    f"tests/{name}.py"
     for name in (
-        "benchmarks",
-        "conf_and_checks",
-        "example_project",
-        "house_rules",
-        "import_order",
-        "package",
-        "reloading",
-        "urlresolution",
+        "faults/test_hostile_jobs",
+        "faults/test_limits",
+        "test_benchmarks",
+        "test_conf_and_checks",
+        "test_example_project",
+        "test_house_rules",
+        "test_import_order",
+        "test_package",
+        "test_reloading",
+        "test_urlresolution",
     )
 )
 # What a driver can change: every statement of the engine and the pages, and every database error.
@@ -51,7 +54,6 @@ DRIVER = (
     *(
         f"tests/test_{name}.py"
         for name in (
-            "admin",
             "concurrency",
             "dashboard",
             "peasy_jobs",
