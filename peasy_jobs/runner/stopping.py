@@ -67,6 +67,8 @@ class StopController:
 
     def forget(self, claim: Claim) -> StopRequest | None:
         """Forget a job that has ended. Return the request to stop it, if there was one."""
+        if not self.stopping:  # as a rule, and this runs for every job
+            return None
         job = self.stopping.pop(Ticket.of(claim), None)
         return None if job is None else job.request
 
