@@ -32,21 +32,18 @@ REPORT = ("-rfEs",)
 WITHOUT_SLOW = ("-m", "not slow")
 HOW_TO_RUN_SLOW = "make test ARGS='-m slow'"
 
-# What no database can change is tested on SQLite alone: pages without queries, tools of this
-# repository, and jobs that hang, kill their worker or exceed their time limit.
+# What no database can change is tested on SQLite alone.
 SQLITE_ONLY = tuple(
-    f"tests/{name}.py"
+    f"tests/test_{name}.py"
     for name in (
-        "faults/test_hostile_jobs",
-        "faults/test_limits",
-        "test_benchmarks",
-        "test_conf_and_checks",
-        "test_example_project",
-        "test_house_rules",
-        "test_import_order",
-        "test_package",
-        "test_reloading",
-        "test_urlresolution",
+        "benchmarks",
+        "conf_and_checks",
+        "example_project",
+        "house_rules",
+        "import_order",
+        "package",
+        "reloading",
+        "urlresolution",
     )
 )
 # What a driver can change: every statement of the engine and the pages, and every database error.
